@@ -1,0 +1,137 @@
+"""Second moments C = E[xxᵀ] of the inputs of linear layers, collected on calibration data in one streaming pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Batch = Mapping[str, Tensor]
+TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence2", "question", "context", "premise", "hypothesis")
+
+
+def calibration_batches(
+    dataset: Any,  # noqa: ANN401
+    tokenizer: PreTrainedTokenizerBase | None,
+    batch_size: int = 32,
+    max_length: int = 128,
+) -> list[Batch]:
+    """Bring calibration data to batches of model inputs, sorted by length so that little is padded.
+
+    Args:
+        dataset: sentences; or rows (for example a `datasets.Dataset`) with text columns or with `input_ids`; or batches of
+            tensors (for example a `DataLoader`), which are taken as they are.
+        tokenizer: needed for everything but batches of tensors.
+        batch_size: rows in a batch.
+        max_length: tokens after which a row is cut.
+
+    Raises:
+        ValueError: if the data is empty, has none of these forms, or needs a tokenizer that is not there.
+    """
+    rows = list(dataset)
+    if not rows:
+        raise ValueError("calibration_dataset is empty")
+    if all(isinstance(row, Mapping) and isinstance(row.get("input_ids"), Tensor) and row["input_ids"].dim() == 2 for row in rows):
+        return [{key: value for key, value in row.items() if isinstance(value, Tensor)} for row in rows]
+    if tokenizer is None:
+        raise ValueError("calibration_dataset needs a tokenizer, and the checkpoint has none: pass batches of tensors")
+    if all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+        encoded = [{"input_ids": [int(i) for i in row["input_ids"]][:max_length]} for row in rows]
+    else:
+        texts = [text for row in rows for text in _texts(row)]
+        ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        encoded = [{"input_ids": row} for row in ids]
+    encoded.sort(key=lambda row: len(row["input_ids"]))
+    return [
+        dict(tokenizer.pad(encoded[i : i + batch_size], return_tensors="pt")) for i in range(0, len(encoded), batch_size)
+    ]
+
+
+def _texts(row: Any) -> list[str]:  # noqa: ANN401
+    if isinstance(row, str):
+        return [row]
+    texts = [row[name] for name in TEXT_COLUMNS if name in row] if isinstance(row, Mapping) else []
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"calibration_dataset must hold strings, rows with a column of {', '.join(TEXT_COLUMNS)} or input_ids, "
+            f"or batches of tensors; got {row!r:.200}"
+        )
+    return texts
+
+
+class _Collector:
+    """Adds up xᵀx over the rows of every layer's inputs; layers fed the same tensor share one sum."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.sums: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = {}
+        self.leader: dict[str, str] = {}
+        self.mask: Tensor | None = None
+        self.fed: dict[int, tuple[Tensor, str]] = {}  # keeps the tensors alive, so that their ids stay theirs
+
+    def hook(self, name: str) -> Any:  # noqa: ANN401
+        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            if name not in self.leader:
+                self.leader[name] = self.fed.setdefault(id(x), (x, name))[1]
+            if self.leader[name] == name:
+                self._add(name, x)
+
+        return add
+
+    def _add(self, name: str, x: Tensor) -> None:
+        if self.mask is not None and x.shape[:-1] == self.mask.shape:
+            x = x[self.mask]
+        flat = x.reshape(-1, x.shape[-1]).float()
+        product = (flat.T @ flat).double()
+        self.sums[name] = self.sums[name].add_(product) if name in self.sums else product
+        self.rows[name] = self.rows.get(name, 0) + len(flat)
+
+    def moments(self) -> dict[str, Tensor]:
+        unused = [name for name in self.modules if name not in self.leader]
+        if unused:
+            raise ValueError(f"the calibration data never reaches {unused[0]!r} ({len(unused)} such layers)")
+        means = {name: total / self.rows[name] for name, total in self.sums.items()}
+        return {name: means[self.leader[name]] for name in self.modules}
+
+
+def collect_second_moments(
+    model: PreTrainedModel, modules: Mapping[str, nn.Module], batches: Sequence[Batch] | Iterable[Batch]
+) -> dict[str, Tensor]:
+    """Second moments of the inputs of `modules` over all tokens of the batches that are not padding.
+
+    Args:
+        model: runs the batches, in evaluation mode.
+        modules: layers of the model, by name.
+        batches: model inputs; an `attention_mask` marks padding.
+
+    Returns:
+        C = E[xxᵀ], float64, N×N, for every name; layers with the same input share one tensor.
+
+    Raises:
+        ValueError: if a layer is never reached, or a moment is not finite.
+    """
+    collector = _Collector(modules)
+    training, device = model.training, model.device
+    model.eval()
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(collector.hook(name)).remove)
+        stack.callback(model.train, training)
+        for batch in tqdm(batches, desc="Calibrating", unit="batch"):
+            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
+            mask = inputs.get("attention_mask")
+            collector.mask = mask.bool() if mask is not None and mask.dim() == 2 else None
+            model(**inputs)
+            collector.fed.clear()
+    moments = collector.moments()
+    for name, moment in moments.items():
+        if not torch.isfinite(moment).all():
+            raise ValueError(f"the calibration inputs of {name!r} are not finite")
+    return moments

@@ -1,0 +1,285 @@
+"""HeatCompressor: from a dense checkpoint to a factorized one. Orchestration only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from heat_hf.calibration import Batch, calibration_batches, collect_second_moments
+from heat_hf.config import METHOD, HeatConfig, package_version
+from heat_hf.encoder import block_of, encoder_linears, swap_module
+from heat_hf.formats import Factorization, TensorShape, get_format, match_variance
+from heat_hf.formats.base import require_finite
+from heat_hf.layers import FactorizedLinear
+from heat_hf.report import CompressionReport, TensorReport
+from heat_hf.setting import TensorSetting
+from heat_hf.storage import atomic_directory, check_target
+
+
+class HeatCompressor:
+    """Factorizes the encoder linears of a Transformers model.
+
+    Args:
+        model: a dense model, changed in place by `compress`.
+        tokenizer: its tokenizer, for calibration on text and to be saved beside the model.
+
+    Raises:
+        ValueError: if the model is compressed or quantized already.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        _require_dense(model.config)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.report: CompressionReport | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_class: type | None = None,
+        **kwargs: Any,
+    ) -> HeatCompressor:
+        """Load what is to be compressed.
+
+        Args:
+            model: a Hub id, a checkpoint folder, or a model object.
+            tokenizer: default: the checkpoint's own, if it has one.
+            model_class: default: the class named in the checkpoint's config.json.
+            **kwargs: passed to the model's `from_pretrained`, for example `revision`, `token` or `dtype`.
+
+        Raises:
+            OSError: if there is no such checkpoint.
+            ValueError: if it is compressed or quantized already.
+        """
+        if isinstance(model, PreTrainedModel):
+            return cls(model, tokenizer)
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        config = AutoConfig.from_pretrained(model, **hub)
+        _require_dense(config)
+        loaded = (model_class or _architecture(config)).from_pretrained(model, use_safetensors=True, **kwargs)
+        return cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
+
+    def plan(self, config: HeatConfig) -> CompressionReport:
+        """What `compress` would do: every matrix's shape, rank, parameters and MACs. Nothing is decomposed.
+
+        Raises:
+            ValueError: if the configuration does not fit the model.
+        """
+        settings = plan_settings(encoder_linears(self.model, config.modules, config.exclude), config)
+        return _report(self.model, config, {name: (setting, None) for name, setting in settings.items()})
+
+    def compress(
+        self,
+        config: HeatConfig,
+        calibration_dataset: Any = None,  # noqa: ANN401
+        save_directory: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+    ) -> CompressionReport:
+        """Factorize the model in place, and save it if asked.
+
+        Args:
+            config: what to factorize and how.
+            calibration_dataset: sentences, rows of a `datasets.Dataset`, or batches; see `calibration_batches`.
+            save_directory: where to save model, tokenizer and report; appears only when all is done.
+            overwrite: whether to replace a non-empty directory there.
+
+        Returns:
+            The report, which also goes to `heat_report.json`.
+
+        Raises:
+            ValueError: if the configuration, the calibration data or the weights cannot work. The model is then unchanged.
+            OSError: if `save_directory` cannot be written. Checked before any work.
+        """
+        _require_dense(self.model.config)
+        if save_directory is not None:
+            check_target(save_directory, overwrite, size=self.plan(config).compressed_model_parameters * 4)
+        batches = None
+        if calibration_dataset is not None and config.activation_aware is not False:
+            encoder_linears(self.model, config.modules, config.exclude)
+            batches = calibration_batches(calibration_dataset, self.tokenizer, max_length=config.sequence_length)
+        self.report = factorize(self.model, config, batches)
+        if save_directory is not None:
+            self.save(save_directory, overwrite)
+        return self.report
+
+    def save(self, save_directory: str | os.PathLike[str], overwrite: bool = False, **kwargs: Any) -> None:
+        """Save the compressed model, its tokenizer and `heat_report.json`; the directory appears whole or not at all.
+
+        Args:
+            save_directory: where.
+            overwrite: whether to replace a non-empty directory there.
+            **kwargs: for `save_pretrained`, for example `max_shard_size`.
+
+        Raises:
+            RuntimeError: if the model has not been compressed.
+            OSError: if the directory cannot be written.
+        """
+        if self.report is None:
+            raise RuntimeError("nothing to save: call compress first")
+        with atomic_directory(save_directory, overwrite) as folder:
+            self.model.save_pretrained(folder, **kwargs)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+            self.report.save(folder)
+
+
+def plan_settings(linears: Mapping[str, nn.Linear], config: HeatConfig) -> dict[str, TensorSetting]:
+    """Shape and rank of every matrix, by the configuration's ratio or rank.
+
+    Raises:
+        ValueError: if a shape or rank is not valid, a mapping misses a size, or a matrix would not shrink.
+    """
+    settings = {name: _plan_setting(name, linear, config) for name, linear in linears.items()}
+    sizes = {f"{linear.out_features}x{linear.in_features}" for linear in linears.values()}
+    for option in ("shape", "rank"):
+        value = getattr(config, option)
+        unknown = set(value) - sizes if isinstance(value, Mapping) else set()
+        if unknown:
+            raise ValueError(f"{option} names the matrix sizes {sorted(unknown)}; the model has {sorted(sizes)}")
+    return settings
+
+
+def _plan_setting(name: str, linear: nn.Linear, config: HeatConfig) -> TensorSetting:
+    rows, columns = linear.out_features, linear.in_features
+    wanted = config.for_matrix("shape", rows, columns)
+    try:
+        codec = get_format(config.decomposition)
+        shape = codec.default_shape(rows, columns) if wanted is None else TensorShape.parse(wanted, rows, columns)
+        if config.target_params_ratio is not None:
+            rank: object = codec.largest_rank(shape, config.target_params_ratio * rows * columns)
+        else:
+            rank = config.for_matrix("rank", rows, columns)
+            if rank is None:
+                raise ValueError(f"rank has no entry for the size {rows}x{columns}")
+        setting = TensorSetting(config.decomposition, shape, codec.parse_rank(shape, rank), config.execution)
+        if setting.ratio >= 1:
+            raise ValueError(
+                f"rank {setting.rank} of shape {shape} has {setting.parameters:,} parameters, the dense matrix only "
+                f"{setting.dense_parameters:,}: choose a smaller rank"
+            )
+    except ValueError as error:
+        raise ValueError(f"{name} ({rows}×{columns}): {error}") from error
+    return setting
+
+
+def factorize(
+    model: PreTrainedModel, config: HeatConfig, calibration: Iterable[Batch] | None = None
+) -> CompressionReport:
+    """Replace the model's encoder linears by factorized layers, in place; on an error the model is unchanged.
+
+    Args:
+        model: a dense model.
+        config: what to factorize and how.
+        calibration: batches of model inputs for the activation-aware projection.
+
+    Raises:
+        ValueError: if the configuration does not fit, weights are not finite, or calibration data is missing.
+    """
+    from heat_hf.integrations.transformers_quantizer import HeatQuantizer, attach
+
+    linears = encoder_linears(model, config.modules, config.exclude)
+    settings = plan_settings(linears, config)
+    if config.activation_aware and calibration is None:
+        raise ValueError("activation_aware=True needs a calibration_dataset")
+    for name, linear in linears.items():
+        require_finite(f"the weight of {name}", linear.weight)
+    batches = None if calibration is None or config.activation_aware is False else list(calibration)
+    results: dict[str, tuple[TensorSetting, Factorization | None]] = {}
+    with tqdm(total=len(linears), desc="Factorizing", unit="matrix") as progress:
+        for group in _groups(linears, config):
+            moments = collect_second_moments(model, group, batches) if batches is not None else {}
+            for name, linear in group.items():
+                results[name] = settings[name], _decompose(linear, settings[name], config, moments.pop(name, None))
+                progress.update()
+    report = _report(model, config, results, calibration_rows=_rows(batches))
+    for name, (setting, factorization) in results.items():
+        assert factorization is not None
+        layer = FactorizedLinear.from_linear(linears[name], setting, factorization, config.tokens)
+        swap_module(model, linears[name], layer)
+    config.tensors, config.heat_version = settings, package_version()
+    attach(model, HeatQuantizer(config, pre_quantized=True))
+    return report
+
+
+def _decompose(
+    linear: nn.Linear, setting: TensorSetting, config: HeatConfig, moment: torch.Tensor | None
+) -> Factorization:
+    result = setting.codec.decompose(linear.weight, setting.shape, setting.rank, config.solver, moment)
+    if not config.match_variance:
+        return result
+    cores = match_variance(linear.weight, result.cores, setting.codec, setting.shape)
+    error, output_error = setting.codec.errors(linear.weight, cores, setting.shape, moment)
+    return replace(result, cores=cores, relative_error=error, output_error=output_error)
+
+
+def _groups(linears: Mapping[str, nn.Linear], config: HeatConfig) -> list[dict[str, nn.Linear]]:
+    """Layers whose second moments are held at the same time: all, or those of one Transformer block."""
+    if config.calibration_memory == "model":
+        return [dict(linears)]
+    groups: dict[str, dict[str, nn.Linear]] = {}
+    for name, linear in linears.items():
+        groups.setdefault(block_of(name), {})[name] = linear
+    return list(groups.values())
+
+
+def _report(
+    model: PreTrainedModel,
+    config: HeatConfig,
+    results: Mapping[str, tuple[TensorSetting, Factorization | None]],
+    calibration_rows: int = 0,
+) -> CompressionReport:
+    tensors = []
+    for name, (setting, found) in results.items():
+        macs = setting.plan(config.tokens).macs / config.tokens
+        quality = {} if found is None else {
+            key: getattr(found, key) for key in ("relative_error", "output_error", "sweeps", "converged")
+        }  # fmt: skip
+        tensors.append(TensorReport(name, setting, macs, **quality))
+    return CompressionReport(
+        base_model=model.config._name_or_path or type(model).__name__,
+        model_parameters=model.num_parameters(),
+        tokens=config.tokens,
+        tensors=tuple(tensors),
+        calibration_rows=calibration_rows,
+        heat_version=package_version(),
+    )
+
+
+def _rows(batches: list[Batch] | None) -> int:
+    return sum(len(batch["input_ids"]) for batch in batches or [])
+
+
+def _require_dense(config: Any) -> None:  # noqa: ANN401
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized.quant_method
+    if method == METHOD:
+        raise ValueError(
+            "the model is compressed by heat_hf already; compress the dense checkpoint it came from, "
+            "or call model.dequantize() first to factorize its approximation again"
+        )
+    raise ValueError(f"the model is quantized with {method}; compress the unquantized checkpoint")
+
+
+def _architecture(config: Any) -> Any:  # noqa: ANN401
+    names = config.architectures or []
+    return getattr(transformers, names[0], AutoModel) if names else AutoModel
+
+
+def _load_tokenizer(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
+    folder = Path(model)
+    if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    return AutoTokenizer.from_pretrained(model, **hub)  # type: ignore[no-any-return]

@@ -1,0 +1,158 @@
+"""HeatConfig: what the user asks for, and, once a model is compressed, what every tensor got."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from heat_hf.formats import FORMATS, Solver, get_format
+from heat_hf.setting import EXECUTIONS, Execution, TensorSetting
+
+METHOD = "heat"
+CALIBRATION_MEMORY = ("model", "layer")
+
+
+def package_version() -> str:
+    """The installed version of heat_hf; "0+source" where it runs from a folder that is not installed."""
+    try:
+        return version("heat-hf")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+@dataclass
+class HeatConfig(QuantizationConfigMixin):
+    """How to factorize a model's encoder linears.
+
+    Give the size by exactly one of `target_params_ratio` and `rank`. The saved form of this object is the
+    `quantization_config` of a compressed model's config.json, where `tensors` says what every matrix got.
+
+    Args:
+        decomposition: "low_rank", "cp", "tucker" or "ttm".
+        target_params_ratio: parameters of all factorized matrices together, as a fraction of the dense ones; between 0 and 1,
+            both excluded. Every matrix gets the largest uniform rank within this fraction.
+        rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
+            such as "384x1536" (output × input features) to a rank.
+        shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24". Default: the
+            format's own.
+        activation_aware: project the layers' outputs on calibration inputs instead of their weights. Default: whenever there
+            is a calibration dataset.
+        match_variance: scale W′ to the variance of W (paper, section 2.2.2).
+        execution: how factorized layers compute, see `TensorSetting`.
+        sequence_length, batch_size: tokens for which contraction paths are chosen and costs reported.
+        modules: regular expressions, searched in the names of the model's linear layers, that choose what to factorize.
+            Default: the linears of the Transformer blocks of a known model family.
+        exclude: regular expressions for linears to leave dense.
+        calibration_memory: "model" collects all second moments in one pass over the calibration data; "layer" takes one pass
+            per Transformer block and holds the moments of one block at a time.
+        seed, max_sweeps, refinement_steps: see `Solver`.
+        tensors: the result, by module name. Set by compression; not for users.
+        weights_file: name of the weights file of a saved model, if not the usual one. Set on saving.
+        heat_version: version of heat_hf that compressed the model. Set by compression.
+
+    Raises:
+        ValueError: for a value that cannot work; the message names the argument and what would be right.
+    """
+
+    quant_method: str = field(default=METHOD, init=False)
+    decomposition: str = "low_rank"
+    target_params_ratio: float | None = None
+    rank: Any = None
+    shape: Any = None
+    activation_aware: bool | None = None
+    match_variance: bool = False
+    execution: Execution = "auto"
+    sequence_length: int = 128
+    batch_size: int = 1
+    modules: list[str] | None = None
+    exclude: list[str] = field(default_factory=list)
+    calibration_memory: str = "model"
+    seed: int = 0
+    max_sweeps: int = 100
+    refinement_steps: int = 40
+    tensors: dict[str, TensorSetting] | None = None
+    weights_file: str | None = None
+    heat_version: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tensors is not None:
+            self.tensors = {
+                name: setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
+                for name, setting in self.tensors.items()
+            }
+        get_format(self.decomposition)
+        self._check_size()
+        for name in ("sequence_length", "batch_size", "max_sweeps", "refinement_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name, allowed in (("execution", EXECUTIONS), ("calibration_memory", CALIBRATION_MEMORY)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("modules", "exclude"):
+            patterns = getattr(self, name)
+            if isinstance(patterns, str) or (patterns is not None and not all(isinstance(p, str) for p in patterns)):
+                raise ValueError(f"{name} must be a list of regular expressions, got {patterns!r}")
+
+    def _check_size(self) -> None:
+        ratio = self.target_params_ratio
+        if self.tensors is None and (ratio is None) == (self.rank is None):
+            raise ValueError(
+                "give exactly one of target_params_ratio and rank, "
+                f"got target_params_ratio={ratio!r} and rank={self.rank!r}"
+            )
+        if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1):
+            raise ValueError(
+                f"target_params_ratio must be between 0 and 1, both excluded (at 1 the model would not shrink), got {ratio!r}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward pass: batch size × sequence length."""
+        return self.batch_size * self.sequence_length
+
+    @property
+    def solver(self) -> Solver:
+        """Limits of the iterative decompositions."""
+        return Solver(seed=self.seed, max_sweeps=self.max_sweeps, refinement_steps=self.refinement_steps)
+
+    def for_matrix(self, option: str, rows: int, columns: int) -> Any:  # noqa: ANN401
+        """The value of `shape` or `rank` for a matrix of M×N; None if a mapping does not mention the size."""
+        value = getattr(self, option)
+        return value.get(f"{rows}x{columns}") if isinstance(value, Mapping) else value
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, without options left at None."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.tensors is not None:
+            data["tensors"] = {name: setting.to_dict() for name, setting in self.tensors.items()}
+        return {name: value for name, value in data.items() if value is not None}
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:  # noqa: ANN401
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: if the method is not "heat" or an option is unknown (written by a newer version).
+        """
+        data = {**config_dict, **kwargs}
+        if data.pop("quant_method", METHOD) != METHOD:
+            raise ValueError(f"quant_method must be {METHOD!r}, got {config_dict['quant_method']!r}")
+        unknown = set(data) - {f.name for f in dataclasses.fields(cls) if f.init}
+        if unknown:
+            raise ValueError(
+                f"unknown options {sorted(unknown)} in a heat quantization_config "
+                f"(written by heat_hf {data.get('heat_version', 'unknown')}, this is {package_version()})"
+            )
+        config = cls(**data)
+        return (config, {}) if return_unused_kwargs else config
+
+
+__all__ = ["CALIBRATION_MEMORY", "FORMATS", "METHOD", "HeatConfig", "TensorSetting", "package_version"]

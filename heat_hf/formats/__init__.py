@@ -1,0 +1,50 @@
+"""Factorization formats: how a weight matrix is written as a product of small cores."""
+
+from __future__ import annotations
+
+from heat_hf.formats.base import (
+    Factorization,
+    Format,
+    Rank,
+    Subscripts,
+    match_variance,
+)
+from heat_hf.formats.cp import CP
+from heat_hf.formats.low_rank import LowRank
+from heat_hf.formats.projection import relative_error
+from heat_hf.formats.shape import TensorShape, balanced_factors
+from heat_hf.formats.solver import Solver
+from heat_hf.formats.ttm import TTM
+from heat_hf.formats.tucker import Tucker
+
+FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), CP(), Tucker(), TTM())}
+
+
+def get_format(name: str) -> Format:
+    """The format registered under `name`.
+
+    Raises:
+        ValueError: if there is none; the message lists those there are.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"unknown decomposition {name!r}; known are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+__all__ = [
+    "CP",
+    "FORMATS",
+    "TTM",
+    "Factorization",
+    "Format",
+    "LowRank",
+    "Rank",
+    "Solver",
+    "Subscripts",
+    "TensorShape",
+    "Tucker",
+    "balanced_factors",
+    "get_format",
+    "match_variance",
+    "relative_error",
+]

@@ -1,0 +1,259 @@
+"""What a factorization format is: a few questions, from whose answers everything else in the package is derived.
+
+A format says which (shape, rank) pairs are valid, how many slices its ranks have at most, which extents its cores have,
+which einsum indices each core carries, and how a tensor is decomposed. Parameter counts, the contraction of
+y = x·Wᵀ, the reconstruction of W, and truncation to smaller ranks follow from these in one place, here.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from opt_einsum import get_symbol
+from torch import Tensor
+
+from heat_hf.formats.projection import refine, relative_error, whitened_svd
+from heat_hf.formats.shape import TensorShape
+from heat_hf.formats.solver import Solver
+
+Rank = tuple[int, ...]
+TOKENS = get_symbol(0)
+MAX_INDICES = 52  # torch.einsum takes the letters a–z and A–Z
+
+
+@dataclass(frozen=True)
+class Subscripts:
+    """Einsum indices of a factorized matrix: of the row modes, of the column modes, and of every core."""
+
+    rows: str
+    columns: str
+    cores: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """Result of a decomposition.
+
+    Attributes:
+        cores: the core tensors, in the order and with the extents of `Format.core_shapes`, in the matrix's dtype.
+        relative_error: ‖W − W′‖_F / ‖W‖_F.
+        output_error: ‖(W − W′)C^{1/2}‖_F / ‖W C^{1/2}‖_F, the relative error of the layer's outputs on the calibration
+            inputs; None without them.
+        sweeps: iterations done; 0 for a closed form.
+        converged: False if an iterative method stopped at its limit of sweeps.
+    """
+
+    cores: tuple[Tensor, ...]
+    relative_error: float
+    output_error: float | None = None
+    sweeps: int = 0
+    converged: bool = True
+
+
+class Format(ABC):
+    """A way to write a tensor as a product of cores. Subclass it and add one line to `heat_hf.formats.FORMATS`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def max_rank(self, shape: TensorShape) -> Rank:
+        """Upper bound of every rank: above it, parameters are added but nothing more can be represented."""
+
+    @abstractmethod
+    def core_shapes(self, shape: TensorShape, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """Extents of the cores."""
+
+    @abstractmethod
+    def subscripts(self, shape: TensorShape) -> Subscripts:
+        """Einsum indices of the matrix modes and of the cores."""
+
+    @abstractmethod
+    def default_shape(self, rows: int, columns: int) -> TensorShape:
+        """The tensorization used when the user names none."""
+
+    @abstractmethod
+    def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+        """Decompose a float64 tensor of extents `shape.modes`: the cores, the sweeps done, whether they converged."""
+
+    def check_shape(self, shape: TensorShape) -> None:
+        """Raise ValueError if this format cannot use the shape. By default any shape is fine."""
+
+    def parse_rank(self, shape: TensorShape, rank: object) -> Rank:
+        """Read a rank and check it against the bounds of `shape`.
+
+        Args:
+            shape: the tensorization shape.
+            rank: a sequence with one integer for each rank of the format, or a single integer, read as `uniform_rank`.
+
+        Raises:
+            ValueError: for a wrong number of ranks, or a rank below 1 or above its bound; the message has the bounds.
+        """
+        self.check_shape(shape)
+        bounds = self.max_rank(shape)
+        if isinstance(rank, int) and not isinstance(rank, bool) and 1 <= rank <= max(bounds, default=rank):
+            return self.uniform_rank(shape, rank)
+        ranks = (rank,) * len(bounds) if isinstance(rank, int) else rank
+        if not isinstance(ranks, Sequence) or isinstance(ranks, str):
+            raise ValueError(f"rank of {self.name} must be an integer or a list of {len(bounds)}, got {rank!r}")
+        if len(ranks) != len(bounds):
+            raise ValueError(f"{self.name} of shape {shape} has {len(bounds)} ranks, got {len(ranks)}: {list(ranks)!r}")
+        for position, (value, bound) in enumerate(zip(ranks, bounds, strict=True)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= bound:
+                raise ValueError(
+                    f"rank[{position}] of {self.name} of shape {shape} must be an integer from 1 to {bound}, got {value!r}"
+                )
+        return tuple(ranks)
+
+    def uniform_rank(self, shape: TensorShape, level: int) -> Rank:
+        """`level` for every rank, capped at the bounds: modes smaller than `level` stay whole."""
+        return tuple(min(level, bound) for bound in self.max_rank(shape))
+
+    def parameters(self, shape: TensorShape, rank: Rank) -> int:
+        """Number of stored core elements (the paper's c·M·N)."""
+        return sum(math.prod(extents) for extents in self.core_shapes(shape, rank))
+
+    def equation(self, shape: TensorShape) -> str:
+        """Einsum equation of y = x·Wᵀ: operands x (tokens × column modes) and the cores; result tokens × row modes."""
+        s = self.subscripts(shape)
+        return f"{','.join([TOKENS + s.columns, *s.cores])}->{TOKENS + s.rows}"
+
+    def reconstruction_equation(self, shape: TensorShape) -> str:
+        """Einsum equation of the folded W: operands the cores; result row modes × column modes."""
+        s = self.subscripts(shape)
+        return f"{','.join(s.cores)}->{s.rows + s.columns}"
+
+    def reconstruct(self, cores: Sequence[Tensor], shape: TensorShape) -> Tensor:
+        """The M×N matrix W′ that the cores stand for."""
+        return torch.einsum(self.reconstruction_equation(shape), *cores).reshape(shape.rows, shape.columns)
+
+    def truncate(self, cores: Sequence[Tensor], shape: TensorShape, rank: Rank) -> tuple[Tensor, ...]:
+        """Views of the cores' first r slices along every rank axis (paper, section 2.2.2)."""
+        extents = self.core_shapes(shape, rank)
+        return tuple(core[tuple(map(slice, size))] for core, size in zip(cores, extents, strict=True))
+
+    def largest_rank(self, shape: TensorShape, max_parameters: float) -> Rank:
+        """The largest uniform rank with at most `max_parameters` parameters.
+
+        Raises:
+            ValueError: if even the smallest rank has more.
+        """
+        self.check_shape(shape)
+        low, high = 1, max(self.max_rank(shape), default=1)
+        smallest = self.parameters(shape, self.uniform_rank(shape, low))
+        if smallest > max_parameters:
+            raise ValueError(
+                f"{self.name} of shape {shape} cannot be as small as {int(max_parameters)} parameters: "
+                f"its smallest rank has {smallest}"
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.parameters(shape, self.uniform_rank(shape, middle)) <= max_parameters
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return self.uniform_rank(shape, low)
+
+    def decompose(
+        self,
+        weight: Tensor,
+        shape: TensorShape,
+        rank: object,
+        solver: Solver | None = None,
+        second_moment: Tensor | None = None,
+    ) -> Factorization:
+        """Find cores that minimise ‖W − W′‖_F, or ‖(W − W′)C^{1/2}‖_F where calibration inputs are known.
+
+        This is the layer-wise projection of the paper's section 2.2.3; with C it projects the layer's outputs instead of its
+        weights. Order-2 shapes have a closed form for both; others start from the Frobenius solution.
+
+        Args:
+            weight: W, M×N, finite.
+            shape: tensorization shape of W.
+            rank: a valid rank, see `parse_rank`.
+            solver: limits of the iterative methods.
+            second_moment: C = E[xxᵀ] of the layer's inputs x, N×N, symmetric positive semi-definite.
+
+        Returns:
+            The cores in W's dtype and on its device, with balanced norms, and the errors reached.
+
+        Raises:
+            ValueError: if the shape or rank do not fit, or W or C hold NaN or infinity.
+        """
+        solver = solver or Solver()
+        shape.require(*weight.shape)
+        rank = self.parse_rank(shape, rank)
+        require_finite("weight", weight)
+        matrix = weight.detach().double()
+        if second_moment is None:
+            cores, sweeps, converged = self._factorize(matrix.reshape(shape.modes), shape, rank, solver)
+        else:
+            require_finite("second_moment", second_moment)
+            second_moment = second_moment.to(matrix)
+            cores, sweeps, converged = self._project(matrix, second_moment, shape, rank, solver)
+        stored = tuple(core.to(weight.dtype).contiguous() for core in balanced(cores))
+        return Factorization(stored, *self.errors(matrix, stored, shape, second_moment), sweeps, converged)
+
+    def errors(
+        self, weight: Tensor, cores: Sequence[Tensor], shape: TensorShape, second_moment: Tensor | None = None
+    ) -> tuple[float, float | None]:
+        """Relative error of W′ and, with C, of the layer's outputs; see `Factorization`."""
+        restored = self.reconstruct(cores, shape)
+        output = None if second_moment is None else relative_error(weight, restored, second_moment)
+        return relative_error(weight, restored), output
+
+    def _project(
+        self, matrix: Tensor, second_moment: Tensor, shape: TensorShape, rank: Rank, solver: Solver
+    ) -> tuple[list[Tensor], int, bool]:
+        """Minimise ‖(W − W′)C^{1/2}‖_F: in closed form at order 2, else by descent from the Frobenius solution."""
+        if shape.order == 2:
+            left, right = whitened_svd(matrix, second_moment, min(rank))
+            return self._factorize(left @ right, shape, rank, solver)
+        cores, sweeps, converged = self._factorize(matrix.reshape(shape.modes), shape, rank, solver)
+        refined = refine(lambda candidate: self.reconstruct(candidate, shape), cores, matrix, second_moment, solver)
+        return refined, sweeps, converged
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise ValueError if the tensor holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds NaN or infinite values; it cannot be decomposed")
+
+
+def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the cores to equal Frobenius norm, keeping their product: none over- or underflows a short dtype."""
+    norms = [float(torch.linalg.norm(core)) for core in cores]
+    if min(norms) == 0.0:
+        return list(cores)
+    mean = math.exp(sum(map(math.log, norms)) / len(norms))
+    return [core * (mean / norm) for core, norm in zip(cores, norms, strict=True)]
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best rank-r approximation of M×N as (M, r) and (r, N), the singular values shared evenly, descending."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * vh[:rank]
+
+
+def match_variance(weight: Tensor, cores: Sequence[Tensor], format: Format, shape: TensorShape) -> tuple[Tensor, ...]:
+    """Scale the cores so that W′ has the variance of W: a factor √(Var W / Var W′) (paper, section 2.2.2).
+
+    The product is linear in each core, so the factor goes into the first one.
+    """
+    variance = format.reconstruct(cores, shape).double().var()
+    scale = torch.sqrt(weight.detach().double().var() / variance) if variance > 0 else torch.ones(())
+    return (cores[0] * scale.to(cores[0]), *cores[1:])
+
+
+def letters(count: int, start: int = 1) -> str:
+    """`count` fresh einsum indices, from the `start`-th on (index 0 is the token index).
+
+    Raises:
+        ValueError: if an equation would need more than 52 indices.
+    """
+    if start + count > MAX_INDICES:
+        raise ValueError(f"the tensor has too many modes: its einsum needs {start + count} indices, at most {MAX_INDICES}")
+    return "".join(get_symbol(i) for i in range(start, start + count))

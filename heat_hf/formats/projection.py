@@ -1,0 +1,98 @@
+"""Activation-aware projection: fit a layer's outputs on calibration inputs x instead of its weights.
+
+E‖Wx − W′x‖² = ‖(W − W′)C^{1/2}‖_F² with C = E[xxᵀ]: errors in directions that inputs rarely take cost little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from heat_hf.formats.solver import Solver
+
+
+def weighted_square(matrix: Tensor, second_moment: Tensor | None) -> Tensor:
+    """‖A C^{1/2}‖_F² = tr(A C Aᵀ); without C, ‖A‖_F²."""
+    return ((matrix if second_moment is None else matrix @ second_moment) * matrix).sum()
+
+
+def relative_error(weight: Tensor, approximation: Tensor, second_moment: Tensor | None = None) -> float:
+    """‖(W − W′)C^{1/2}‖_F / ‖W C^{1/2}‖_F in float64, C = I if not given (ε of the paper's Eq. 2).
+
+    0 for a matrix of zeros reproduced exactly.
+    """
+    reference = weight.detach().double()
+    moment = None if second_moment is None else second_moment.to(reference)
+    lost = weighted_square(reference - approximation.detach().double(), moment).clamp_min(0)
+    whole = weighted_square(reference, moment).clamp_min(torch.finfo(torch.float64).tiny)
+    return float((lost / whole).sqrt())
+
+
+def whitened_svd(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The rank-r minimiser of ‖(W − W′)C^{1/2}‖_F in closed form: W′ = U_r U_rᵀ W, U from the SVD of W C^{1/2}.
+
+    Args:
+        matrix: W, M×N, float64.
+        second_moment: C, N×N, symmetric positive semi-definite; it may be singular.
+        rank: r.
+
+    Returns:
+        (M, r) and (r, N), components in descending order of what they contribute to the outputs. Truncated to any smaller
+        rank they are the minimiser of that rank.
+    """
+    eigenvalues, eigenvectors = torch.linalg.eigh(second_moment)
+    root = eigenvectors * eigenvalues.clamp_min(0).sqrt()
+    left = torch.linalg.svd(matrix @ root, full_matrices=False).U[:, :rank]
+    right = left.T @ matrix
+    # Columns of L and rows of R with equal norms: neither factor dominates the gradients of later training.
+    scale = torch.linalg.norm(right, dim=1).clamp_min(torch.finfo(right.dtype).tiny).sqrt()
+    return left * scale, right / scale[:, None]
+
+
+def refine(
+    reconstruct: Callable[[Sequence[Tensor]], Tensor],
+    cores: Sequence[Tensor],
+    matrix: Tensor,
+    second_moment: Tensor,
+    solver: Solver,
+) -> list[Tensor]:
+    """Lower ‖(W − W′)C^{1/2}‖_F by L-BFGS over all cores at once, from the cores given.
+
+    One method serves every format, because only the reconstruction differs. The result is never worse than the start.
+
+    Args:
+        reconstruct: the M×N matrix W′ of given cores, differentiable.
+        cores: the start, float64.
+        matrix: W, M×N, float64.
+        second_moment: C, N×N.
+        solver: `refinement_steps` limits the steps, `tolerance` the relative gain below which they stop.
+    """
+    variables = [core.detach().clone().requires_grad_() for core in cores]
+    whole = weighted_square(matrix, second_moment).clamp_min(torch.finfo(matrix.dtype).tiny)
+
+    def loss() -> Tensor:
+        return weighted_square(matrix - reconstruct(variables), second_moment) / whole
+
+    optimizer = torch.optim.LBFGS(
+        variables,
+        max_iter=solver.refinement_steps,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0.0,
+        tolerance_change=solver.tolerance**2,
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        start = float(loss())
+        optimizer.step(closure)
+    with torch.no_grad():
+        better = float(loss()) < start  # False also for a step that ended in NaN
+    return [variable.detach() for variable in variables] if better else list(cores)

@@ -1,0 +1,57 @@
+"""Tucker: a core tensor with one factor matrix for each mode."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from heat_hf.formats.base import Format, Rank, Subscripts, letters
+from heat_hf.formats.shape import TensorShape, fold_shorter_side
+from heat_hf.formats.solver import Solver
+
+
+class Tucker(Format):
+    """X = G ×₁ U₁ ×₂ U₂ …, core G of extents (r₁, …, r_d) and factors U_k of extents (mode_k, r_k).
+
+    The truncated HOSVD (exact at full rank, and the optimum at order 2), then HOOI sweeps by TensorLy.
+    """
+
+    name = "tucker"
+
+    def max_rank(self, shape: TensorShape) -> Rank:
+        """r_k ≤ min(mode_k, ∏ of the other modes), the rank of the mode-k unfolding."""
+        size = math.prod(shape.modes)
+        return tuple(min(extent, size // extent) for extent in shape.modes)
+
+    def core_shapes(self, shape: TensorShape, rank: Rank) -> tuple[tuple[int, ...], ...]:
+        """The core first, then a (mode, r) factor for each mode."""
+        return (rank, *zip(shape.modes, rank, strict=True))
+
+    def subscripts(self, shape: TensorShape) -> Subscripts:
+        """The core carries all rank indices, each factor its mode and its rank."""
+        modes = letters(shape.order)
+        ranks = letters(shape.order, start=1 + shape.order)
+        split = len(shape.out_modes)
+        factors = (mode + rank for mode, rank in zip(modes, ranks, strict=True))
+        return Subscripts(modes[:split], modes[split:], (ranks, *factors))
+
+    def default_shape(self, rows: int, columns: int) -> TensorShape:
+        """Order 3, the shorter side folded."""
+        return fold_shorter_side(rows, columns)
+
+    def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+        import tensorly as tl
+        from tensorly.decomposition import tucker
+
+        with tl.backend.backend_context("pytorch", local_threadsafe=True):
+            (core, factors), errors = tucker(
+                tensor,
+                list(rank),
+                init="svd",
+                n_iter_max=solver.max_sweeps,
+                tol=solver.tolerance,
+                random_state=solver.seed,
+                return_errors=True,
+            )
+        return [core, *factors], len(errors), len(errors) < solver.max_sweeps

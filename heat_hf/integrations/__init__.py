@@ -1,0 +1,1 @@
+"""Plug-ins into the libraries people already use."""

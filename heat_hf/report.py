@@ -1,0 +1,173 @@
+"""What compression gained and lost: per tensor, per model, as table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heat_hf.setting import TensorSetting
+
+REPORT_NAME = "heat_report.json"
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One factorized matrix.
+
+    Attributes:
+        name: module name.
+        setting: what it got.
+        macs: multiply-accumulates a token, at the report's number of tokens.
+        relative_error: ‖W − W′‖_F / ‖W‖_F; None in a plan.
+        output_error: the same for the layer's outputs on the calibration inputs; None without them.
+        sweeps: iterations of the decomposition, 0 for a closed form.
+        converged: whether an iterative decomposition stopped by itself.
+    """
+
+    name: str
+    setting: TensorSetting
+    macs: float
+    relative_error: float | None = None
+    output_error: float | None = None
+    sweeps: int = 0
+    converged: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**values, "setting": self.setting.to_dict(), "parameters": self.setting.parameters}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TensorReport:
+        """Read what `to_dict` wrote."""
+        values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+        return cls(**{**values, "setting": TensorSetting.from_dict(data["setting"])})
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """All factorized matrices of a model, and the model's size around them.
+
+    Attributes:
+        base_model: name or folder of the dense checkpoint.
+        model_parameters: parameters of the dense model, embeddings and heads included.
+        tokens: number of tokens for which contraction paths were chosen and MACs counted.
+        tensors: the matrices.
+        calibration_rows: sequences of the calibration data; 0 if there was none.
+        heat_version: version of heat_hf.
+    """
+
+    base_model: str
+    model_parameters: int
+    tokens: int
+    tensors: tuple[TensorReport, ...]
+    calibration_rows: int = 0
+    heat_version: str = ""
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of the matrices before."""
+        return sum(t.setting.dense_parameters for t in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of their cores."""
+        return sum(t.setting.parameters for t in self.tensors)
+
+    @property
+    def params_ratio(self) -> float:
+        """Parameters of the cores as a fraction of the dense matrices'."""
+        return self.parameters / self.dense_parameters
+
+    @property
+    def compressed_model_parameters(self) -> int:
+        """Parameters of the whole model after."""
+        return self.model_parameters - self.dense_parameters + self.parameters
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates a token in the factorized layers."""
+        return sum(t.macs for t in self.tensors)
+
+    @property
+    def output_error(self) -> float | None:
+        """Mean relative output error of the layers on the calibration inputs; None without calibration."""
+        errors = [t.output_error for t in self.tensors if t.output_error is not None]
+        return sum(errors) / len(errors) if errors else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, totals included."""
+        totals = ("dense_parameters", "parameters", "params_ratio", "compressed_model_parameters", "macs", "output_error")
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**data, "tensors": [t.to_dict() for t in self.tensors], "total": {n: getattr(self, n) for n in totals}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: if a key is missing.
+        """
+        try:
+            values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+            return cls(**{**values, "tensors": tuple(map(TensorReport.from_dict, data["tensors"]))})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a heat_hf report: {error} is missing") from error
+
+    def save(self, folder: Path) -> None:
+        """Write `heat_report.json` into a folder."""
+        (folder / REPORT_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> CompressionReport:
+        """Read the report of a compressed model's folder.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is not one.
+        """
+        path = folder / REPORT_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} has no {REPORT_NAME}: it is not a folder saved by heat_hf")
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{self.base_model}, {self.tokens} tokens")
+        for title in ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "error", "output error"):
+            table.add_column(title, justify="left" if title in ("tensor", "format") else "right")
+        for t in self.tensors:
+            s = t.setting
+            table.add_row(
+                t.name, f"{s.shape.rows}×{s.shape.columns}", s.format, str(s.shape), "×".join(map(str, s.rank)),
+                f"{s.parameters:,}", f"{s.ratio:.3f}", f"{t.macs:,.0f}", _figure(t.relative_error), _figure(t.output_error),
+            )  # fmt: skip
+        table.add_section()
+        table.add_row(
+            f"{len(self.tensors)} matrices, before", "", "", "", "", f"{self.dense_parameters:,}", "1.000",
+            f"{self.dense_parameters:,}", "", "",
+        )  # fmt: skip
+        table.add_row(
+            "after", "", "", "", "", f"{self.parameters:,}", f"{self.params_ratio:.3f}", f"{self.macs:,.0f}", "",
+            _figure(self.output_error),
+        )  # fmt: skip
+        table.add_row("whole model, before", "", "", "", "", f"{self.model_parameters:,}", "1.000")
+        ratio = self.compressed_model_parameters / self.model_parameters
+        table.add_row("after", "", "", "", "", f"{self.compressed_model_parameters:,}", f"{ratio:.3f}")
+        text = io.StringIO()
+        Console(file=text, width=180).print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
