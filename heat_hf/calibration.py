@@ -36,7 +36,9 @@ def calibration_batches(
     rows = list(dataset)
     if not rows:
         raise ValueError("calibration_dataset is empty")
-    if all(isinstance(row, Mapping) and isinstance(row.get("input_ids"), Tensor) and row["input_ids"].dim() == 2 for row in rows):
+    if all(
+        isinstance(row, Mapping) and isinstance(row.get("input_ids"), Tensor) and row["input_ids"].dim() == 2 for row in rows
+    ):
         return [{key: value for key, value in row.items() if isinstance(value, Tensor)} for row in rows]
     if tokenizer is None:
         raise ValueError("calibration_dataset needs a tokenizer, and the checkpoint has none: pass batches of tensors")
@@ -47,9 +49,7 @@ def calibration_batches(
         ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         encoded = [{"input_ids": row} for row in ids]
     encoded.sort(key=lambda row: len(row["input_ids"]))
-    return [
-        dict(tokenizer.pad(encoded[i : i + batch_size], return_tensors="pt")) for i in range(0, len(encoded), batch_size)
-    ]
+    return [dict(tokenizer.pad(encoded[i : i + batch_size], return_tensors="pt")) for i in range(0, len(encoded), batch_size)]
 
 
 def _texts(row: Any) -> list[str]:  # noqa: ANN401

@@ -47,7 +47,7 @@ class HeatCompressor:
         cls,
         model: str | os.PathLike[str] | PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        model_class: type | None = None,
+        model_class: Any = None,  # noqa: ANN401
         **kwargs: Any,
     ) -> HeatCompressor:
         """Load what is to be compressed.
@@ -64,7 +64,9 @@ class HeatCompressor:
         """
         if isinstance(model, PreTrainedModel):
             return cls(model, tokenizer)
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        hub: dict[str, Any] = {
+            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
+        }
         config = AutoConfig.from_pretrained(model, **hub)
         _require_dense(config)
         loaded = (model_class or _architecture(config)).from_pretrained(model, use_safetensors=True, **kwargs)
@@ -85,6 +87,7 @@ class HeatCompressor:
         calibration_dataset: Any = None,  # noqa: ANN401
         save_directory: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        **save_options: Any,
     ) -> CompressionReport:
         """Factorize the model in place, and save it if asked.
 
@@ -93,6 +96,7 @@ class HeatCompressor:
             calibration_dataset: sentences, rows of a `datasets.Dataset`, or batches; see `calibration_batches`.
             save_directory: where to save model, tokenizer and report; appears only when all is done.
             overwrite: whether to replace a non-empty directory there.
+            **save_options: for `save_pretrained`, for example `max_shard_size`.
 
         Returns:
             The report, which also goes to `heat_report.json`.
@@ -110,7 +114,7 @@ class HeatCompressor:
             batches = calibration_batches(calibration_dataset, self.tokenizer, max_length=config.sequence_length)
         self.report = factorize(self.model, config, batches)
         if save_directory is not None:
-            self.save(save_directory, overwrite)
+            self.save(save_directory, overwrite, **save_options)
         return self.report
 
     def save(self, save_directory: str | os.PathLike[str], overwrite: bool = False, **kwargs: Any) -> None:
@@ -173,9 +177,7 @@ def _plan_setting(name: str, linear: nn.Linear, config: HeatConfig) -> TensorSet
     return setting
 
 
-def factorize(
-    model: PreTrainedModel, config: HeatConfig, calibration: Iterable[Batch] | None = None
-) -> CompressionReport:
+def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[Batch] | None = None) -> CompressionReport:
     """Replace the model's encoder linears by factorized layers, in place; on an error the model is unchanged.
 
     Args:
@@ -212,9 +214,7 @@ def factorize(
     return report
 
 
-def _decompose(
-    linear: nn.Linear, setting: TensorSetting, config: HeatConfig, moment: torch.Tensor | None
-) -> Factorization:
+def _decompose(linear: nn.Linear, setting: TensorSetting, config: HeatConfig, moment: torch.Tensor | None) -> Factorization:
     result = setting.codec.decompose(linear.weight, setting.shape, setting.rank, config.solver, moment)
     if not config.match_variance:
         return result
@@ -282,4 +282,5 @@ def _load_tokenizer(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Pr
     folder = Path(model)
     if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
-    return AutoTokenizer.from_pretrained(model, **hub)  # type: ignore[no-any-return]
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **hub)
+    return tokenizer

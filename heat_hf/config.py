@@ -38,8 +38,8 @@ class HeatConfig(QuantizationConfigMixin):
             both excluded. Every matrix gets the largest uniform rank within this fraction.
         rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
             such as "384x1536" (output × input features) to a rank.
-        shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24". Default: the
-            format's own.
+        shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24".
+            Default: the format's own.
         activation_aware: project the layers' outputs on calibration inputs instead of their weights. Default: whenever there
             is a calibration dataset.
         match_variance: scale W′ to the variance of W (paper, section 2.2.2).
@@ -59,7 +59,7 @@ class HeatConfig(QuantizationConfigMixin):
         ValueError: for a value that cannot work; the message names the argument and what would be right.
     """
 
-    quant_method: str = field(default=METHOD, init=False)
+    quant_method: str = field(default=METHOD, init=False)  # type: ignore[assignment]
     decomposition: str = "low_rank"
     target_params_ratio: float | None = None
     rank: Any = None
@@ -103,8 +103,7 @@ class HeatConfig(QuantizationConfigMixin):
         ratio = self.target_params_ratio
         if self.tensors is None and (ratio is None) == (self.rank is None):
             raise ValueError(
-                "give exactly one of target_params_ratio and rank, "
-                f"got target_params_ratio={ratio!r} and rank={self.rank!r}"
+                f"give exactly one of target_params_ratio and rank, got target_params_ratio={ratio!r} and rank={self.rank!r}"
             )
         if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1):
             raise ValueError(
@@ -134,9 +133,7 @@ class HeatConfig(QuantizationConfigMixin):
         return {name: value for name, value in data.items() if value is not None}
 
     @classmethod
-    def from_dict(
-        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Any:  # noqa: ANN401
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:  # noqa: ANN401
         """Read what `to_dict` wrote.
 
         Raises:

@@ -141,9 +141,7 @@ class ContractionPlan:
     @property
     def traffic(self) -> int:
         """Elements read and written by the steps of a forward pass."""
-        return sum(
-            step.size(step.left_indices) + step.size(step.right_indices) + step.elements for step in self.steps
-        )
+        return sum(step.size(step.left_indices) + step.size(step.right_indices) + step.elements for step in self.steps)
 
     def precompute(self, operands: Sequence[Tensor]) -> dict[int, Tensor]:
         """Run the precomputed steps.
@@ -157,9 +155,7 @@ class ContractionPlan:
         known = dict(zip(self.static, operands, strict=True))
         return _run(self.precomputed, known)
 
-    def contract(
-        self, dynamic: Mapping[int, Tensor], static: Mapping[int, Tensor], bias: Tensor | None = None
-    ) -> Tensor:
+    def contract(self, dynamic: Mapping[int, Tensor], static: Mapping[int, Tensor], bias: Tensor | None = None) -> Tensor:
         """Run the steps of a forward pass.
 
         Args:
@@ -176,18 +172,19 @@ class ContractionPlan:
         return self.contract({i: x for i, x in enumerate(operands) if i not in self.static}, static)
 
     def __str__(self) -> str:
-        rows = [("step", "einsum", "batch", "M", "N", "K", "MACs", "result", "when")]
+        rows: list[tuple[str, ...]] = [("step", "einsum", "batch", "M", "N", "K", "MACs", "result", "when")]
         for step in self.all_steps:
             name = f"{step.left}·{step.right}→{step.result}"
             when = "once" if step.precomputed else ("static" if step.static else "")
             rows.append((name, step.equation, *map(str, step.gemm), f"{step.macs:,}", f"{step.elements:,}", when))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in rows]
+        aligned = [[row[i].ljust(w) if i < 2 else row[i].rjust(w) for i, w in enumerate(widths)] for row in rows]
+        lines = ["  ".join(row).rstrip() for row in aligned]
         largest = max(self.intermediate_elements, default=0)
         once = f" (+ {self.precomputed_macs:,} once)" if self.precomputed else ""
         head = f"ContractionPlan {self.equation}  {self.path}"
         foot = f"total {self.macs:,} MACs{once}, largest intermediate {largest:,} elements"
-        return "\n".join([head, *(line.rstrip() for line in lines), foot])
+        return "\n".join([head, *lines, foot])
 
     __repr__ = __str__
 
@@ -231,7 +228,7 @@ def plan_contraction(
     """
     if path not in PATHS:
         raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
-    inputs, output = _parse(equation)
+    inputs, _ = _parse(equation)
     for index in sorted(set("".join(inputs))):
         if extents.get(index, 0) < 1:
             raise ValueError(f"extents must give index {index!r} of {equation!r} a positive size, got {extents.get(index)}")

@@ -80,7 +80,7 @@ class Format(ABC):
     def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
         """Decompose a float64 tensor of extents `shape.modes`: the cores, the sweeps done, whether they converged."""
 
-    def check_shape(self, shape: TensorShape) -> None:
+    def check_shape(self, shape: TensorShape) -> None:  # noqa: B027
         """Raise ValueError if this format cannot use the shape. By default any shape is fine."""
 
     def parse_rank(self, shape: TensorShape, rank: object) -> Rank:
@@ -187,6 +187,8 @@ class Format(ABC):
         rank = self.parse_rank(shape, rank)
         require_finite("weight", weight)
         matrix = weight.detach().double()
+        if not matrix.any():
+            return Factorization(tuple(weight.new_zeros(extents) for extents in self.core_shapes(shape, rank)), 0.0)
         if second_moment is None:
             cores, sweeps, converged = self._factorize(matrix.reshape(shape.modes), shape, rank, solver)
         else:

@@ -60,21 +60,21 @@ def _alternating_least_squares(tensor: Tensor, rank: int, solver: Solver) -> tup
     # An SVD start has no more than `mode` columns to offer; where r exceeds a mode, a Gaussian start ends lower.
     generator = torch.Generator().manual_seed(solver.seed)
     start = [torch.randn(extent, rank, dtype=tensor.dtype, generator=generator).to(tensor) for extent in tensor.shape]
+    scale = tensor.square().mean().sqrt()
     with (
         tl.backend.backend_context("pytorch", local_threadsafe=True),
         # The einsum backend contracts the largest mode first and never forms the Khatri-Rao product: 5 times as fast.
         tl.tenalg.backend_context("einsum", local_threadsafe=True),
     ):
         decomposed, errors = parafac(
-            tensor,
+            tensor / scale,
             rank,
             init=CPTensor((None, start)),
             n_iter_max=solver.max_sweeps,
             tol=solver.tolerance,
-            normalize_factors=True,
-            # Components that become parallel make the normal equations singular; this keeps them solvable.
+            # Components that become parallel or vanish make the normal equations singular; this keeps them solvable.
             l2_reg=1e-10,
             return_errors=True,
         )
         weights, factors = cp_normalize(decomposed)
-    return weights, list(factors), [float(error) for error in errors]
+    return weights * scale, list(factors), [float(error) for error in errors]

@@ -69,7 +69,7 @@ def refine(
         second_moment: C, N×N.
         solver: `refinement_steps` limits the steps, `tolerance` the relative gain below which they stop.
     """
-    variables = [core.detach().clone().requires_grad_() for core in cores]
+    variables = [core.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for core in cores]
     whole = weighted_square(matrix, second_moment).clamp_min(torch.finfo(matrix.dtype).tiny)
 
     def loss() -> Tensor:
@@ -91,7 +91,7 @@ def refine(
         return value
 
     with torch.enable_grad():
-        start = float(loss())
+        start = float(loss().detach())
         optimizer.step(closure)
     with torch.no_grad():
         better = float(loss()) < start  # False also for a step that ended in NaN

@@ -132,9 +132,7 @@ def balanced_factors(extent: int, count: int) -> tuple[int, ...]:
     if count == 1:
         return (extent,)
     candidates = (
-        (divisor, *balanced_factors(extent // divisor, count - 1))
-        for divisor in range(1, extent + 1)
-        if extent % divisor == 0
+        (divisor, *balanced_factors(extent // divisor, count - 1)) for divisor in range(1, extent + 1) if extent % divisor == 0
     )
     # The smallest sum of a fixed product is the most uniform split (highest entropy of the extents).
     return tuple(sorted(min(candidates, key=lambda split: (sum(split), split))))

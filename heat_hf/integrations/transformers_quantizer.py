@@ -12,11 +12,13 @@ import os
 import re
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from heat_hf.config import METHOD, HeatConfig
@@ -48,7 +50,7 @@ class HeatQuantizer(HfQuantizer):
         if not tensors:
             raise ValueError("the checkpoint's quantization_config has method 'heat' but no tensors: it is damaged")
         for saved, name in resolve_names(model, tensors).items():
-            linear = model.get_submodule(name)
+            linear = cast(nn.Linear, model.get_submodule(name))
             setting = tensors[saved]
             setting.shape.require(linear.out_features, linear.in_features)
             with torch.device("meta"):
@@ -105,11 +107,15 @@ def _require_loaded(model: PreTrainedModel) -> None:
 def attach(model: PreTrainedModel, quantizer: HeatQuantizer) -> None:
     """Make a model with factorized layers one that Transformers saves, dequantizes and trains as such."""
     config = quantizer.quantization_config
-    model.hf_quantizer = quantizer
-    model.is_quantized = True
-    model.quantization_method = METHOD
+    attributes = {
+        "hf_quantizer": quantizer,
+        "is_quantized": True,
+        "quantization_method": METHOD,
+        "save_pretrained": MethodType(save_pretrained, model),
+    }
+    for name, value in attributes.items():
+        setattr(model, name, value)
     model.config.quantization_config = config
-    model.save_pretrained = MethodType(save_pretrained, model)
 
 
 def save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:

