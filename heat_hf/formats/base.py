@@ -17,7 +17,7 @@ import torch
 from opt_einsum import get_symbol
 from torch import Tensor
 
-from heat_hf.formats.projection import refine, relative_error, whitened_svd
+from heat_hf.formats.projection import refine, relative_error, square_roots
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
 
@@ -167,7 +167,7 @@ class Format(ABC):
         """Find cores that minimise ‖W − W′‖_F, or ‖(W − W′)C^{1/2}‖_F where calibration inputs are known.
 
         This is the layer-wise projection of the paper's section 2.2.3; with C it projects the layer's outputs instead of its
-        weights. Order-2 shapes have a closed form for both; others start from the Frobenius solution.
+        weights.
 
         Args:
             weight: W, M×N, finite.
@@ -209,13 +209,27 @@ class Format(ABC):
     def _project(
         self, matrix: Tensor, second_moment: Tensor, shape: TensorShape, rank: Rank, solver: Solver
     ) -> tuple[list[Tensor], int, bool]:
-        """Minimise ‖(W − W′)C^{1/2}‖_F: in closed form at order 2, else by descent from the Frobenius solution."""
-        if shape.order == 2:
-            left, right = whitened_svd(matrix, second_moment, min(rank))
-            return self._factorize(left @ right, shape, rank, solver)
+        """Minimise ‖(W − W′)C^{1/2}‖_F.
+
+        Where the columns are one mode, whitening that mode makes this the plain problem, with its exact methods: decompose
+        W C^{1/2} and take C^{-1/2} out of the one core that carries the mode. For low rank this is the closed form. Folded
+        columns mix under C^{1/2}; there the plain solution is refined by descent.
+        """
+        if sum(extent > 1 for extent in shape.in_modes) <= 1:
+            root, inverse = square_roots(second_moment)
+            cores, sweeps, converged = self._factorize((matrix @ root).reshape(shape.modes), shape, rank, solver)
+            return self._apply_to_columns(cores, shape, inverse), sweeps, converged
         cores, sweeps, converged = self._factorize(matrix.reshape(shape.modes), shape, rank, solver)
         refined = refine(lambda candidate: self.reconstruct(candidate, shape), cores, matrix, second_moment, solver)
         return refined, sweeps, converged
+
+    def _apply_to_columns(self, cores: list[Tensor], shape: TensorShape, factor: Tensor) -> list[Tensor]:
+        """Cores of W′·factor, for a shape with a single column mode longer than 1."""
+        column = max(range(len(shape.in_modes)), key=shape.in_modes.__getitem__)
+        index = self.subscripts(shape).columns[column]
+        position, axis = next((k, s.index(index)) for k, s in enumerate(self.subscripts(shape).cores) if index in s)
+        moved = torch.tensordot(cores[position], factor, dims=([axis], [0])).movedim(-1, axis)
+        return [*cores[:position], moved, *cores[position + 1 :]]
 
 
 def require_finite(name: str, tensor: Tensor) -> None:

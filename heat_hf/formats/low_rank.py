@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from heat_hf.formats.base import Format, Rank, Subscripts, truncated_svd
-from heat_hf.formats.projection import whitened_svd
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
 
@@ -38,9 +37,3 @@ class LowRank(Format):
 
     def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
         return [*truncated_svd(tensor, rank[0])], 0, True
-
-    def _project(
-        self, matrix: Tensor, second_moment: Tensor, shape: TensorShape, rank: Rank, solver: Solver
-    ) -> tuple[list[Tensor], int, bool]:
-        # Taken as it is, the whitened SVD stays optimal in C's norm after truncation to any smaller rank.
-        return [*whitened_svd(matrix, second_moment, rank[0])], 0, True

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from heat_hf.formats.solver import Solver
 
+DAMPING = 1e-6
+
 
 def weighted_square(matrix: Tensor, second_moment: Tensor | None) -> Tensor:
     """‖A C^{1/2}‖_F² = tr(A C Aᵀ); without C, ‖A‖_F²."""
@@ -30,25 +32,16 @@ def relative_error(weight: Tensor, approximation: Tensor, second_moment: Tensor 
     return float((lost / whole).sqrt())
 
 
-def whitened_svd(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The rank-r minimiser of ‖(W − W′)C^{1/2}‖_F in closed form: W′ = U_r U_rᵀ W, U from the SVD of W C^{1/2}.
+def square_roots(second_moment: Tensor) -> tuple[Tensor, Tensor]:
+    """C^{1/2} and C^{-1/2}, symmetric, N×N.
 
-    Args:
-        matrix: W, M×N, float64.
-        second_moment: C, N×N, symmetric positive semi-definite; it may be singular.
-        rank: r.
-
-    Returns:
-        (M, r) and (r, N), components in descending order of what they contribute to the outputs. Truncated to any smaller
-        rank they are the minimiser of that rank.
+    Eigenvalues below a millionth of their mean are raised to it: directions that no calibration input took keep a trace
+    of weight, so that W there is kept as well as the cores allow, and the inverse exists.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(second_moment)
-    root = eigenvectors * eigenvalues.clamp_min(0).sqrt()
-    left = torch.linalg.svd(matrix @ root, full_matrices=False).U[:, :rank]
-    right = left.T @ matrix
-    # Columns of L and rows of R with equal norms: neither factor dominates the gradients of later training.
-    scale = torch.linalg.norm(right, dim=1).clamp_min(torch.finfo(right.dtype).tiny).sqrt()
-    return left * scale, right / scale[:, None]
+    floor = DAMPING * eigenvalues.mean().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+    roots = eigenvalues.clamp_min(floor).sqrt()
+    return (eigenvectors * roots) @ eigenvectors.T, (eigenvectors / roots) @ eigenvectors.T
 
 
 def refine(

@@ -117,6 +117,7 @@ def main() -> None:
 
     from heat_hf import HeatCompressor, HeatConfig
     from heat_hf.evaluation import measure_latency
+    from heat_hf.text import text_table
 
     online = hub_reachable()
     source = find_model(online)
@@ -143,7 +144,8 @@ def main() -> None:
         _row("weights on disk, MB", size["dense"] / 1e6, size["new"] / 1e6),
         _row("latency of 8 × 128 tokens, ms", latency["dense"].median * 1e3, latency["compressed"].median * 1e3),
     ]
-    print_table(f"all-MiniLM-L6-v2, {args.decomposition}, {report.params_ratio:.2f} of the encoder-linear parameters", rows)
+    title = f"all-MiniLM-L6-v2, {args.decomposition}, {report.params_ratio:.2f} of the encoder-linear parameters"
+    print(text_table(("", "dense", "compressed", "change"), [rows], title, width=110))
     print(f"Calibrated on {report.calibration_rows} sentences from {material.source}; no training. Model: {args.output}")
     print(f"{time.perf_counter() - started:.0f} seconds in all.")
 
@@ -151,19 +153,6 @@ def main() -> None:
 def _row(name: str, before: float, after: float) -> tuple[str, str, str, str]:
     form = "{:,.0f}" if before > 1e4 else "{:,.1f}"
     return name, form.format(before), form.format(after), f"×{after / before:.2f}"
-
-
-def print_table(title: str, rows: list[tuple[str, str, str, str]]) -> None:
-    """Four columns: what, dense, compressed, change."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in ("", "dense", "compressed", "change"):
-        table.add_column(column, justify="left" if not column else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

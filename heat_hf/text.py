@@ -1,0 +1,37 @@
+"""Tables as plain text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+
+def text_table(
+    columns: Sequence[str],
+    groups: Iterable[Iterable[Sequence[str]]],
+    title: str | None = None,
+    left: Sequence[int] = (0,),
+    width: int = 180,
+) -> str:
+    """A table with rules between groups of rows.
+
+    Args:
+        columns: headings.
+        groups: rows of cells; a short row is filled up.
+        title: line above the table.
+        left: positions of left-aligned columns; the others are right-aligned.
+        width: most characters in a line.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for position, heading in enumerate(columns):
+        table.add_column(heading, justify="left" if position in left else "right", overflow="fold")
+    for rows in groups:
+        for row in rows:
+            table.add_row(*row)
+        table.add_section()
+    text = io.StringIO()
+    Console(file=text, width=width).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

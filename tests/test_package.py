@@ -1,0 +1,106 @@
+"""The package: what importing it loads, and the built wheel in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import heat_hf
+
+ROOT = Path(__file__).parents[1]
+LAZY = ("optimum", "peft", "datasets", "evaluate", "sklearn", "matplotlib", "tensorly", "rich")
+
+
+def loaded(program: str) -> set[str]:
+    code = f"{program}\nimport sys; print('\\n'.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_import_loads_only_what_registration_needs() -> None:
+    modules = loaded("import heat_hf")
+    assert not modules.intersection(LAZY)
+    assert "heat" in heat_hf.HeatConfig(rank=2).quant_method
+    assert not {m for m in modules if m.startswith("transformers.models.") and m.count(".") == 2 and "modeling" in m}
+    assert not {"heat_hf.compressor", "heat_hf.cli", "heat_hf.evaluation"} & modules
+
+
+def test_help_loads_no_model_library_beyond_the_import() -> None:
+    base = loaded("import heat_hf, heat_hf.cli")
+    shown = loaded("import heat_hf.cli, contextlib\nwith contextlib.suppress(SystemExit): heat_hf.cli.main(['--help'])\n")
+    assert not {m for m in shown if m.startswith(("transformers.models.", "heat_hf.compressor"))} - base
+
+
+def test_public_names_exist() -> None:
+    for name in heat_hf.__all__:
+        assert getattr(heat_hf, name) is not None
+    assert re.match(r"\d+\.\d+", heat_hf.__version__)
+    with pytest.raises(AttributeError, match="no attribute 'missing'"):
+        _ = heat_hf.missing
+
+
+def test_imports_point_one_way() -> None:
+    order = [
+        "text",
+        "formats",
+        "contraction",
+        "setting",
+        "layers",
+        "config",
+        "encoder",
+        "calibration",
+        "report",
+        "storage",
+        "data",
+    ]
+    order += ["metrics", "evaluation", "compressor", "integrations", "cli"]
+    rank = {name: place for place, name in enumerate(order)}
+    for file in (ROOT / "heat_hf").rglob("*.py"):
+        here = file.relative_to(ROOT / "heat_hf").parts[0].removesuffix(".py")
+        if here not in rank:
+            assert here == "__init__"
+            continue
+        for line in file.read_text().splitlines():
+            match = re.match(r"from heat_hf\.(\w+)", line)  # at the top of a file; calls may look up
+            assert match is None or rank[match.group(1)] <= rank[here], f"{file}: {line}"
+
+
+def test_lower_bounds_are_the_versions_tested_with() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    for requirement in project["dependencies"] + extras:
+        name, _, bound = requirement.partition(">=")
+        if not bound:
+            assert name.startswith("heat-hf[")
+            continue
+        pin = {key.lower().replace("_", "-"): value for key, value in pins.items()}[name]
+        assert pin == bound or pin.startswith(f"{bound}."), f"{requirement} is tested with {pin}"
+
+
+@pytest.mark.slow
+def test_the_built_wheel_in_a_clean_environment(tmp_path: Path, minilm: str) -> None:
+    """Only the wheel and its declared dependencies: the command works, and Optimum finds its verb."""
+
+    def run(*command: object, **options: object) -> str:
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"heat-hf[optimum] @ file://{wheel}")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    options = {"cwd": tmp_path, "env": environment}
+    command = ["compress", minilm, "--target-params-ratio", "0.6", "--output", "out"]
+    assert "36 matrices, before" in run(python.with_name("heat-hf"), *command, **options)
+    assert "36 matrices, before" in run(python.with_name("optimum-cli"), "heat", "report", "out", **options)
+    load = "import heat_hf; from transformers import AutoModel; print(AutoModel.from_pretrained('out').encoder.layer[0])"
+    assert "FactorizedLinear" in run(python, "-c", load, **options)
