@@ -29,6 +29,8 @@ def training_free(data: dict) -> str:
     for row in data["rows"]:
         pairs.setdefault((row["decomposition"], row["shape"], row["target"]), {})[row["activation_aware"]] = row
     for (name, shape, _), pair in pairs.items():
+        if len(pair) < 2:  # the run is not finished
+            continue
         plain, aware = pair[False], pair[True]
         lines.append(
             f"| {name} | {shape} | {aware['params_ratio']:.2f} | {plain['spearman']:.4f} | {aware['spearman']:.4f} "
@@ -38,7 +40,23 @@ def training_free(data: dict) -> str:
     return "\n".join([*lines, "", f"`{data['command']}`; {data['machine']}; {versions}."])
 
 
-TABLES = {"training_free": training_free}
+def linear(data: dict) -> str:
+    """Time of one layer relative to dense, a row for each layer, a column for each size and number of tokens."""
+    columns = list(dict.fromkeys((row["size"], row["tokens"]) for row in data["rows"]))
+    cells = {(row["layer"], row["size"], row["tokens"]): row for row in data["rows"]}
+    lines = [
+        "| layer | " + " | ".join(f"{size}, {tokens}" for size, tokens in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for layer in dict.fromkeys(row["layer"] for row in data["rows"]):
+        found = [cells[layer, *column] for column in columns]
+        texts = [f"{row['time']:.2f} ({row['lower']:.2f}–{row['upper']:.2f})" for row in found]
+        lines.append(f"| {layer} | " + " | ".join(texts) + " |")
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    return "\n".join([*lines, "", f"`{data['command']}`; {data['machine']}; {versions}."])
+
+
+TABLES = {"training_free": training_free, "linear": linear}
 
 
 def render(text: str) -> str:

@@ -209,8 +209,9 @@ def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[
         assert factorization is not None
         layer = FactorizedLinear.from_linear(linears[name], setting, factorization, config.tokens)
         swap_module(model, linears[name], layer)
-    config.tensors, config.heat_version = settings, package_version()
-    attach(model, HeatQuantizer(config, pre_quantized=True))
+    # A copy: the caller may use the same configuration for another model.
+    done = replace(config, tensors=settings, heat_version=package_version())
+    attach(model, HeatQuantizer(done, pre_quantized=True))
     return report
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from heat_hf.layers import FactorizedLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Names of a family's Transformer blocks, relative to the base model. Their linears are factorized; embeddings, poolers and
 # heads are not (paper, section 4).

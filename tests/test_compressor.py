@@ -93,6 +93,16 @@ def test_calibration_memory_bounded_by_layer_gives_the_same() -> None:
     assert reports[0].tensors == reports[1].tensors
 
 
+def test_a_configuration_serves_several_models() -> None:
+    config = HeatConfig(target_params_ratio=0.5)
+    models = [small_model("bert"), small_model("distilbert")]
+    for model in models:
+        factorize(model, config)
+    assert config.tensors is None
+    assert [len(model.config.quantization_config.tensors) for model in models] == [12, 12]
+    assert models[0].config.quantization_config.tensors.keys() != models[1].config.quantization_config.tensors.keys()
+
+
 def test_match_variance_reaches_the_model() -> None:
     model, dense = small_model("bert"), small_model("bert")
     factorize(model, HeatConfig(target_params_ratio=0.3, match_variance=True))

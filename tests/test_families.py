@@ -91,6 +91,12 @@ def test_sharded(tmp_path: Path) -> None:
     assert torch.equal(outputs(model, token_ids()), outputs(loaded, token_ids()))
 
 
+def test_variants_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="variant='fp16' is not supported"):
+        compressed("bert").save_pretrained(tmp_path / "out", variant="fp16")
+    assert not (tmp_path / "out").exists()
+
+
 def test_bfloat16(tmp_path: Path) -> None:
     model = compressed("bert").to(torch.bfloat16)
     model.save_pretrained(tmp_path)

@@ -26,14 +26,13 @@ def test_import_loads_only_what_registration_needs() -> None:
     modules = loaded("import heat_hf")
     assert not modules.intersection(LAZY)
     assert "heat" in heat_hf.HeatConfig(rank=2).quant_method
-    assert not {m for m in modules if m.startswith("transformers.models.") and m.count(".") == 2 and "modeling" in m}
+    assert "transformers.modeling_utils" not in modules
     assert not {"heat_hf.compressor", "heat_hf.cli", "heat_hf.evaluation"} & modules
 
 
-def test_help_loads_no_model_library_beyond_the_import() -> None:
-    base = loaded("import heat_hf, heat_hf.cli")
-    shown = loaded("import heat_hf.cli, contextlib\nwith contextlib.suppress(SystemExit): heat_hf.cli.main(['--help'])\n")
-    assert not {m for m in shown if m.startswith(("transformers.models.", "heat_hf.compressor"))} - base
+def test_help_never_loads_a_model() -> None:
+    modules = loaded("import heat_hf.cli, contextlib\nwith contextlib.suppress(SystemExit): heat_hf.cli.main(['--help'])\n")
+    assert not {"transformers.modeling_utils", "heat_hf.compressor", "datasets"} & modules
 
 
 def test_public_names_exist() -> None:

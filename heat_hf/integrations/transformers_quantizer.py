@@ -12,11 +12,10 @@ import os
 import re
 from pathlib import Path
 from types import MethodType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -24,6 +23,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from heat_hf.config import METHOD, HeatConfig
 from heat_hf.encoder import factorized_layers, resolve_names, swap_module
 from heat_hf.layers import FactorizedLinear
+
+if TYPE_CHECKING:  # at run time these would load the modeling code, twice what registration needs
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHTS_NAME = "heat_model.safetensors"
 WEIGHTS_INDEX_NAME = "heat_model.safetensors.index.json"
@@ -132,11 +134,17 @@ def save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike[st
     """`PreTrainedModel.save_pretrained`, with the weights under a name that loads only where heat_hf is imported.
 
     Trainer's `checkpoint-N` folders keep the usual name, by which Trainer resumes from them.
+
+    Raises:
+        ValueError: for a `variant`, which names weights files in a way of its own.
     """
+    if kwargs.get("variant"):
+        raise ValueError(f"variant={kwargs['variant']!r} is not supported for factorized models; save to another folder")
     config: HeatConfig = model.config.quantization_config
     push = kwargs.pop("push_to_hub", False)
     folder = Path(save_directory)
-    own_name = not _TRAINER_CHECKPOINT.fullmatch(folder.name)
+    only_adapter = getattr(model, "_hf_peft_config_loaded", False)
+    own_name = not (only_adapter or _TRAINER_CHECKPOINT.fullmatch(folder.name))
     config.weights_file = None
     type(model).save_pretrained(model, save_directory, **kwargs)
     if own_name and kwargs.get("is_main_process", True):
