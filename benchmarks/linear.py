@@ -1,6 +1,6 @@
 """One layer's forward pass: dense, plain two-factor SVD, and factorized layers by each way of execution, side by side.
 
-Every repetition runs all contestants in turn, so that all see the same disturbances of the machine; figures are ratios of medians
+Every repetition runs all contestants in turn, so that all see the same disturbances; figures are ratios of medians
 to the dense layer's.
 
     python -m benchmarks.linear --output benchmarks/results/linear.json

@@ -86,7 +86,7 @@ def format_settings(draw: st.DrawFn) -> TensorSetting:
         columns = draw(st.lists(st.integers(1, 4), min_size=len(rows), max_size=len(rows)) if name == "ttm" else modes)
         shape = TensorShape(tuple(rows), tuple(columns))
     bounds = get_format(name).max_rank(shape)
-    rank = tuple(draw(st.integers(1, bound)) for bound in bounds)
+    rank = get_format(name).clip_rank(shape, tuple(draw(st.integers(1, bound)) for bound in bounds))
     return TensorSetting(name, shape, rank, draw(st.sampled_from(EXECUTIONS)))
 
 

@@ -142,6 +142,20 @@ def test_order_3_shape_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_every_clipped_rank_is_valid_and_decomposes(name: str, data: st.DataObject) -> None:
+    format = get_format(name)
+    shape = data.draw(tensor_shapes(name))
+    wanted = tuple(data.draw(st.integers(1, 20)) for _ in format.max_rank(shape))
+    rank = format.clip_rank(shape, wanted)
+    assert all(0 < r <= w for r, w in zip(rank, wanted, strict=True))
+    assert format.parse_rank(shape, list(rank)) == rank
+    cores = format.decompose(random_matrix(shape.rows, shape.columns), shape, rank, Solver(max_sweeps=3)).cores
+    assert [tuple(core.shape) for core in cores] == list(format.core_shapes(shape, rank))
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
 def test_rank_truncation_takes_the_first_slices(name: str) -> None:
     format = get_format(name)
     shape = format.default_shape(24, 36)
@@ -286,13 +300,19 @@ def test_zero_matrix() -> None:
         ("cp", ((12,), (3, 6)), 19, "from 1 to 18"),
         ("tucker", ((12,), (3, 6)), (2, 4, 2), r"rank\[1\] .* from 1 to 3"),
         ("tucker", ((12,), (3, 6)), (2, 2), "has 3 ranks, got 2"),
+        ("tucker", ((12,), (3, 6)), (12, 2, 3), r"largest usable rank within it is \[6, 2, 3\]"),
+        ("ttm", ((2, 3, 2), (1, 3, 6)), (2, 12), None),
+        ("ttm", ((2, 3, 2), (1, 3, 6)), (1, 12), r"largest usable rank within it is \[1, 9\]"),
         ("ttm", ((3, 4), (3, 6)), (10,), "from 1 to 9"),
         ("ttm", ((3, 4), (18,)), 2, "as many row modes as column modes"),
         ("cp", ((5, 2), (3, 6)), 2, "product of out_modes"),
         ("cp", ((12,), (3, 5)), 2, "product of in_modes"),
     ],
 )
-def test_bad_shape_or_rank(name: str, shape: tuple, rank: object, message: str) -> None:
+def test_bad_shape_or_rank(name: str, shape: tuple, rank: object, message: str | None) -> None:
+    if message is None:  # the neighbour of a bad case, to show where the border is
+        get_format(name).decompose(torch.randn(12, 18), TensorShape(*shape), rank)
+        return
     with pytest.raises(ValueError, match=message):
         get_format(name).decompose(torch.ones(12, 18), TensorShape(*shape), rank)
 

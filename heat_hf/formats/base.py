@@ -107,11 +107,21 @@ class Format(ABC):
                 raise ValueError(
                     f"rank[{position}] of {self.name} of shape {shape} must be an integer from 1 to {bound}, got {value!r}"
                 )
-        return tuple(ranks)
+        usable = self.clip_rank(shape, tuple(ranks))
+        if usable != tuple(ranks):
+            raise ValueError(
+                f"rank {list(ranks)} of {self.name} of shape {shape} has slices that its other ranks leave unused: "
+                f"the largest usable rank within it is {list(usable)}"
+            )
+        return usable
+
+    def clip_rank(self, shape: TensorShape, rank: Rank) -> Rank:
+        """The largest usable rank that is nowhere above `rank`."""
+        return tuple(map(min, rank, self.max_rank(shape)))
 
     def uniform_rank(self, shape: TensorShape, level: int) -> Rank:
         """`level` for every rank, capped at the bounds: modes smaller than `level` stay whole."""
-        return tuple(min(level, bound) for bound in self.max_rank(shape))
+        return self.clip_rank(shape, (level,) * len(self.max_rank(shape)))
 
     def parameters(self, shape: TensorShape, rank: Rank) -> int:
         """Number of stored core elements (the paper's c·M·N)."""

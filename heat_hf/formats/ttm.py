@@ -29,6 +29,16 @@ class TTM(Format):
         pairs = [m * n for m, n in zip(shape.out_modes, shape.in_modes, strict=True)]
         return tuple(min(math.prod(pairs[:k]), math.prod(pairs[k:])) for k in range(1, len(pairs)))
 
+    def clip_rank(self, shape: TensorShape, rank: Rank) -> Rank:
+        """r_k ≤ r_{k−1}·m_k·n_k and r_k ≤ m_{k+1}·n_{k+1}·r_{k+1}: no core wider than what its neighbours fill."""
+        pairs = [m * n for m, n in zip(shape.out_modes, shape.in_modes, strict=True)]
+        ranks = [1, *super().clip_rank(shape, rank), 1]
+        for k in range(1, len(pairs)):
+            ranks[k] = min(ranks[k], ranks[k - 1] * pairs[k - 1])
+        for k in range(len(pairs) - 1, 0, -1):
+            ranks[k] = min(ranks[k], ranks[k + 1] * pairs[k])
+        return tuple(ranks[1:-1])
+
     def core_shapes(self, shape: TensorShape, rank: Rank) -> tuple[tuple[int, ...], ...]:
         """(r_{k−1}, m_k, n_k, r_k) for each pair of modes, the outer ranks left out."""
         pairs = zip(shape.out_modes, shape.in_modes, strict=True)

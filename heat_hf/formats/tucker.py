@@ -24,6 +24,13 @@ class Tucker(Format):
         size = math.prod(shape.modes)
         return tuple(min(extent, size // extent) for extent in shape.modes)
 
+    def clip_rank(self, shape: TensorShape, rank: Rank) -> Rank:
+        """No rank above the product of the others, the other side of the core's unfolding."""
+        ranks = list(super().clip_rank(shape, rank))
+        for mode in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True):
+            ranks[mode] = min(ranks[mode], math.prod(ranks) // ranks[mode])
+        return tuple(ranks)
+
     def core_shapes(self, shape: TensorShape, rank: Rank) -> tuple[tuple[int, ...], ...]:
         """The core first, then a (mode, r) factor for each mode."""
         return (rank, *zip(shape.modes, rank, strict=True))
