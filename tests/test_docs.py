@@ -17,6 +17,7 @@ from heat_hf.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 SENTENCES = [
     f"The {a} {b} the {c}." for a in ("dog", "child", "train") for b in ("sees", "passes") for c in ("bridge", "house")
 ]
@@ -90,5 +91,13 @@ def test_tables_agree_with_the_results() -> None:
 
 
 def test_contributing_format_example_works(tmp_path: Path) -> None:
-    (block,) = blocks((ROOT / "CONTRIBUTING.md").read_text(), "python")
-    run([sys.executable, "-c", block], tmp_path)
+    run([sys.executable, "-c", blocks(CONTRIBUTING, "python")[0]], tmp_path)
+
+
+def test_contributing_accelerator_example_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-npu.yaml").write_text(blocks(CONTRIBUTING, "yaml")[0])
+    exec(compile(blocks(CONTRIBUTING, "python")[1], "CONTRIBUTING.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("256 256\n")
