@@ -50,6 +50,7 @@ def test_imports_point_one_way() -> None:
         "contraction",
         "setting",
         "layers",
+        "accelerators",
         "config",
         "encoder",
         "calibration",
