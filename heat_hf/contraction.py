@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
@@ -67,7 +67,7 @@ class Step:
         batch, m, n, k = map(self.size, self.groups)
         return batch, m, n, k
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, str, str, str]:
         """Indices of the batched matrix product (batch, M, N, K), each in the order of the result, K in that of left."""
         left, right, result = self.left_indices, self.right_indices, self.result_indices
@@ -113,12 +113,12 @@ class ContractionPlan:
     path: Path
     all_steps: tuple[Step, ...]
 
-    @property
+    @cached_property
     def precomputed(self) -> tuple[Step, ...]:
         """Static contracting steps, done once."""
         return tuple(step for step in self.all_steps if step.precomputed)
 
-    @property
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The steps of a forward pass."""
         return tuple(step for step in self.all_steps if not step.precomputed)
@@ -197,16 +197,24 @@ def _run(steps: Sequence[Step], operands: dict[int, Tensor], bias: Tensor | None
 
 
 def _run_step(step: Step, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    _, m, n, k = step.groups
     if step.kernel == "einsum":
         result = torch.einsum(step.equation, left, right)
-    else:
-        extents = (*left.shape[: len(m)], *(right.shape[: len(n)] if step.kernel == "linear" else right.shape[len(k) :]))
-        left = left.flatten(len(m)) if len(k) > 1 else left
-        flat = right.reshape(-1, left.shape[-1]) if step.kernel == "linear" else right.reshape(left.shape[-1], -1).T
-        fused, bias = (bias, None) if len(m) == 1 else (None, bias)
-        result = torch.nn.functional.linear(left, flat, fused).reshape(extents)
-    return result if bias is None else result + bias.reshape(result.shape[1:])
+        return result if bias is None else result + bias.reshape(result.shape[1:])
+    _, m, n, k = step.groups
+    transposed = step.kernel == "matmul"
+    columns = right.shape[len(k) :] if transposed else right.shape[: len(n)]
+    weight = _matrix(right, len(k)).T if transposed else _matrix(right, len(n))
+    extents = (*left.shape[: len(m)], *columns)
+    left = left if len(k) == 1 else left.flatten(len(m))
+    fused = bias if len(m) == 1 else None
+    result = torch.nn.functional.linear(left, weight, fused)
+    result = result if len(n) == 1 else result.reshape(extents)
+    return result if bias is None or fused is not None else result + bias.reshape(extents[1:])
+
+
+def _matrix(tensor: Tensor, split: int) -> Tensor:
+    """The tensor as a matrix whose rows are its first `split` axes."""
+    return tensor if tensor.dim() == 2 else tensor.flatten(split).flatten(0, split - 1)
 
 
 def plan_contraction(
