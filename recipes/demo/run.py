@@ -65,7 +65,7 @@ def find_material(online: bool, rows: int) -> Material:
         return Material("sentence-transformers/stsb", [*train["sentence1"], *train["sentence2"]][:rows], test)
     print("HEAT_HF_DATA is not set: calibrating and measuring on the prose of the Python reference.")
     paragraphs = python_reference_paragraphs()
-    held_out = [(sentences[0], " ".join(sentences[1:])) for sentences in paragraphs if len(sentences) > 1][:400]
+    held_out = [(sentences[0], " ".join(sentences[1:])) for sentences in paragraphs if len(sentences) > 1][:150]
     used = {opening for opening, _ in held_out}
     sentences = [sentence for paragraph in paragraphs if paragraph[0] not in used for sentence in paragraph]
     return Material("the prose of the Python reference (pydoc_data)", sentences[:rows], paragraphs=held_out)
