@@ -145,7 +145,7 @@ def _score_table(results: dict[str, dict[str, Any]]) -> str:
 
     columns = list(next(iter(results.values())))
     rows = [(name, *(_cell(scores[column]) for column in columns)) for name, scores in results.items()]
-    return text_table(["model", *columns], [rows], width=120)
+    return text_table(["model", *(column.removesuffix("_s") for column in columns)], [rows], width=120)
 
 
 def _cell(value: object) -> str:

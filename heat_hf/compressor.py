@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.calibration import Batch, calibration_batches, collect_second_moments
 from heat_hf.config import METHOD, HeatConfig, package_version
@@ -188,8 +189,6 @@ def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[
     Raises:
         ValueError: if the configuration does not fit, weights are not finite, or calibration data is missing.
     """
-    from heat_hf.integrations.transformers_quantizer import HeatQuantizer, attach
-
     linears = encoder_linears(model, config.modules, config.exclude)
     settings = plan_settings(linears, config)
     if config.activation_aware and calibration is None:
@@ -211,7 +210,7 @@ def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[
         swap_module(model, linears[name], layer)
     # A copy: the caller may use the same configuration for another model.
     done = replace(config, tensors=settings, heat_version=package_version())
-    attach(model, HeatQuantizer(done, pre_quantized=True))
+    AutoHfQuantizer.from_config(done, pre_quantized=True).attach(model)
     return report
 
 

@@ -160,7 +160,10 @@ class CompressionReport:
             ("after", *[""] * 4, f"{self.compressed_model_parameters:,}", f"{ratio:.3f}"),
         ]  # fmt: skip
         rows = [t.row() for t in self.tensors]
-        return text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
+        table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
+        more = sum(t.macs > t.setting.dense_parameters for t in self.tensors)
+        warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
+        return table + warning if more else table
 
 
 def _figure(value: float | None) -> str:

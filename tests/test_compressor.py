@@ -45,6 +45,13 @@ def test_report_counts_what_is_there(decomposition: str, ratio: float) -> None:
     assert all(f"{t.name} " in str(report) for t in report.tensors)
 
 
+def test_report_warns_of_layers_slower_than_dense() -> None:
+    compressor = HeatCompressor(small_model("bert"))
+    slow = str(compressor.plan(HeatConfig(decomposition="ttm", target_params_ratio=0.8)))
+    assert "12 of 12 matrices need more MACs than the dense layer" in slow
+    assert "need more MACs" not in str(compressor.plan(HeatConfig(target_params_ratio=0.8)))
+
+
 def test_plan_is_what_compress_does() -> None:
     compressor = HeatCompressor(small_model("bert"))
     config = HeatConfig(decomposition="tucker", target_params_ratio=0.5)

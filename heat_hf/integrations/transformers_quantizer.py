@@ -67,7 +67,7 @@ class HeatQuantizer(HfQuantizer):
         if self.pre_quantized:
             _require_loaded(model)
             _align(model)
-            attach(model, self)
+            self.attach(model)
         else:
             from heat_hf.compressor import factorize
 
@@ -79,6 +79,18 @@ class HeatQuantizer(HfQuantizer):
             swap_module(model, layer, layer.to_linear())
         model.__dict__.pop("save_pretrained", None)
         return model
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Make a model with factorized layers one that Transformers saves, dequantizes and trains as such."""
+        attributes = {
+            "hf_quantizer": self,
+            "is_quantized": True,
+            "quantization_method": METHOD,
+            "save_pretrained": MethodType(save_pretrained, model),
+        }
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.config.quantization_config = self.quantization_config
 
     def is_serializable(self) -> bool:
         """Factorized models are saved by `save_pretrained`."""
@@ -114,20 +126,6 @@ def _align(model: PreTrainedModel) -> None:
         for parameter in layer.parameters():
             if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
                 parameter.data = parameter.data.clone()
-
-
-def attach(model: PreTrainedModel, quantizer: HeatQuantizer) -> None:
-    """Make a model with factorized layers one that Transformers saves, dequantizes and trains as such."""
-    config = quantizer.quantization_config
-    attributes = {
-        "hf_quantizer": quantizer,
-        "is_quantized": True,
-        "quantization_method": METHOD,
-        "save_pretrained": MethodType(save_pretrained, model),
-    }
-    for name, value in attributes.items():
-        setattr(model, name, value)
-    model.config.quantization_config = config
 
 
 def save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
