@@ -107,11 +107,11 @@ class HeatCompressor:
             OSError: if `save_directory` cannot be written. Checked before any work.
         """
         _require_dense(self.model.config)
+        planned = self.plan(config)
         if save_directory is not None:
-            check_target(save_directory, overwrite, size=self.plan(config).compressed_model_parameters * 4)
+            check_target(save_directory, overwrite, planned.compressed_model_parameters * self.model.dtype.itemsize)
         batches = None
-        if calibration_dataset is not None and config.activation_aware is not False:
-            encoder_linears(self.model, config.modules, config.exclude)
+        if calibration_dataset is not None:
             batches = calibration_batches(calibration_dataset, self.tokenizer, max_length=config.sequence_length)
         self.report = factorize(self.model, config, batches)
         if save_directory is not None:

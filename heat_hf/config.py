@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from heat_hf.formats import FORMATS, Solver, get_format
+from heat_hf.formats import Solver, get_format
 from heat_hf.setting import EXECUTIONS, Execution, TensorSetting
 
 METHOD = "heat"
@@ -150,6 +150,3 @@ class HeatConfig(QuantizationConfigMixin):
             )
         config = cls(**data)
         return (config, {}) if return_unused_kwargs else config
-
-
-__all__ = ["CALIBRATION_MEMORY", "FORMATS", "METHOD", "HeatConfig", "TensorSetting", "package_version"]
