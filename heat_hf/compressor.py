@@ -111,7 +111,7 @@ class HeatCompressor:
         if save_directory is not None:
             check_target(save_directory, overwrite, planned.compressed_model_parameters * self.model.dtype.itemsize)
         batches = None
-        if calibration_dataset is not None:
+        if calibration_dataset is not None and config.uses_calibration:
             batches = calibration_batches(calibration_dataset, self.tokenizer, max_length=config.sequence_length)
         self.report = factorize(self.model, config, batches)
         if save_directory is not None:
@@ -195,7 +195,7 @@ def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[
         raise ValueError("activation_aware=True needs a calibration_dataset")
     for name, linear in linears.items():
         require_finite(f"the weight of {name}", linear.weight)
-    batches = None if calibration is None or config.activation_aware is False else list(calibration)
+    batches = list(calibration) if calibration is not None and config.uses_calibration else None
     results: dict[str, tuple[TensorSetting, Factorization | None]] = {}
     with tqdm(total=len(linears), desc="Factorizing", unit="matrix") as progress:
         for group in _groups(linears, config):

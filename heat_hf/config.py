@@ -116,6 +116,11 @@ class HeatConfig(QuantizationConfigMixin):
         return self.batch_size * self.sequence_length
 
     @property
+    def uses_calibration(self) -> bool:
+        """Whether calibration data, if there is any, is used."""
+        return self.activation_aware is not False
+
+    @property
     def solver(self) -> Solver:
         """Limits of the iterative decompositions."""
         return Solver(seed=self.seed, max_sweeps=self.max_sweeps, refinement_steps=self.refinement_steps)

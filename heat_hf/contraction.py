@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from opt_einsum.paths import DynamicProgramming
 from torch import Tensor
 
 Path = Literal["optimal", "left-to-right", "reconstruct"]
-PATHS = ("optimal", "left-to-right", "reconstruct")
+PATHS = get_args(Path)
 _SEARCH = DynamicProgramming(minimize="flops", search_outer=True)
 
 

