@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 TENSORS = ("inputs", "weights", "outputs")
-DIMENSIONS = ("M", "N", "K")
+DIMENSIONS = ("M", "N", "K", "B")
 WORDS = (*TENSORS, "partial_sums")
 
 
@@ -69,6 +69,21 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Constraints:
+    """A part of the mapping space to keep to.
+
+    Attributes:
+        loops: level → dimensions that may have temporal loops there; all, for levels not named.
+        largest: spatial dimensions that unroll as much as divides the product, not less.
+        spill: whether partial sums may leave the innermost level that keeps outputs.
+    """
+
+    loops: Mapping[str, tuple[str, ...]]
+    largest: tuple[str, ...] = ()
+    spill: bool = True
+
+
+@dataclass(frozen=True)
 class Accelerator:
     """A spatial accelerator.
 
@@ -79,6 +94,7 @@ class Accelerator:
         word_bits: bits of a word of each tensor, and of a partial sum.
         mac_pJ: energy of one multiply-accumulate.
         levels: memories from the outside in; the first keeps all tensors and is unlimited.
+        constraints: named parts of the mapping space.
     """
 
     name: str
@@ -87,6 +103,7 @@ class Accelerator:
     word_bits: Mapping[str, int]
     mac_pJ: float  # noqa: N815 - the unit's own spelling
     levels: tuple[Level, ...]
+    constraints: Mapping[str, Constraints] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -139,6 +156,9 @@ def load_accelerator(source: str | os.PathLike[str]) -> Accelerator:
     return _read(resource.read_text(), name)
 
 
+FIELDS = {"name", "technology", "clock_hz", "word_bits", "mac_pJ", "levels"}
+
+
 class _Lined(dict[str, Any]):
     """A YAML mapping that knows its line."""
 
@@ -161,7 +181,7 @@ def _read(text: str, source: str) -> Accelerator:
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not YAML: {error}") from error
     reader = _Reader(source)
-    data = reader.mapping(data, "the file", {"name", "technology", "clock_hz", "word_bits", "mac_pJ", "levels"}, set())
+    data = reader.mapping(data, "the file", FIELDS, {"constraints"})
     bits = reader.mapping(data["word_bits"], "word_bits", set(WORDS), set())
     levels = reader.items(data, "levels")
     accelerator = Accelerator(
@@ -173,7 +193,7 @@ def _read(text: str, source: str) -> Accelerator:
         levels=tuple(reader.level(level) for level in levels),
     )
     reader.check(accelerator, levels)
-    return accelerator
+    return replace(accelerator, constraints=reader.constraints(data.get("constraints", _Lined()), accelerator))
 
 
 class _Reader:
@@ -185,18 +205,22 @@ class _Reader:
     def error(self, place: object, message: str) -> ValueError:
         return ValueError(f"{self.source}, line {getattr(place, 'line', 1)}: {message}")
 
-    def mapping(self, value: object, name: str, required: set[str], optional: set[str]) -> _Lined:
+    def mapping(self, value: object, name: str, required: set[str], optional: set[str] | None) -> _Lined:
+        """`value` if it is a mapping with these fields; any others too if `optional` is None."""
         if not isinstance(value, _Lined):
-            raise self.error(value, f"{name} must be a mapping with {', '.join(sorted(required))}, got {value!r}")
+            what = f" with {', '.join(sorted(required))}" if required else ""
+            raise self.error(value, f"{name} must be a mapping{what}, got {value!r}")
+        if optional is None:
+            return value
         missing, unknown = required - value.keys(), value.keys() - required - optional
         if missing or unknown:
             what = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown fields {', '.join(sorted(unknown))}"
             raise self.error(value, f"{name} {what}; allowed are {', '.join(sorted(required | optional))}")
         return value
 
-    def items(self, data: _Lined, field: str) -> list[Any]:
-        if not isinstance(data[field], list) or not data[field]:
-            raise self.error(data, f"{field} must be a list that is not empty, got {data[field]!r}")
+    def items(self, data: _Lined, field: str, empty: bool = False) -> list[Any]:
+        if not isinstance(data[field], list) or not (data[field] or empty):
+            raise self.error(data, f"{field} must be a list{'' if empty else ' that is not empty'}, got {data[field]!r}")
         return list(data[field])
 
     def positive(self, data: _Lined, field: str, integer: bool = False) -> float:
@@ -212,8 +236,8 @@ class _Reader:
             raise self.error(data, f"{field} must be {kind}, got {data[field]!r}")
         return int(value) if integer else float(value)
 
-    def names(self, data: _Lined, field: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        values = self.items(data, field)
+    def names(self, data: _Lined, field: str, allowed: tuple[str, ...], empty: bool = False) -> tuple[str, ...]:
+        values = self.items(data, field, empty)
         wrong = [value for value in values if value not in allowed]
         if wrong or len(set(values)) != len(values):
             raise self.error(data, f"{field} must name some of {', '.join(allowed)}, each once, got {values!r}")
@@ -238,6 +262,22 @@ class _Reader:
         data = self.mapping(value, "a spatial dimension", {"name", "size", "unrolls"}, set())
         size = int(self.positive(data, "size", integer=True))
         return Spatial(str(data["name"]), size, self.names(data, "unrolls", DIMENSIONS))
+
+    def constraints(self, value: object, accelerator: Accelerator) -> dict[str, Constraints]:
+        levels = {level.name for level in accelerator.levels}
+        spatial = tuple(dimension.name for level in accelerator.levels for dimension in level.spatial)
+        read = {}
+        for name, value in self.mapping(value, "constraints", set(), None).items():
+            data = self.mapping(value, f"constraints {name}", set(), {"loops", "largest", "spill"})
+            loops = self.mapping(data.get("loops", _Lined()), "loops", set(), levels)
+            if not isinstance(data.get("spill", True), bool):
+                raise self.error(data, f"spill must be true or false, got {data['spill']!r}")
+            read[name] = Constraints(
+                {level: self.names(loops, level, DIMENSIONS, empty=True) for level in loops},
+                self.names(data, "largest", spatial, empty=True) if "largest" in data else (),
+                data.get("spill", True),
+            )
+        return read
 
     def check(self, accelerator: Accelerator, data: list[Any]) -> None:
         """What no single field can tell: unique names, a complete outer level, room for one tile of everything kept."""
