@@ -26,31 +26,31 @@ Count = float | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gemm:
-    """Batched matrix product Y[b, M, N] = X[b, M, K]·W[b, K, N], of zero or more operands that are on chip already.
+    """Batched matrix product Y[b, M, N] = X[b, M, K]·W[b, K, N]; X are its inputs, W its weights, Y its outputs.
 
     Attributes:
         M, N, K: extents.
         batch: number of independent products.
-        inputs_on_chip: X lies in the accelerator's shared buffer and is not read from DRAM.
-        outputs_on_chip: Y stays there and is not written to DRAM.
+        on_chip: tensors that lie in the accelerator's shared buffer whole, so that they are not read from or written to DRAM.
         reserved: words of that buffer that other live tensors take.
 
     Raises:
-        ValueError: for an extent below 1 or a negative reservation.
+        ValueError: for an extent below 1, an unknown tensor, or a negative reservation.
     """
 
     M: int
     N: int
     K: int
     batch: int = 1
-    inputs_on_chip: bool = False
-    outputs_on_chip: bool = False
+    on_chip: tuple[str, ...] = ()
     reserved: int = 0
 
     def __post_init__(self) -> None:
         for name in ("M", "N", "K", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a matrix product must be at least 1, got {getattr(self, name)}")
+        if not set(self.on_chip) <= set(TENSORS):
+            raise ValueError(f"on_chip must name some of {', '.join(TENSORS)}, got {self.on_chip}")
         if self.reserved < 0:
             raise ValueError(f"reserved must not be negative, got {self.reserved}")
 
@@ -103,7 +103,7 @@ class Cost:
         accesses: level → tensor → reads, fills and updates in words, summed over instances.
         energy_by_level_pJ: level → energy, with "MAC" for arithmetic.
         cycles_by_level: level → cycles its ports are busy, with "MAC" for arithmetic.
-        bound: no mapping of the searched space has a lower objective; equal to the objective where it is proved optimal.
+        bound: no mapping searched has a lower objective (pJ, cycles, or their product); equal to it where that is proved.
     """
 
     gemm: Gemm
@@ -127,9 +127,9 @@ class Cost:
         """Multiply-accumulates, zeros of padding included."""
         return self.gemm.macs
 
-    def objective(self, name: str) -> float:
-        """Energy in J, latency in s, or EDP in J·s."""
-        return {"energy": self.energy_pJ * 1e-12, "latency": self.seconds, "edp": self.edp}[name]
+    def objective_value(self, objective: str) -> float:
+        """Energy in pJ, cycles, or their product."""
+        return {"energy": self.energy_pJ, "latency": float(self.cycles), "edp": self.energy_pJ * self.cycles}[objective]
 
     @property
     def bottleneck(self) -> str:
@@ -137,13 +137,11 @@ class Cost:
         return max(self.cycles_by_level, key=lambda name: (self.cycles_by_level[name], name == "MAC"))
 
     def __str__(self) -> str:
-        lines, indent, level = [], 0, ""
-        for loop in self.loops:
-            if loop.level != level:
-                level = loop.level
-                lines.append(level)
-            indent += 1
-            lines.append(" " * indent + str(loop))
+        lines = []
+        for depth, (outer, loop) in enumerate(zip((None, *self.loops), self.loops, strict=False), start=1):
+            if outer is None or outer.level != loop.level:
+                lines.append(loop.level)
+            lines.append(" " * depth + str(loop))
         return "\n".join(lines)
 
 
@@ -190,8 +188,7 @@ class Traffic:
 
     def resident(self, tensor: str, level: int) -> bool:
         """Whether the whole tensor waits in the shared level, and nothing moves further out."""
-        flag = {"inputs": self.gemm.inputs_on_chip, "outputs": self.gemm.outputs_on_chip}.get(tensor, False)
-        return flag and self.shared is not None and level <= self.shared
+        return tensor in self.gemm.on_chip and self.shared is not None and level <= self.shared
 
     def innermost(self) -> list[Move]:
         """What the MACs themselves read and write."""

@@ -267,8 +267,8 @@ class _Reader:
         levels = {level.name for level in accelerator.levels}
         spatial = tuple(dimension.name for level in accelerator.levels for dimension in level.spatial)
         read = {}
-        for name, value in self.mapping(value, "constraints", set(), None).items():
-            data = self.mapping(value, f"constraints {name}", set(), {"loops", "largest", "spill"})
+        for name, rules in self.mapping(value, "constraints", set(), None).items():
+            data = self.mapping(rules, f"constraints {name}", set(), {"loops", "largest", "spill"})
             loops = self.mapping(data.get("loops", _Lined()), "loops", set(), levels)
             if not isinstance(data.get("spill", True), bool):
                 raise self.error(data, f"spill must be true or false, got {data['spill']!r}")
