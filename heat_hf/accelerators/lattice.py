@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ AXES = "MNK"
 
 @lru_cache(maxsize=4096)
 def prime_factors(number: int) -> tuple[tuple[int, int], ...]:
-    """Prime factors with their exponents."""
+    """Prime factors with their exponents, the smallest exponents first: numpy is fastest when the last axis is the longest."""
     found, divisor = [], 2
     while number > 1:
         exponent = 0
@@ -27,7 +28,7 @@ def prime_factors(number: int) -> tuple[tuple[int, int], ...]:
         if exponent:
             found.append((divisor, exponent))
         divisor = divisor + 1 if divisor * divisor < number else max(divisor + 1, number)
-    return tuple(found)
+    return tuple(sorted(found, key=lambda factor: factor[1]))
 
 
 @lru_cache(maxsize=4096)
@@ -41,6 +42,13 @@ def divisors(number: int) -> tuple[int, ...]:
 def _exponents(number: int, divisor: int) -> tuple[int, ...]:
     """Exponents of a divisor, one for each prime of the number."""
     return tuple(dict(prime_factors(divisor)).get(prime, 0) for prime, _ in prime_factors(number))
+
+
+@lru_cache(maxsize=65536)
+def _inner(number: int, place: int) -> NDArray[np.intp]:
+    """Places of the divisors of the divisor at a place."""
+    extents = np.array(divisors(number))
+    return np.flatnonzero(extents[place] % extents == 0)
 
 
 class Lattice:
@@ -72,7 +80,7 @@ class Lattice:
         """In place: at every tile, the least value of the tiles from which loops over the given dimensions lead to it."""
         view = values.reshape(len(values), *self._lengths)
         for axis in (axis for dimension in dimensions for axis in self._axes[dimension]):
-            lead = (slice(None),) * axis
+            lead: tuple[Any, ...] = (slice(None),) * axis
             for i in range(1, view.shape[axis]):
                 np.minimum(view[(*lead, i)], view[(*lead, i - 1)], out=view[(*lead, i)])
 
@@ -80,10 +88,15 @@ class Lattice:
         """Multiply the extents of the tiles by factors of M, N and K, for each choice its own."""
         result = np.full(values.shape, np.inf)
         source, target = (array.reshape(len(values), *self._lengths) for array in (values, result))
+        groups: dict[tuple[int, int, int], list[int]] = {}
         for choice, triple in enumerate(factors):
+            groups.setdefault(triple, []).append(choice)
+        for triple, choices in groups.items():
             steps = [step for extent, f in zip(self.full.values(), triple, strict=True) for step in _exponents(extent, f)]
-            kept = tuple(slice(0, length - step) for length, step in zip(self._lengths, steps, strict=True))
-            target[(choice, *(slice(step, None) for step in steps))] = source[(choice, *kept)]
+            moved: tuple[Any, ...] = tuple(slice(step, None) for step in steps)
+            kept: tuple[Any, ...] = tuple(slice(0, length - step) for length, step in zip(self._lengths, steps, strict=True))
+            own: Any = slice(None) if len(groups) == 1 else choices[0] if len(choices) == 1 else choices
+            target[(own, *moved)] = source[(own, *kept)]
         return result
 
     def keep_complete(self, values: Array, open_dimensions: str) -> Array:
@@ -91,18 +104,17 @@ class Lattice:
         for place, dimension in enumerate(AXES):
             if dimension not in open_dimensions:
                 cut = np.full(values.shape, np.inf)
-                last = (*(slice(None),) * (place + 1), -1)
+                last: tuple[Any, ...] = (*(slice(None),) * (place + 1), -1)
                 cut[last] = values[last]
                 values = cut
         return values
 
     def least_below(self, values: Array, tile: Tile, dimensions: str) -> Tile:
         """The tile with the least value from which loops over the given dimensions lead to `tile`; values without choices."""
-        box = []
-        for place, dimension in enumerate(AXES):
-            extents = self.extents[dimension]
-            inside = np.flatnonzero(extents[tile[place]] % extents == 0) if dimension in dimensions else np.array([tile[place]])
-            box.append(inside)
+        box = [
+            _inner(self.full[dimension], place) if dimension in dimensions else np.array([place])
+            for dimension, place in zip(AXES, tile, strict=True)
+        ]
         part = values[np.ix_(*box)]
         m, n, k = (int(axis[i]) for axis, i in zip(box, np.unravel_index(int(part.argmin()), part.shape), strict=True))
         return m, n, k

@@ -26,6 +26,7 @@ from heat_hf.accelerators.sweep import Choices, Sweep, spatial_choices
 
 Objective = Literal["edp", "energy", "latency"]
 OBJECTIVES = get_args(Objective)
+CHOICES = 64  # spatial choices bounded together, those that use the most MACs first
 BATCH = 4  # spatial choices swept together: more no longer fit the caches
 CACHE_NAME = "mappings-1.sqlite"  # the number changes with what the mapper finds
 
@@ -123,22 +124,25 @@ def search(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None
     Raises:
         ValueError: if no mapping fits; the message names the level.
     """
-    choices = spatial_choices(gemm, accelerator, constraints)
-    queue = _Queue.of(gemm, accelerator, choices, constraints, objective)
     best: Cost | None = None
     score = proved = (math.inf, math.inf)
-    while len(batch := queue.pop(score)):
-        sweep = Sweep(gemm, accelerator, constraints, choices.take(queue.choice[batch]), bool(queue.spill[batch[0]]))
-        least, cycles = sweep.run(), queue.cycles[batch]
-        for choice in np.argsort(least * cycles).tolist():
-            bound = _score(objective, least[choice], cycles[choice])
-            proved = min(proved, bound)
-            if bound >= score:
-                continue
-            for cost in sweep.costs(choice, cycles[choice]):
-                reached = _score(objective, cost.energy_pJ, cost.cycles)
-                if reached < score:
-                    best, score = cost, reached
+    least_energy, _ = _least(gemm, accelerator)
+    for busy, choices in spatial_choices(gemm, accelerator, constraints).by_use(CHOICES):
+        if _score(objective, least_energy, gemm.macs / busy) >= score:
+            break
+        queue = _Queue.of(gemm, accelerator, choices, constraints, objective)
+        while len(batch := queue.pop(score)):
+            sweep = Sweep(gemm, accelerator, constraints, choices.take(queue.choice[batch]), bool(queue.spill[batch[0]]))
+            least, cycles = sweep.run(), queue.cycles[batch]
+            for choice in np.argsort(least * cycles).tolist():
+                bound = _score(objective, least[choice], cycles[choice])
+                proved = min(proved, bound)
+                if bound >= score:
+                    continue
+                for cost in sweep.costs(choice, cycles[choice]):
+                    reached = _score(objective, cost.energy_pJ, cost.cycles)
+                    if reached < score:
+                        best, score = cost, reached
     if best is None:
         raise ValueError(_misfit(gemm, accelerator))
     return replace(best, bound=float(min(proved, score)[0]))
@@ -176,22 +180,27 @@ class _Queue:
         def transfers(tensor: str, level: int, reach: float) -> list[Any]:
             return traffic.transfers(tensor, level, reach, traffic.copies(REUSE[tensor], 0, level))
 
-        moves = traffic.innermost()
+        rest = traffic.innermost()
         for tensor, reuse in REUSE.items():
             for level in traffic.keepers[tensor][1:]:
                 if (tensor, level) != ("outputs", accumulator):
-                    moves += transfers(tensor, level, gemm.extent(reuse))
-        variants = [(False, moves + transfers("outputs", accumulator, gemm.K))]
-        if gemm.K > 1 and (constraints is None or constraints.spill):
-            variants.append((True, moves + transfers("outputs", accumulator, gemm.K / prime_factors(gemm.K)[0][0])))
+                    rest += transfers(tensor, level, gemm.extent(reuse))
+        once = transfers("outputs", accumulator, gemm.K)
         count, zeros = len(choices), np.zeros((len(choices), 1))
-        energy = np.concatenate([(traffic.energy(m) + gemm.macs * accelerator.mac_pJ + zeros)[:, 0] for _, m in variants])
-        cycles = np.concatenate([np.ceil(np.round(traffic.cycles(m) + zeros, 6))[:, 0] for _, m in variants])
-        spill = np.repeat([spilled for spilled, _ in variants], count)
-        floors = _score(objective, energy, cycles)
+        apart = traffic.energy(rest) + gemm.macs * accelerator.mac_pJ + zeros
+        energy, cycles = [apart + traffic.energy(once)], [traffic.cycles(rest + once) + zeros]
+        if gemm.K > 1 and (constraints is None or constraints.spill):
+            twice = transfers("outputs", accumulator, gemm.K / min(prime_factors(gemm.K))[0])
+            places = {move.level for move in twice}
+            energy.append(apart + traffic.energy(twice))
+            cycles.append(np.maximum(cycles[0], traffic.cycles(twice + [move for move in rest if move.level in places])))
+        energies = np.concatenate(energy)[:, 0]
+        least = np.ceil(np.round(np.concatenate(cycles), 6))[:, 0]
+        spill = np.repeat([False, True][: len(energy)], count)
+        floors = _score(objective, energies, least)
         order = np.lexsort((spill, floors[1], floors[0]))
-        choice = np.tile(np.arange(count), len(variants))
-        return cls(choice[order], spill[order], cycles[order], (floors[0][order], floors[1][order]))
+        choice = np.tile(np.arange(count), len(energy))
+        return cls(choice[order], spill[order], least[order], (floors[0][order], floors[1][order]))
 
     def pop(self, score: tuple[float, float]) -> NDArray[np.intp]:
         """The next entries, alike in spilling, that could still be better than a score."""

@@ -163,6 +163,7 @@ class Traffic:
             tensor: [i for i, level in enumerate(accelerator.levels) if tensor in level.keeps] for tensor in TENSORS
         }
         self._copies: dict[tuple[str, int, int], Any] = {}
+        self._instances: dict[int, Any] = {}
         self.partial_words = accelerator.word_bits["partial_sums"] / accelerator.word_bits["outputs"]
 
     def copies(self, dimension: str, outer: int, inner: int) -> Any:  # noqa: ANN401
@@ -174,7 +175,9 @@ class Traffic:
 
     def instances(self, level: int) -> Any:  # noqa: ANN401
         """Instances of a level that are in use."""
-        return math.prod((self.copies(dimension, 0, level) for dimension in "MNKB"), start=1)
+        if level not in self._instances:
+            self._instances[level] = math.prod((self.copies(dimension, 0, level) for dimension in "MNKB"), start=1)
+        return self._instances[level]
 
     @cached_property
     def busy(self) -> Any:  # noqa: ANN401
@@ -267,10 +270,12 @@ class Traffic:
 
         Operands that are on chip already, and other live tensors, lie in the shared level whole.
         """
-        gemm, total = self.gemm, 0.0
+        gemm = self.gemm
+        total: Any = 0.0
         copies = self.copies("B", level, len(self.accelerator.levels))
         for tensor in self.accelerator.levels[level].keeps:
             relevant = [dimension for dimension in "MNK" if dimension != REUSE[tensor]]
+            size: Any
             if self.resident(tensor, level):
                 size = gemm.batch * math.prod(gemm.extent(dimension) for dimension in relevant)
             else:
@@ -321,9 +326,9 @@ def evaluate(gemm: Gemm, accelerator: Accelerator, loops: Sequence[Loop], bound:
             found = traffic.transfers(tensor, level, reach, inside)
             moves += found
             spilled |= tensor == "outputs" and any(move.kind == "fills" and move.words > 0 for move in found)
-    for i, level in enumerate(accelerator.levels):
-        if level.words is not None and traffic.words(i, tiles[i], spilled) > level.words:
-            raise ValueError(f"a tile of {tiles[i]} does not fit the {level.words} words of {level.name}")
+    for i, spec in enumerate(accelerator.levels):
+        if spec.words is not None and traffic.words(i, tiles[i], spilled) > spec.words:
+            raise ValueError(f"a tile of {tiles[i]} does not fit the {spec.words} words of {spec.name}")
     return _summarize(traffic, loops, moves, bound)
 
 

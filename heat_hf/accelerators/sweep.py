@@ -51,6 +51,14 @@ class Choices:
         """Some of the choices."""
         return Choices(self.places, tuple({d: extent[indices] for d, extent in column.items()} for column in self.columns))
 
+    def by_use(self, size: int) -> Iterator[tuple[int, Choices]]:
+        """Groups of at most `size` choices, those that use the most MACs first, each with the most any of them uses."""
+        busy = math.prod((extent for column in self.columns for extent in column.values()), start=np.ones(len(self), np.int64))
+        order = np.argsort(-busy, kind="stable")
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            yield int(busy[group[0]]), self.take(group) if self.columns else self
+
     def by_level(self, levels: int) -> list[dict[str, NDArray[np.int64]]]:
         """Extents unrolled below every level, as arrays of shape (choices, 1)."""
         result = [dict.fromkeys("MNKB", np.ones((len(self), 1), np.int64)) for _ in range(levels)]
@@ -116,6 +124,7 @@ class Sweep:
         self.allowed = [self._allowed(level) for level in range(len(accelerator.levels))]
         self.last = self._last()
         self.entering: dict[int, dict[State, Array]] = {}
+        self.ended: dict[int, dict[State, Array]] = {}
         self.ends: dict[State, tuple[Array, NDArray[np.intp]]] = {}
 
     def _allowed(self, level: int) -> str:
@@ -163,19 +172,16 @@ class Sweep:
         """Temporal loops: a stay goes on while only its reuse dimension grows, and ends with any other loop."""
         if len(states) == 1 and not self.allowed[level]:
             return states
-        moving, grown = states[MOVING].copy(), {}
+        moving, grown, self.ended[level] = states[MOVING].copy(), {}, {}
         for state, values in states.items():
             if state != MOVING:
-                grown[state] = self._stay(level, state, values)
-                np.minimum(moving, grown[state] + self._table(state, level), out=moving)
+                values = values.copy()
+                self.lattice.grow(values, self._stayed(level, state))
+                ended = values + self._table(state, level)
+                np.minimum(moving, ended, out=moving)
+                grown[state], self.ended[level][state] = values, ended
         self.lattice.grow(moving, self.allowed[level])
         return {MOVING: moving, **grown}
-
-    def _stay(self, level: int, state: State, values: Array) -> Array:
-        values = values.copy()
-        if REUSE[state.tensor] in self.allowed[level]:
-            self.lattice.grow(values, REUSE[state.tensor])
-        return values
 
     def _mark(self, level: int, states: dict[State, Array]) -> dict[State, Array]:
         """The tile at this point is what the level holds: it must fit, and begins to stay."""
@@ -254,14 +260,11 @@ class Sweep:
             return state, self.lattice.least_below(entering[state], tile, self._stayed(level, state))
         start = self.lattice.least_below(entering[MOVING], tile, self.allowed[level])
         best, found = entering[MOVING][start], (MOVING, start)
-        for other, values in entering.items():
-            if other != MOVING:
-                stay = self._stay(level, other, values[None])
-                ended = stay + self._table(other, level)[choice : choice + 1]
-                middle = self.lattice.least_below(ended[0], tile, self.allowed[level])
-                if ended[0][middle] < best:
-                    best = ended[0][middle]
-                    found = (other, self.lattice.least_below(values, middle, self._stayed(level, other)))
+        for other, values in self.ended.get(level, {}).items():
+            middle = self.lattice.least_below(values[choice], tile, self.allowed[level])
+            if values[choice][middle] < best:
+                best = values[choice][middle]
+                found = (other, self.lattice.least_below(entering[other], middle, self._stayed(level, other)))
         return found
 
     def _stayed(self, level: int, state: State) -> str:

@@ -1,0 +1,265 @@
+"""A cascade of products on an accelerator, with intermediates that stay on chip (paper, section 2.2.1, Fig. 5, "fused Einsum").
+
+Every operand of a step comes from DRAM or waits in the shared buffer, and so does its result: four memory-access types. An
+intermediate waits there when it fits with everything else that is live; where it does not, it is tiled over tokens, or
+spilled to DRAM, whichever has the lower total EDP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from heat_hf.accelerators.lattice import divisors
+from heat_hf.accelerators.mapper import Mapper
+from heat_hf.accelerators.mapping import Cost, Gemm, shared_level
+from heat_hf.contraction import ContractionPlan, Step
+from heat_hf.formats.base import TOKENS
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step of a cascade.
+
+    Attributes:
+        name: the step's einsum, or what else it is.
+        cost: its best mapping.
+        repeats: how often it runs: once for each tile of tokens.
+        inputs_from, weights_from, outputs_to: names of the levels outside which nothing moves.
+    """
+
+    name: str
+    cost: Cost
+    repeats: int
+    inputs_from: str
+    weights_from: str
+    outputs_to: str
+
+
+@dataclass(frozen=True)
+class CascadeCost:
+    """Steps that run one after the other: energies and times add, EDP = ΣE·ΣT (paper, section 2.2.2).
+
+    Attributes:
+        steps: the steps.
+        clock_hz: cycles a second.
+        macs_per_cycle: multiply-accumulates a cycle when all units are busy.
+    """
+
+    steps: tuple[StepCost, ...]
+    clock_hz: float
+    macs_per_cycle: int
+
+    @cached_property
+    def energy_pJ(self) -> float:  # noqa: N802 - the unit's own spelling
+        """Energy."""
+        return sum(step.repeats * step.cost.energy_pJ for step in self.steps)
+
+    @cached_property
+    def cycles(self) -> int:
+        """Cycles."""
+        return sum(step.repeats * step.cost.cycles for step in self.steps)
+
+    @property
+    def seconds(self) -> float:
+        """Time."""
+        return self.cycles / self.clock_hz
+
+    @property
+    def edp(self) -> float:
+        """Energy-delay product in J·s."""
+        return self.energy_pJ * 1e-12 * self.seconds
+
+    @property
+    def utilization(self) -> float:
+        """Useful MACs over what the array could do in the time."""
+        useful = sum(step.repeats * step.cost.utilization * step.cost.cycles for step in self.steps)
+        return useful / self.cycles
+
+    @property
+    def accesses(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Level → tensor → reads, fills and updates in words, over all steps."""
+        total: dict[str, dict[str, dict[str, float]]] = {}
+        for step in self.steps:
+            for level, tensors in step.cost.accesses.items():
+                for tensor, counts in tensors.items():
+                    own = total.setdefault(level, {}).setdefault(tensor, dict.fromkeys(counts, 0.0))
+                    for kind, words in counts.items():
+                        own[kind] += step.repeats * words
+        return total
+
+    @property
+    def energy_by_level_pJ(self) -> dict[str, float]:  # noqa: N802
+        """Level, or "MAC" → energy."""
+        total: dict[str, float] = {}
+        for step in self.steps:
+            for level, energy in step.cost.energy_by_level_pJ.items():
+                total[level] = total.get(level, 0.0) + step.repeats * energy
+        return total
+
+    @property
+    def cycles_by_bottleneck(self) -> dict[str, int]:
+        """Level whose ports, or "MAC" where arithmetic, took the time → cycles."""
+        total: dict[str, int] = {}
+        for step in self.steps:
+            name = step.cost.bottleneck
+            total[name] = total.get(name, 0) + step.repeats * step.cost.cycles
+        return total
+
+
+def join(parts: Iterable[CascadeCost]) -> CascadeCost:
+    """Cascades that run one after the other on one accelerator.
+
+    Raises:
+        ValueError: for no cascade at all.
+    """
+    found = list(parts)
+    if not found:
+        raise ValueError("there is nothing to cost: no cascade was given")
+    return replace(found[0], steps=tuple(step for part in found for step in part.steps))
+
+
+def cost_gemm(gemm: Gemm, mapper: Mapper, name: str = "") -> CascadeCost:
+    """A single product as a cascade of one step, operands and result in DRAM."""
+    return _cascade([_step_cost(name or str(gemm), gemm, mapper)], mapper)
+
+
+def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> CascadeCost:
+    """The cost of a contraction plan's forward pass.
+
+    Static operands come from DRAM once a tile of tokens, x and y once. Either operand of a product may take the weights' way
+    through the hierarchy where a role is free: both are static, or the right one is an intermediate.
+
+    Args:
+        plan: the plan.
+        mapper: the accelerator's mapper.
+        fused: keep intermediates on chip where that pays; else all go through DRAM.
+
+    Raises:
+        ValueError: if a step has no mapping.
+    """
+    whole = _Cascade(plan.steps, mapper, 1)
+    if not fused or len(plan.steps) == 1:
+        return whole.cost(frozenset())
+    best = whole.best()
+    if not whole.fits(frozenset(whole.edges)):
+        for tiles in sorted(divisors(plan.extents.get(TOKENS, 1)))[1:]:
+            tiled = _Cascade(plan.steps, mapper, tiles)
+            if tiled.fits(frozenset(tiled.edges)):
+                candidate = tiled.best()
+                if candidate.edp >= best.edp:
+                    break
+                best = candidate
+    return best
+
+
+class _Cascade:
+    """Steps of a plan, with the tokens cut into a number of tiles."""
+
+    def __init__(self, steps: Sequence[Step], mapper: Mapper, tiles: int) -> None:
+        self.tiles = tiles
+        self.steps = [_cut(step, tiles) for step in steps]
+        self.mapper = mapper
+        self.position = {step.result: i for i, step in enumerate(self.steps)}
+        self.used = {operand: i for i, step in enumerate(self.steps) for operand in (step.left, step.right)}
+        level = shared_level(mapper.accelerator)
+        spec = None if level is None else mapper.accelerator.levels[level]
+        self.shared = spec.keeps if spec else ()
+        self.words = (spec.words or math.inf) if spec else 0
+
+    def elements(self, number: int) -> int:
+        """Words of an intermediate."""
+        return self.steps[self.position[number]].elements
+
+    @property
+    def edges(self) -> list[int]:
+        """Operand numbers of the intermediates, the largest first."""
+        return sorted((step.result for step in self.steps[:-1]), key=lambda number: -self.elements(number))
+
+    def reserved(self, kept: frozenset[int], position: int) -> int:
+        """Words of the kept intermediates that wait during a step without being part of it."""
+        return sum(self.elements(number) for number in kept if self.position[number] < position < self.used[number])
+
+    def roomy(self, kept: frozenset[int]) -> bool:
+        """Whether everything of every step fits beside the kept intermediates: then to keep fewer of them is not better."""
+        return not kept or all(
+            sum(step.size(indices) for indices in (step.left_indices, step.right_indices, step.result_indices))
+            + self.reserved(kept, i)
+            <= self.words
+            for i, step in enumerate(self.steps)
+        )
+
+    def fits(self, kept: frozenset[int]) -> bool:
+        """Whether intermediates that are live together fit, and a step of two of them can read both on chip."""
+        for i, step in enumerate(self.steps):
+            own = [n for n in (step.left, step.right, step.result) if n in kept]
+            if sum(map(self.elements, own)) + self.reserved(kept, i) >= self.words:
+                return False
+            if {step.left, step.right} <= kept and "weights" not in self.shared:
+                return False
+        return True
+
+    def best(self) -> CascadeCost:
+        """The cascade with the intermediates on chip whose place there pays.
+
+        Begins with every largest set that fits, and takes out what takes too much room, until every change costs more.
+        """
+        found = [self.cost(frozenset())] if not self.largest() else []
+        for kept in self.largest():
+            best = self.cost(kept)
+            while not self.roomy(kept):
+                fewer = min(((self.cost(kept - {n}), kept - {n}) for n in kept), key=lambda pair: pair[0].edp)
+                if fewer[0].edp >= best.edp:
+                    break
+                best, kept = fewer
+            found.append(best)
+        return min(found, key=lambda cascade: cascade.edp)
+
+    def largest(self) -> list[frozenset[int]]:
+        """Sets of intermediates that fit, and no longer do with any other."""
+        sets = [frozenset(self.edges)]
+        found: list[frozenset[int]] = []
+        while sets:
+            fitting = [kept for kept in sets if kept and self.fits(kept) and not any(kept <= other for other in found)]
+            found += fitting
+            sets = list({kept - {n} for kept in sets if kept not in fitting for n in kept})
+        return found
+
+    def cost(self, kept: frozenset[int]) -> CascadeCost:
+        """The cascade with some intermediates on chip."""
+        return _cascade([self._step(i, kept) for i in range(len(self.steps))], self.mapper)
+
+    def _step(self, position: int, kept: frozenset[int]) -> StepCost:
+        step = self.steps[position]
+        batch, m, n, k = step.gemm
+        straight = {"inputs": step.left, "weights": step.right, "outputs": step.result}
+        options = [(Gemm(m, n, k, batch), straight)]
+        if step.static or step.right in self.position:
+            options.append((Gemm(n, m, k, batch), {**straight, "inputs": step.right, "weights": step.left}))
+        found: list[StepCost] = []
+        for gemm, operands in options:
+            on_chip = tuple(tensor for tensor, operand in operands.items() if operand in kept)
+            if set(on_chip) <= set(self.shared):
+                gemm = replace(gemm, on_chip=on_chip, reserved=self.reserved(kept, position))
+                found.append(_step_cost(step.equation, gemm, self.mapper, 1 if step.static else self.tiles))
+        return min(found, key=lambda candidate: candidate.cost.objective_value(self.mapper.objective))
+
+
+def _cut(step: Step, tiles: int) -> Step:
+    """The step for one tile of tokens."""
+    return replace(step, extents={i: e // tiles if i == TOKENS else e for i, e in step.extents.items()})
+
+
+def _step_cost(name: str, gemm: Gemm, mapper: Mapper, repeats: int = 1) -> StepCost:
+    levels = mapper.accelerator.levels
+    shared = shared_level(mapper.accelerator)
+    places = [
+        levels[shared or 0].name if tensor in gemm.on_chip else levels[0].name for tensor in ("inputs", "weights", "outputs")
+    ]
+    return StepCost(name, mapper.cost(gemm), repeats, *places)
+
+
+def _cascade(steps: Sequence[StepCost], mapper: Mapper) -> CascadeCost:
+    return CascadeCost(tuple(steps), mapper.accelerator.clock_hz, mapper.accelerator.macs)
