@@ -36,6 +36,20 @@ def base_prefix(model: PreTrainedModel) -> str:
     return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
 
 
+def block_pattern(model: PreTrainedModel) -> str:
+    """Regular expression for the names of modules in the model's Transformer blocks.
+
+    Raises:
+        ValueError: for an unknown family.
+    """
+    family = model.config.model_type
+    if family not in BLOCKS:
+        raise ValueError(
+            f"unknown model family {family!r}: name its linears with modules=[pattern, …] (known families: {', '.join(BLOCKS)})"
+        )
+    return f"^{re.escape(base_prefix(model))}{BLOCKS[family]}"
+
+
 def encoder_linears(
     model: PreTrainedModel, modules: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> dict[str, nn.Linear]:
@@ -55,13 +69,7 @@ def encoder_linears(
     if not linears:
         raise ValueError(f"{type(model).__name__} has no linear layers to factorize")
     if modules is None:
-        family = model.config.model_type
-        if family not in BLOCKS:
-            raise ValueError(
-                f"unknown model family {family!r}: name its linears with modules=[pattern, …] "
-                f"(known families: {', '.join(BLOCKS)})"
-            )
-        modules = [f"^{re.escape(base_prefix(model))}{BLOCKS[family]}"]
+        modules = [block_pattern(model)]
     chosen = {name for pattern in modules for name in _matching("modules", pattern, linears)}
     chosen -= {name for pattern in exclude for name in _matching("exclude", pattern, linears)}
     if not chosen:
