@@ -35,8 +35,10 @@ def cost_setting(setting: TensorSetting, tokens: int, mapper: Mapper, fused: boo
         ValueError: if a step has no mapping.
     """
     ways: tuple[Execution, ...] = ("contract", "reconstruct") if setting.execution == "auto" else (setting.execution,)
-    plans = {plan.all_steps: plan for plan in (replace(setting, execution=way).plan(tokens) for way in ways)}
-    return min((cost_plan(plan, mapper, fused) for plan in plans.values()), key=lambda cost: cost.edp)
+    plans = [replace(setting, execution=way).plan(tokens) for way in ways]
+    if len(plans) == 2 and plans[0].all_steps == plans[1].all_steps:
+        plans.pop()
+    return min((cost_plan(plan, mapper, fused) for plan in plans), key=lambda cost: cost.edp)
 
 
 def cost_linear(rows: int, columns: int, tokens: int, mapper: Mapper) -> CascadeCost:

@@ -1,0 +1,181 @@
+"""`heat-hf cost`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from heat_hf.cli.values import parse_rank, show
+from heat_hf.setting import EXECUTIONS
+
+if TYPE_CHECKING:
+    from heat_hf.accelerators.fusion import CascadeCost
+    from heat_hf.accelerators.mapper import Mapper
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `cost`."""
+    what = parser.add_argument_group("what to cost: one of")
+    what.add_argument(
+        "model", nargs="?", metavar="MODEL", help="Hub id or folder, dense or compressed; only config.json is read"
+    )
+    what.add_argument("--gemm", metavar="MxNxK", help="a product of M tokens, N outputs and K inputs")
+    what.add_argument("--matrix", metavar="OUTxIN", help="a linear layer; dense without --format")
+    matrix = parser.add_argument_group("a factorized matrix")
+    matrix.add_argument("--format", help="format of the factorization")
+    matrix.add_argument("--shape", metavar="S", help="tensorization shape, as 768:12x64 (default: the format's own)")
+    matrix.add_argument("--rank", metavar="R", help="an integer, or integers with commas between")
+    matrix.add_argument("--execution", default="auto", choices=EXECUTIONS, help="auto: whichever has the lower EDP (default)")
+    run = parser.add_argument_group("what is fed, and where it runs")
+    run.add_argument("--sequence-length", type=int, default=128, metavar="L", help="default: %(default)s")
+    run.add_argument("--batch-size", type=int, default=1, metavar="B", help="default: %(default)s")
+    run.add_argument("--accelerator", default="simba-l", metavar="NAME|FILE.yaml", help="default: %(default)s")
+    run.add_argument("--constraints", metavar="NAME", help="keep to a part of the mapping space, as timeloop on simba-l")
+    run.add_argument("--objective", default="edp", help="edp, energy or latency (default: %(default)s)")
+    run.add_argument("--unfused", action="store_true", help="send every intermediate through DRAM")
+    run.add_argument("--count", nargs="+", default=[], metavar="WHAT", help="also count attention, embeddings, elementwise")
+    run.add_argument("--cache", metavar="DIR", help="keep mappings there for later runs")
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", action="store_true", help="print the costs as JSON")
+    out.add_argument("--plot", metavar="FILE", help="draw where energy and cycles go")
+    out.add_argument("--export", metavar="TOOL", help="write the product and its mapping for timeloop or accelforge")
+    out.add_argument("--output", metavar="DIR", help="where --export writes")
+    out.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Cost a product, a matrix or a model."""
+    _check(args)
+    from heat_hf.accelerators import load_accelerator
+    from heat_hf.accelerators.mapper import Mapper
+    from heat_hf.cost_report import describe_mapper
+
+    accelerator = load_accelerator(args.accelerator)
+    plain, padded = (
+        Mapper(accelerator, args.constraints, args.objective, padding=padding, cache=args.cache) for padding in (False, True)
+    )
+    data, text, parts = (_model if args.model else _product)(args, plain, padded)
+    if args.plot:
+        from heat_hf.cost_report import plot_cost
+
+        plot_cost(parts, accelerator, f"{_name(args)} on {accelerator.name}", args.plot)
+        print(f"drawn to {args.plot}", file=sys.stderr)
+    if args.export:
+        _export(args, parts, plain)
+    note = f"{accelerator.name}, digest {accelerator.digest}. {accelerator.technology}"
+    show(args, {**describe_mapper(plain), **data}, f"{text}\n\n{note}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    given = [option for option in ("model", "gemm", "matrix") if getattr(args, option) is not None]
+    if len(given) != 1:
+        raise ValueError(f"name one of MODEL, --gemm and --matrix, got {' and '.join(given) or 'none'}")
+    factorized = [option for option in ("format", "shape", "rank") if getattr(args, option) is not None]
+    if factorized and args.matrix is None:
+        raise ValueError(f"--{factorized[0]} needs --matrix")
+    if args.matrix is not None and factorized and (args.format is None or args.rank is None):
+        raise ValueError("a factorized --matrix needs --format and --rank")
+    if args.count and not args.model:
+        raise ValueError("--count needs a MODEL")
+    if args.export:
+        from heat_hf.accelerators.export import EXPORTS
+
+        if args.export not in EXPORTS:
+            raise ValueError(f"--export must be one of {', '.join(EXPORTS)}, got {args.export!r}")
+        if args.model or not args.output:
+            raise ValueError("--export needs --gemm or --matrix, and --output for the folder to write")
+    for option in ("sequence_length", "batch_size"):
+        if getattr(args, option) < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
+
+
+def _name(args: argparse.Namespace) -> str:
+    if args.gemm:
+        return f"product {args.gemm}"
+    tokens = f"{args.batch_size} × {args.sequence_length} tokens"
+    if args.model:
+        return f"{args.model}, {tokens}"
+    setting = f" {args.format} {args.shape or ''} rank {args.rank}" if args.format else " dense"
+    return f"{args.matrix}{setting}, {tokens}"
+
+
+def _integers(option: str, text: str, names: str) -> list[int]:
+    found = re.fullmatch("x".join([r"(\d+)"] * names.count("x")) + r"x(\d+)", text)
+    if found is None:
+        raise ValueError(f"{option} must be {names}, integers with x between, got {text!r}")
+    return [int(group) for group in found.groups()]
+
+
+def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
+    from heat_hf.cost_report import cost_data, level_table, mapping_text, step_parts, step_table, total_line, totals
+
+    cost, padded_cost = _cascade(args, plain), _cascade(args, padded)
+    data = {**cost_data(cost), "padded": totals(padded_cost)}
+    lines = [step_table(cost), level_table(cost, plain.accelerator), mapping_text(cost), total_line("total", cost)]
+    if padded_cost.edp < cost.edp:
+        lines.append(total_line("with zeros filled up", padded_cost))
+    if args.format:
+        rows, columns = _integers("--matrix", args.matrix, "OUTxIN")
+        from heat_hf.cost import cost_linear
+
+        dense = cost_linear(rows, columns, args.sequence_length * args.batch_size, plain)
+        data["dense"] = totals(dense)
+        lines.append(f"{total_line('dense', dense)}\nEDP of dense: {cost.edp / dense.edp:.4f}")
+    return data, "\n\n".join(lines), step_parts(cost)
+
+
+def _cascade(args: argparse.Namespace, mapper: Mapper) -> CascadeCost:
+    from heat_hf.accelerators.fusion import cost_gemm
+    from heat_hf.accelerators.mapping import Gemm
+    from heat_hf.cost import cost_linear, cost_setting
+    from heat_hf.formats import TensorShape, get_format
+    from heat_hf.setting import TensorSetting
+
+    if args.gemm:
+        m, n, k = _integers("--gemm", args.gemm, "MxNxK")
+        return cost_gemm(Gemm(m, n, k), mapper)
+    rows, columns = _integers("--matrix", args.matrix, "OUTxIN")
+    tokens = args.sequence_length * args.batch_size
+    if not args.format:
+        return cost_linear(rows, columns, tokens, mapper)
+    codec = get_format(args.format)
+    shape = TensorShape.parse(args.shape, rows, columns) if args.shape else codec.default_shape(rows, columns)
+    setting = TensorSetting(args.format, shape, codec.parse_rank(shape, parse_rank(args.rank)), args.execution)
+    return cost_setting(setting, tokens, mapper, fused=not args.unfused)
+
+
+def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
+    from heat_hf.cost import EXTRAS, cost_model
+    from heat_hf.cost_report import layer_table, level_table, model_data, model_parts, total_line, totals
+
+    found, filled = (
+        cost_model(args.model, mapper, args.sequence_length, args.batch_size, args.count, fused=not args.unfused)
+        for mapper in (plain, padded)
+    )
+    total, dense, padded_total = found.total, found.dense, filled.total
+    lines = [layer_table(found), level_table(total, plain.accelerator), total_line("total", total)]
+    if padded_total.edp < total.edp:
+        lines.append(total_line("with zeros filled up", padded_total))
+    if found.factorized:
+        lines.append(f"{total_line('dense', dense)}\nEDP gain: {dense.edp / total.edp:.2f}×")
+    left_out = [name for name in EXTRAS if name not in args.count]
+    if left_out:
+        lines.append(f"Linear layers of the Transformer blocks. Not counted: {', '.join(left_out)}; see --count.")
+    data = {**model_data(found), "padded": totals(padded_total), "not_counted": left_out}
+    return data, "\n\n".join(lines), model_parts(found)
+
+
+def _export(args: argparse.Namespace, parts: dict[str, CascadeCost], mapper: Mapper) -> None:
+    from heat_hf.accelerators.export import EXPORTS
+    from heat_hf.storage import atomic_directory
+
+    with atomic_directory(args.output, args.overwrite) as folder:
+        for i, part in enumerate(parts.values(), start=1):
+            target = folder if len(parts) == 1 else folder / f"step-{i}"
+            target.mkdir(exist_ok=True)
+            for name, text in EXPORTS[args.export](part.steps[0].cost, mapper.accelerator, mapper.constraints).items():
+                (target / name).write_text(text)
+    print(f"written to {args.output}", file=sys.stderr)

@@ -1,0 +1,62 @@
+"""`heat-hf evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from heat_hf.cli.values import show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `evaluate`."""
+    parser.add_argument("model", help="Hub id or folder, dense or compressed")
+    parser.add_argument("--task", required=True, help="sentence-similarity or text-classification")
+    parser.add_argument("--data", required=True, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
+    parser.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "REFERENCE"), help="column names; '' for no SECOND")
+    parser.add_argument("--rows", type=int, metavar="N", help="use only the first rows")
+    parser.add_argument("--baseline", metavar="MODEL", help="also score this model, as the one it is compared with")
+    parser.add_argument("--latency", action="store_true", help="also time a forward pass of 8 × 128 tokens")
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score one model, or two side by side."""
+    import dataclasses
+
+    import transformers
+
+    import heat_hf  # noqa: F401
+    from heat_hf.data import load_rows
+    from heat_hf.evaluation import TASKS, evaluate_task, measure_latency
+
+    if args.task not in TASKS:
+        raise ValueError(f"unknown task {args.task!r}; known are {', '.join(TASKS)}")
+    rows = load_rows(args.data, args.rows)
+    names = [args.model, *([args.baseline] if args.baseline else [])]
+    loader = getattr(transformers, TASKS[args.task].model_class)
+    models = {name: loader.from_pretrained(name).eval() for name in names}
+    results: dict[str, dict[str, Any]] = {}
+    for name, model in models.items():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        scores = evaluate_task(model, tokenizer, args.task, rows, args.columns)
+        results[name] = {**scores, "parameters": model.num_parameters()}
+    if args.latency:
+        for name, latency in measure_latency(models).items():
+            results[name]["latency_s"] = dataclasses.asdict(latency)
+    show(args, results, _score_table(results))
+    return 0
+
+
+def _score_table(results: dict[str, dict[str, Any]]) -> str:
+    from heat_hf.text import text_table
+
+    columns = list(next(iter(results.values())))
+    rows = [(name, *(_cell(scores[column]) for column in columns)) for name, scores in results.items()]
+    return text_table(["model", *(column.removesuffix("_s") for column in columns)], [rows], width=120)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{value['median'] * 1e3:.1f} ms ({value['lower'] * 1e3:.1f}–{value['upper'] * 1e3:.1f})"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
