@@ -129,8 +129,7 @@ def cost_gemm(gemm: Gemm, mapper: Mapper, name: str = "") -> CascadeCost:
 def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> CascadeCost:
     """The cost of a contraction plan's forward pass.
 
-    Static operands come from DRAM once a tile of tokens, x and y once. Either operand of a product may take the weights' way
-    through the hierarchy where a role is free: both are static, or the right one is an intermediate.
+    Static operands come from DRAM once a tile of tokens, x and y once.
 
     Args:
         plan: the plan.
@@ -234,17 +233,14 @@ class _Cascade:
     def _step(self, position: int, kept: frozenset[int]) -> StepCost:
         step = self.steps[position]
         batch, m, n, k = step.gemm
-        straight = {"inputs": step.left, "weights": step.right, "outputs": step.result}
-        options = [(Gemm(m, n, k, batch), straight)]
-        if step.static or step.right in self.position:
-            options.append((Gemm(n, m, k, batch), {**straight, "inputs": step.right, "weights": step.left}))
-        found: list[StepCost] = []
-        for gemm, operands in options:
-            on_chip = tuple(tensor for tensor, operand in operands.items() if operand in kept)
-            if set(on_chip) <= set(self.shared):
-                gemm = replace(gemm, on_chip=on_chip, reserved=self.reserved(kept, position))
-                found.append(_step_cost(step.equation, gemm, self.mapper, 1 if step.static else self.tiles))
-        return min(found, key=lambda candidate: candidate.cost.objective_value(self.mapper.objective))
+        operands = {"inputs": step.left, "weights": step.right, "outputs": step.result}
+        if step.right in kept and "weights" not in self.shared:
+            # The shared level does not feed the weights' way: the result is computed transposed.
+            m, n = n, m
+            operands |= {"inputs": step.right, "weights": step.left}
+        on_chip = tuple(tensor for tensor, operand in operands.items() if operand in kept)
+        gemm = Gemm(m, n, k, batch, on_chip, self.reserved(kept, position))
+        return _step_cost(step.equation, gemm, self.mapper, 1 if step.static else self.tiles)
 
 
 def _cut(step: Step, tiles: int) -> Step:

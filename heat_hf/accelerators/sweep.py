@@ -125,6 +125,9 @@ class Sweep:
         self.last = self._last()
         self.entering: dict[int, dict[State, Array]] = {}
         self.ended: dict[int, dict[State, Array]] = {}
+        self.groups = [0] * len(choices)  # the row of the arrays that each choice has
+        self.rows = [0]  # the first choice of each row
+        self.group: dict[int, list[int]] = {}
         self.ends: dict[State, tuple[Array, NDArray[np.intp]]] = {}
 
     def _allowed(self, level: int) -> str:
@@ -152,21 +155,47 @@ class Sweep:
 
     def run(self) -> Array:
         """The least energy of every choice in pJ, infinite where nothing fits."""
-        states = {MOVING: np.full((len(self.choices), *self.lattice.shape), np.inf)}
+        states = {MOVING: np.full((1, *self.lattice.shape), np.inf)}
         states[MOVING][:, 0, 0, 0] = 0.0
         for level in range(len(self.accelerator.levels) - 1, self.last - 1, -1):
+            states = self._split(states, level, level + 1)
             if self.accelerator.levels[level].spatial:
-                factors = list(zip(*(self.spatial[level][d][:, 0].tolist() for d in AXES), strict=True))
+                factors = list(zip(*(self.spatial[level][d][self.rows, 0].tolist() for d in AXES), strict=True))
                 states = {state: self.lattice.shift(values, factors) for state, values in states.items()}
-            self.entering[level] = states
+            self.entering[level], self.group[level] = states, self.groups
             if level > self.last:
-                states = self._mark(level, self._loop(level, states))
+                states = self._loop(level, states)
+                states = self._mark(level, self._split(states, level, level))
+        states = self._split(states, 0, 0)
+        if len(self.rows) < len(self.choices):  # two that differ only in which of two dimensions below a level is unrolled
+            states = {state: values[self.groups] for state, values in states.items()}
         total = self.traffic.energy(self.traffic.innermost()) + self.gemm.macs * self.accelerator.mac_pJ
         for tensor in REUSE:
             outer = tuple(level for level in self.traffic.keepers[tensor][1:] if level <= self.last)
             total = total + self._ending(State(tensor, outer))
         self.ends = {state: self._end(state, values) for state, values in states.items()}
         return np.asarray(total[:, 0] + np.min([energy for energy, _ in self.ends.values()], axis=0), float)
+
+    def _split(self, states: dict[State, Array], level: int, inner: int) -> dict[State, Array]:
+        """Give choices rows of their own as soon as anything that enters the arrays tells them apart.
+
+        That is what is unrolled below `level` and further in, and how data is multicast to the levels from `inner` inwards.
+        """
+        places = range(level, len(self.spatial))
+        known = [self.spatial[i][d] for i in places if self.accelerator.levels[i].spatial for d in "MNKB"]
+        for tensor, reuse in REUSE.items():
+            for i in self.traffic.keepers[tensor][1:]:
+                if i >= inner:
+                    known.append(self.traffic.copies(reuse, self.traffic.parent(tensor, i), i))
+        keys = list(zip(*(column[:, 0].tolist() for column in known if isinstance(column, np.ndarray)), strict=True))
+        numbers: dict[tuple[int, ...], int] = {}
+        groups = [numbers.setdefault(key, len(numbers)) for key in keys] or [0] * len(self.choices)
+        if len(numbers) > len(self.rows):
+            self.rows = [groups.index(number) for number in range(len(numbers))]
+            parents = [self.groups[row] for row in self.rows]
+            states = {state: values[parents] for state, values in states.items()}
+            self.groups = groups
+        return states
 
     def _loop(self, level: int, states: dict[State, Array]) -> dict[State, Array]:
         """Temporal loops: a stay goes on while only its reuse dimension grows, and ends with any other loop."""
@@ -203,15 +232,15 @@ class Sweep:
             return 0.0
         tile = {d: self.lattice.along(d, self.lattice.extents[d][None]) for d in AXES}
         spatial = [{d: extent[:, :, None, None] for d, extent in below.items()} for below in self.spatial]
-        needed = Traffic(self.accelerator, self.gemm, spatial).words(level, tile, self.spill)
-        return np.where(needed > words, np.inf, 0.0)
+        needed = np.asarray(Traffic(self.accelerator, self.gemm, spatial).words(level, tile, self.spill))
+        return np.where((needed if len(needed) == 1 else needed[self.rows]) > words, np.inf, 0.0)
 
     def _table(self, state: State, slot: int) -> Array:
         """Energy of the transfers when a state's stays end among the loops of level `slot`, by tile."""
         reuse = REUSE[state.tensor]
         reach = self.lattice.extents[reuse][None]
         total = sum(self._energy(state.tensor, level, reach, slot) for level in state.levels)
-        return self.lattice.along(reuse, np.asarray(total) + np.zeros((len(self.choices), 1)))
+        return self.lattice.along(reuse, (np.asarray(total) + np.zeros((len(self.choices), 1)))[self.rows])
 
     def _ending(self, state: State) -> Any:  # noqa: ANN401
         """Energy of the transfers, shape (choices, 1), when a state's stays last to the end of the nest."""
@@ -255,6 +284,7 @@ class Sweep:
 
     def _enter(self, level: int, choice: int, state: State, tile: Tile) -> tuple[State, Tile]:
         """The state and tile from which the loops of a level led to the given ones."""
+        choice = self.group[level][choice]
         entering = {other: values[choice] for other, values in self.entering[level].items()}
         if state != MOVING:
             return state, self.lattice.least_below(entering[state], tile, self._stayed(level, state))
