@@ -15,13 +15,16 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from heat_hf.accelerators import load_accelerator
+from heat_hf.accelerators.mapper import Mapper
 from heat_hf.calibration import Batch, calibration_batches, collect_second_moments
 from heat_hf.config import METHOD, HeatConfig, package_version
-from heat_hf.encoder import block_of, encoder_linears, swap_module
+from heat_hf.cost import cost_linear, cost_setting
+from heat_hf.encoder import block_of, encoder_linears, runs, swap_module
 from heat_hf.formats import Factorization, TensorShape, get_format, match_variance
 from heat_hf.formats.base import require_finite
 from heat_hf.layers import FactorizedLinear
-from heat_hf.report import CompressionReport, TensorReport
+from heat_hf.report import CompressionReport, HardwareCost, TensorReport
 from heat_hf.setting import TensorSetting
 from heat_hf.storage import atomic_directory, check_target
 
@@ -80,7 +83,7 @@ class HeatCompressor:
             ValueError: if the configuration does not fit the model.
         """
         settings = plan_settings(encoder_linears(self.model, config.modules, config.exclude), config)
-        return _report(self.model, config, {name: (setting, None) for name, setting in settings.items()})
+        return _report(self.model, config, {name: (setting, None) for name, setting in settings.items()}, _mapper(config))
 
     def compress(
         self,
@@ -191,6 +194,7 @@ def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[
     """
     linears = encoder_linears(model, config.modules, config.exclude)
     settings = plan_settings(linears, config)
+    mapper = _mapper(config)
     if config.activation_aware and calibration is None:
         raise ValueError("activation_aware=True needs a calibration_dataset")
     for name, linear in linears.items():
@@ -203,13 +207,13 @@ def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[
             for name, linear in group.items():
                 results[name] = settings[name], _decompose(linear, settings[name], config, moments.pop(name, None))
                 progress.update()
-    report = _report(model, config, results, calibration_rows=_rows(batches))
+    report = _report(model, config, results, mapper, calibration_rows=_rows(batches))
     for name, (setting, factorization) in results.items():
         assert factorization is not None
         layer = FactorizedLinear.from_linear(linears[name], setting, factorization, config.tokens)
         swap_module(model, linears[name], layer)
     # A copy: the caller may use the same configuration for another model.
-    done = replace(config, tensors=settings, heat_version=package_version())
+    done = replace(config, tensors=settings, accelerator=report.accelerator, heat_version=package_version())
     AutoHfQuantizer.from_config(done, pre_quantized=True).attach(model)
     return report
 
@@ -237,6 +241,7 @@ def _report(
     model: PreTrainedModel,
     config: HeatConfig,
     results: Mapping[str, tuple[TensorSetting, Factorization | None]],
+    mapper: Mapper | None,
     calibration_rows: int = 0,
 ) -> CompressionReport:
     tensors = []
@@ -245,15 +250,29 @@ def _report(
         quality = {} if found is None else {
             key: getattr(found, key) for key in ("relative_error", "output_error", "sweeps", "converged")
         }  # fmt: skip
-        tensors.append(TensorReport(name, setting, macs, **quality))
+        hardware = None if mapper is None else _hardware(setting, config.tokens, mapper)
+        tensors.append(TensorReport(name, setting, macs, hardware, runs(model.config, name), **quality))
     return CompressionReport(
         base_model=model.config._name_or_path or type(model).__name__,
         model_parameters=model.num_parameters(),
         tokens=config.tokens,
         tensors=tuple(tensors),
+        accelerator=None if mapper is None else mapper.accelerator.name,
+        accelerator_digest=None if mapper is None else mapper.accelerator.digest,
         calibration_rows=calibration_rows,
         heat_version=package_version(),
     )
+
+
+def _mapper(config: HeatConfig) -> Mapper | None:
+    """The mapper for reported costs; ranks found by ratio are often odd, so operands may be filled up with zeros."""
+    return None if config.accelerator is None else Mapper(load_accelerator(config.accelerator), padding=True)
+
+
+def _hardware(setting: TensorSetting, tokens: int, mapper: Mapper) -> HardwareCost:
+    cost = cost_setting(setting, tokens, mapper)
+    dense = cost_linear(setting.shape.rows, setting.shape.columns, tokens, mapper)
+    return HardwareCost(cost.energy_pJ, cost.seconds, dense.energy_pJ, dense.seconds)
 
 
 def _rows(batches: list[Batch] | None) -> int:

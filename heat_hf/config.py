@@ -45,6 +45,8 @@ class HeatConfig(QuantizationConfigMixin):
         match_variance: scale W′ to the variance of W (paper, section 2.2.2).
         execution: how factorized layers compute, see `TensorSetting`.
         sequence_length, batch_size: tokens for which contraction paths are chosen and costs reported.
+        accelerator: hardware for which energy, time and EDP are reported: a shipped name or a .yaml file; None for no such
+            report.
         modules: regular expressions, searched in the names of the model's linear layers, that choose what to factorize.
             Default: the linears of the Transformer blocks of a known model family.
         exclude: regular expressions for linears to leave dense.
@@ -69,6 +71,7 @@ class HeatConfig(QuantizationConfigMixin):
     execution: Execution = "auto"
     sequence_length: int = 128
     batch_size: int = 1
+    accelerator: str | None = "simba-l"
     modules: list[str] | None = None
     exclude: list[str] = field(default_factory=list)
     calibration_memory: str = "model"

@@ -15,7 +15,7 @@ from heat_hf.accelerators.fusion import CascadeCost, cost_gemm, cost_plan, join
 from heat_hf.accelerators.mapper import Mapper
 from heat_hf.accelerators.mapping import Gemm
 from heat_hf.config import METHOD, HeatConfig
-from heat_hf.encoder import BLOCKS, block_pattern, factorized_layers, resolve_names
+from heat_hf.encoder import BLOCKS, block_pattern, factorized_layers, resolve_names, runs
 from heat_hf.layers import FactorizedLinear
 from heat_hf.setting import Execution, TensorSetting
 
@@ -135,7 +135,7 @@ def cost_model(
         dense = cost_linear(rows, columns, tokens, mapper)
         cost = dense if setting is None else cost_setting(setting, tokens, mapper, fused)
         what = "dense" if setting is None else setting.format
-        layers.append(LayerCost(name, what, f"{rows}x{columns}", _runs(loaded.config, name), cost, dense))
+        layers.append(LayerCost(name, what, f"{rows}x{columns}", runs(loaded.config, name), cost, dense))
     layers += _extras(loaded.config, mapper, sequence_length, batch_size, count)
     return ModelCost(str(loaded.config._name_or_path or type(loaded).__name__), sequence_length, batch_size, tuple(layers))
 
@@ -170,12 +170,6 @@ def _matrices(
         elif isinstance(module, nn.Linear) and (name in settings or re.search(blocks, name)):
             found[name] = (module.out_features, module.in_features, settings.get(name))
     return found
-
-
-def _runs(config: PreTrainedConfig, name: str) -> int:
-    """How often a forward pass runs a module: ALBERT's groups of layers are shared by its blocks."""
-    groups = getattr(config, "num_hidden_groups", None)
-    return config.num_hidden_layers // groups if groups and "albert_layer_groups" in name else 1
 
 
 def _extras(config: PreTrainedConfig, mapper: Mapper, length: int, batch: int, count: Collection[str]) -> list[LayerCost]:

@@ -11,7 +11,7 @@ from torch import nn
 from heat_hf.layers import FactorizedLinear
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Names of a family's Transformer blocks, relative to the base model. Their linears are factorized; embeddings, poolers and
 # heads are not (paper, section 4).
@@ -86,6 +86,12 @@ def _matching(argument: str, pattern: str, names: Iterable[str]) -> list[str]:
         examples = ", ".join(list(names)[:3])
         raise ValueError(f"{argument} pattern {pattern!r} matches no linear layer; their names look like {examples}")
     return found
+
+
+def runs(config: PreTrainedConfig, name: str) -> int:
+    """How often a forward pass runs a module: ALBERT's groups of layers are shared by its blocks."""
+    groups = getattr(config, "num_hidden_groups", None)
+    return config.num_hidden_layers // groups if groups and "albert_layer_groups" in name else 1
 
 
 def block_of(name: str) -> str:

@@ -16,6 +16,43 @@ REPORT_NAME = "heat_report.json"
 
 
 @dataclass(frozen=True)
+class HardwareCost:
+    """Energy and time on an accelerator, factorized and dense; of several layers, sums (paper, section 2.2.2).
+
+    Attributes:
+        energy_pJ, seconds: of the factorized layer.
+        dense_energy_pJ, dense_seconds: of the dense layer in its place.
+    """
+
+    energy_pJ: float  # noqa: N815 - the unit's own spelling
+    seconds: float
+    dense_energy_pJ: float  # noqa: N815
+    dense_seconds: float
+
+    @property
+    def edp(self) -> float:
+        """Energy-delay product in J·s."""
+        return self.energy_pJ * 1e-12 * self.seconds
+
+    @property
+    def dense_edp(self) -> float:
+        """The dense layer's."""
+        return self.dense_energy_pJ * 1e-12 * self.dense_seconds
+
+    def __add__(self, other: HardwareCost) -> HardwareCost:
+        return HardwareCost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def to_dict(self) -> dict[str, float]:
+        """As JSON, products included."""
+        return {**dataclasses.asdict(self), "edp_J_s": self.edp, "dense_edp_J_s": self.dense_edp}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, float]) -> HardwareCost:
+        """Read what `to_dict` wrote."""
+        return cls(*(data[f.name] for f in dataclasses.fields(cls)))
+
+
+@dataclass(frozen=True)
 class TensorReport:
     """One factorized matrix.
 
@@ -23,6 +60,8 @@ class TensorReport:
         name: module name.
         setting: what it got.
         macs: multiply-accumulates a token, at the report's number of tokens.
+        hardware: cost of one run on the report's accelerator; None without one.
+        runs: how often a forward pass runs the layer; shared layers run more than once.
         relative_error: ‖W − W′‖_F / ‖W‖_F; None in a plan.
         output_error: the same for the layer's outputs on the calibration inputs; None without them.
         sweeps: iterations of the decomposition, 0 for a closed form.
@@ -32,6 +71,8 @@ class TensorReport:
     name: str
     setting: TensorSetting
     macs: float
+    hardware: HardwareCost | None = None
+    runs: int = 1
     relative_error: float | None = None
     output_error: float | None = None
     sweeps: int = 0
@@ -40,14 +81,15 @@ class TensorReport:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**values, "setting": self.setting.to_dict(), "parameters": self.setting.parameters}
+        hardware = None if self.hardware is None else self.hardware.to_dict()
+        return {**values, "setting": self.setting.to_dict(), "hardware": hardware, "parameters": self.setting.parameters}
 
     def row(self) -> tuple[str, ...]:
         """Cells of the report's table."""
         s = self.setting
         return (
             self.name, f"{s.shape.rows}×{s.shape.columns}", s.format, str(s.shape), "×".join(map(str, s.rank)),
-            f"{s.parameters:,}", f"{s.ratio:.3f}", f"{self.macs:,.0f}", _figure(self.relative_error),
+            f"{s.parameters:,}", f"{s.ratio:.3f}", f"{self.macs:,.0f}", _gain(self.hardware), _figure(self.relative_error),
             _figure(self.output_error),
         )  # fmt: skip
 
@@ -55,7 +97,8 @@ class TensorReport:
     def from_dict(cls, data: Mapping[str, Any]) -> TensorReport:
         """Read what `to_dict` wrote."""
         values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        return cls(**{**values, "setting": TensorSetting.from_dict(data["setting"])})
+        hardware = None if data["hardware"] is None else HardwareCost.from_dict(data["hardware"])
+        return cls(**{**values, "setting": TensorSetting.from_dict(data["setting"]), "hardware": hardware})
 
 
 @dataclass(frozen=True)
@@ -67,6 +110,8 @@ class CompressionReport:
         model_parameters: parameters of the dense model, embeddings and heads included.
         tokens: number of tokens for which contraction paths were chosen and MACs counted.
         tensors: the matrices.
+        accelerator: name of the accelerator that hardware costs are for; None without them.
+        accelerator_digest: its digest.
         calibration_rows: sequences of the calibration data; 0 if there was none.
         heat_version: version of heat_hf.
     """
@@ -75,6 +120,8 @@ class CompressionReport:
     model_parameters: int
     tokens: int
     tensors: tuple[TensorReport, ...]
+    accelerator: str | None = None
+    accelerator_digest: str | None = None
     calibration_rows: int = 0
     heat_version: str = ""
 
@@ -104,6 +151,12 @@ class CompressionReport:
         return sum(t.macs for t in self.tensors)
 
     @property
+    def hardware(self) -> HardwareCost | None:
+        """Energies and times of all runs of all matrices; EDP = ΣE·ΣT. None without an accelerator."""
+        costs = [t.hardware for t in self.tensors for _ in range(t.runs) if t.hardware is not None]
+        return sum(costs[1:], start=costs[0]) if costs else None
+
+    @property
     def output_error(self) -> float | None:
         """Mean relative output error of the layers on the calibration inputs; None without calibration."""
         errors = [t.output_error for t in self.tensors if t.output_error is not None]
@@ -113,7 +166,9 @@ class CompressionReport:
         """As JSON, totals included."""
         totals = ("dense_parameters", "parameters", "params_ratio", "compressed_model_parameters", "macs", "output_error")
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**data, "tensors": [t.to_dict() for t in self.tensors], "total": {n: getattr(self, n) for n in totals}}
+        total = {n: getattr(self, n) for n in totals}
+        total["hardware"] = None if self.hardware is None else self.hardware.to_dict()
+        return {**data, "tensors": [t.to_dict() for t in self.tensors], "total": total}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
@@ -149,13 +204,13 @@ class CompressionReport:
             raise ValueError(f"{path} is not JSON: {error}") from error
 
     def __str__(self) -> str:
-        columns = ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "error", "output error")
+        columns = ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "EDP", "error", "output error")
         ratio = self.compressed_model_parameters / self.model_parameters
         before = f"{self.dense_parameters:,}"
         totals = [
-            (f"{len(self.tensors)} matrices, before", *[""] * 4, before, "1.000", before),
-            ("after", *[""] * 4, f"{self.parameters:,}", f"{self.params_ratio:.3f}", f"{self.macs:,.0f}", "",
-             _figure(self.output_error)),
+            (f"{len(self.tensors)} matrices, before", *[""] * 4, before, "1.000", before, "×1.000"),
+            ("after", *[""] * 4, f"{self.parameters:,}", f"{self.params_ratio:.3f}", f"{self.macs:,.0f}",
+             _gain(self.hardware), "", _figure(self.output_error)),
             ("whole model, before", *[""] * 4, f"{self.model_parameters:,}", "1.000"),
             ("after", *[""] * 4, f"{self.compressed_model_parameters:,}", f"{ratio:.3f}"),
         ]  # fmt: skip
@@ -163,7 +218,22 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.setting.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        return table + warning if more else table
+        return table + self._edp_line() + (warning if more else "")
+
+    def _edp_line(self) -> str:
+        cost = self.hardware
+        if cost is None:
+            return ""
+        return (
+            f"\nEDP of the matrices on {self.accelerator} (digest {self.accelerator_digest}, operands filled up with zeros where "
+            f"that pays): {cost.dense_edp * 1e6:.4g} → {cost.edp * 1e6:.4g} µJ·s, {_gain(cost)}; energy "
+            f"{cost.dense_energy_pJ * 1e-9:.4g} → {cost.energy_pJ * 1e-9:.4g} mJ, time {cost.dense_seconds * 1e3:.4g} → "
+            f"{cost.seconds * 1e3:.4g} ms."
+        )
+
+
+def _gain(cost: HardwareCost | None) -> str:
+    return "" if cost is None else f"×{cost.edp / cost.dense_edp:.3f}"
 
 
 def _figure(value: float | None) -> str:

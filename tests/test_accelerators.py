@@ -52,7 +52,7 @@ def test_digest_covers_every_figure(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("read: 256, write: 32}", "read: 0, write: 32}", r"line 25: read must be a positive number, got 0"),
-        ("unrolls: [N, M]", "unrolls: [N, L]", r"line 21: unrolls must name some of M, N, K"),
+        ("unrolls: [N, M, B]", "unrolls: [N, L]", r"line 21: unrolls must name some of M, N, K, B"),
         (
             "keeps: [weights]\n    words: 32768",
             "keeps: [cores]\n    words: 32768",
@@ -69,6 +69,10 @@ def test_digest_covers_every_figure(tmp_path: Path) -> None:
         ("{name: lane, size: 8", "{name: lane, size: 2.5", r"size must be a positive integer, got 2.5"),
         ("levels:", "levels: [", r"is not YAML"),
         (TEXT, "3", r"the file must be a mapping"),
+        ("WeightBuffer: [K]", "WeightCache: [K]", r"line 48: loops has unknown fields WeightCache; allowed are AccuBuffer"),
+        ("AccuBuffer: [M, N]", "AccuBuffer: [M, L]", r"AccuBuffer must name some of M, N, K, B, each once"),
+        ("largest: [lane, vector]", "largest: [lane, warp]", r"line 48: largest must name some of PE, lane, vector"),
+        ("spill: false", "spill: rarely", r"spill must be true or false, got 'rarely'"),
         (TEXT[TEXT.index("levels:") :], "levels: []\n", r"levels must be a list that is not empty"),
     ],
 )

@@ -139,7 +139,7 @@ def _containers(accelerator: Accelerator) -> Fields:
     node, across, down = root, 1, 1
     for level in accelerator.levels:
         rates = {"read_bandwidth": level.read, "write_bandwidth": level.write, "shared_bandwidth": level.shared}
-        attributes = {"datawidth": _bits(accelerator, level), "block-size": 1, "meshX": across, "meshY": down}
+        attributes: Fields = {"datawidth": _bits(accelerator, level), "block-size": 1, "meshX": across, "meshY": down}
         attributes |= {name: value for name, value in {"depth": level.words, **rates}.items() if value}
         kind = "SRAM" if level.words else "DRAM"  # only a DRAM may be without size
         node["local"].append({"name": level.name, "class": kind, "attributes": attributes})

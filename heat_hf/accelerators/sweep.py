@@ -184,9 +184,8 @@ class Sweep:
         places = range(level, len(self.spatial))
         known = [self.spatial[i][d] for i in places if self.accelerator.levels[i].spatial for d in "MNKB"]
         for tensor, reuse in REUSE.items():
-            for i in self.traffic.keepers[tensor][1:]:
-                if i >= inner:
-                    known.append(self.traffic.copies(reuse, self.traffic.parent(tensor, i), i))
+            inside = [i for i in self.traffic.keepers[tensor][1:] if i >= inner]
+            known += [self.traffic.copies(reuse, self.traffic.parent(tensor, i), i) for i in inside]
         keys = list(zip(*(column[:, 0].tolist() for column in known if isinstance(column, np.ndarray)), strict=True))
         numbers: dict[tuple[int, ...], int] = {}
         groups = [numbers.setdefault(key, len(numbers)) for key in keys] or [0] * len(self.choices)

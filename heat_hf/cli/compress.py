@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--execution", default="auto", choices=EXECUTIONS, help="default: %(default)s")
     run.add_argument("--sequence-length", type=int, default=128, metavar="L", help="default: %(default)s")
     run.add_argument("--batch-size", type=int, default=1, metavar="B", help="default: %(default)s")
+    run.add_argument("--accelerator", default="simba-l", metavar="NAME|FILE.yaml", help="for EDP figures; default: %(default)s")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="DIR", help="where to save; appears only when all is done")
     out.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         execution=args.execution,
         sequence_length=args.sequence_length,
         batch_size=args.batch_size,
+        accelerator=args.accelerator,
     )
     if not args.dry_run:
         if args.output is None:
