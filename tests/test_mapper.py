@@ -370,5 +370,7 @@ def test_bad_input() -> None:
         evaluate(Gemm(4, 1, 1), SIMBA, [Loop("Cache", "M", 4)])
     with pytest.raises(ValueError, match="does not fit the 1 words of WeightReg"):
         evaluate(Gemm(1, 4, 1), SIMBA, [Loop("WeightReg", "N", 4)])
+    with pytest.raises(ValueError, match="does not fit the 1 words of WeightReg"):
+        evaluate(Gemm(1, 1, 1, batch=2), SIMBA, [Loop("WeightReg", "B", 2)])
     with pytest.raises(ValueError, match="does not fit simba-l: GlobalBuffer has 2,097,152 words, 2,097,153 are needed"):
         search(Gemm(4, 4, 4, reserved=2**21 - 1), SIMBA)

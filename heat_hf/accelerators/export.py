@@ -83,7 +83,7 @@ EXPORTS: dict[str, Callable[[Cost, Accelerator, str | None], Files]] = {
 
 def _check(cost: Cost, accelerator: Accelerator, tool: str) -> None:
     if cost.gemm.on_chip or cost.gemm.reserved:
-        raise ValueError(f"{tool} takes a product by itself; this one is a step of a fused cascade and shares the buffer")
+        raise ValueError(f"{tool} takes a product by itself; this one is a step of a fused cascade: cost it unfused")
     for name in (name for level in accelerator.levels for name in (level.name, *(spatial.name for spatial in level.spatial))):
         if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
             raise ValueError(f"{tool} needs names of letters, digits and _; {accelerator.name} has {name!r}")

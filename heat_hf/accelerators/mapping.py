@@ -266,13 +266,13 @@ class Traffic:
         return slowest
 
     def words(self, level: int, tile: Mapping[str, Any], spilled: bool) -> Any:  # noqa: ANN401
-        """Words that tiles of the given extents take in one instance of a level.
+        """Words that tiles of the given extents take in one instance of a level; without B, of as many as are spread inside.
 
         Operands that are on chip already, and other live tensors, lie in the shared level whole.
         """
         gemm = self.gemm
         total: Any = 0.0
-        copies = self.copies("B", level, len(self.accelerator.levels))
+        copies = tile["B"] if "B" in tile else self.copies("B", level, len(self.accelerator.levels))
         for tensor in self.accelerator.levels[level].keeps:
             relevant = [dimension for dimension in "MNK" if dimension != REUSE[tensor]]
             size: Any
