@@ -225,8 +225,8 @@ class CompressionReport:
         if cost is None:
             return ""
         return (
-            f"\nEDP of the matrices on {self.accelerator} (digest {self.accelerator_digest}, operands filled up with zeros where "
-            f"that pays): {cost.dense_edp * 1e6:.4g} → {cost.edp * 1e6:.4g} µJ·s, {_gain(cost)}; energy "
+            f"\nEDP of the matrices on {self.accelerator} (digest {self.accelerator_digest}, operands filled up with zeros "
+            f"where that pays): {cost.dense_edp * 1e6:.4g} → {cost.edp * 1e6:.4g} µJ·s, {_gain(cost)}; energy "
             f"{cost.dense_energy_pJ * 1e-9:.4g} → {cost.energy_pJ * 1e-9:.4g} mJ, time {cost.dense_seconds * 1e3:.4g} → "
             f"{cost.seconds * 1e3:.4g} ms."
         )

@@ -80,14 +80,24 @@ def test_an_intermediate_is_spilled_where_tiling_does_not_pay() -> None:
     assert cost.edp == cost_plan(LOW_RANK.plan(384), tiny, fused=False).edp
 
 
-def test_what_is_live_takes_room() -> None:
-    """The reconstruction of a TTM matrix waits in the buffer only if there is room for it; fusion is never worse than none."""
+def test_a_rebuilt_matrix_is_tiled_over_its_rows() -> None:
+    """Tiles of tokens do not make the matrix smaller; tiles of an output mode do. The input then comes from DRAM for each."""
     ttm = TensorSetting("ttm", TensorShape((24, 32), (24, 32)), (32,), "reconstruct")
-    roomy, tight = cost_plan(ttm.plan(384), MAPPER), cost_plan(ttm.plan(384), small_buffer(500_000))
-    assert roomy.steps[0].outputs_to == "GlobalBuffer"
-    assert tight.steps[0].outputs_to == "DRAM"
-    for mapper in (MAPPER, small_buffer(500_000), small_buffer(100_000)):
+    roomy, tight = cost_plan(ttm.plan(384), MAPPER), cost_plan(ttm.plan(384), small_buffer(400_000))
+    assert roomy.steps[0].outputs_to == tight.steps[0].outputs_to == "GlobalBuffer"
+    assert {step.repeats for step in roomy.steps} == {1}
+    assert {step.repeats for step in tight.steps} == {2}
+    assert tight.accesses["DRAM"]["weights"]["reads"] > roomy.accesses["DRAM"]["weights"]["reads"]
+    for mapper in (MAPPER, small_buffer(400_000), small_buffer(50_000)):
         assert cost_plan(ttm.plan(384), mapper).edp <= cost_plan(ttm.plan(384), mapper, fused=False).edp
+
+
+def test_what_is_live_takes_room() -> None:
+    """An intermediate that waits for a later step leaves less room to the steps between."""
+    cp = TensorSetting("cp", TensorShape((24, 32), (768,)), (64,), "contract")
+    rows, inputs, last = cost_plan(cp.plan(384), MAPPER).steps
+    assert rows.outputs_to == last.inputs_from == "GlobalBuffer"
+    assert [step.cost.gemm.reserved for step in (rows, inputs, last)] == [0, 24 * 32 * 64, 0]
 
 
 @pytest.mark.parametrize("name", ["simba", "systolic-os", "edge-npu"])

@@ -1,8 +1,8 @@
 """A cascade of products on an accelerator, with intermediates that stay on chip (paper, section 2.2.1, Fig. 5, "fused Einsum").
 
 Every operand of a step comes from DRAM or waits in the shared buffer, and so does its result: four memory-access types. An
-intermediate waits there when it fits with everything else that is live; where it does not, it is tiled over tokens, or
-spilled to DRAM, whichever has the lower total EDP.
+intermediate waits there when it fits with everything else that is live; where it does not, it is tiled over the tokens or
+another index of the result, or spilled to DRAM, whichever has the lower total EDP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StepCost:
     Attributes:
         name: the step's einsum, or what else it is.
         cost: its best mapping.
-        repeats: how often it runs: once for each tile of tokens.
+        repeats: how often it runs: once for each tile.
         inputs_from, weights_from, outputs_to: names of the levels outside which nothing moves.
     """
 
@@ -129,7 +129,7 @@ def cost_gemm(gemm: Gemm, mapper: Mapper, name: str = "") -> CascadeCost:
 def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> CascadeCost:
     """The cost of a contraction plan's forward pass.
 
-    Static operands come from DRAM once a tile of tokens, x and y once.
+    An operand comes from DRAM once for each tile of a step that reads it: once, if nothing is tiled.
 
     Args:
         plan: the plan.
@@ -139,27 +139,35 @@ def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Casc
     Raises:
         ValueError: if a step has no mapping.
     """
-    whole = _Cascade(plan.steps, mapper, 1)
+    whole = _Cascade(plan.steps, mapper)
     if not fused or len(plan.steps) == 1:
         return whole.cost(frozenset())
     best = whole.best()
     if not whole.fits(frozenset(whole.edges)):
-        for tiles in sorted(divisors(plan.extents.get(TOKENS, 1)))[1:]:
-            tiled = _Cascade(plan.steps, mapper, tiles)
-            if tiled.fits(frozenset(tiled.edges)):
-                candidate = tiled.best()
-                if candidate.edp >= best.edp:
-                    break
-                best = candidate
+        for index in plan.steps[-1].result_indices:
+            best = min(best, _best_tiling(plan.steps, mapper, index, best), key=lambda cascade: cascade.edp)
+    return best
+
+
+def _best_tiling(steps: Sequence[Step], mapper: Mapper, index: str, best: CascadeCost) -> CascadeCost:
+    """The cascade cut along one index of the result, into as few tiles as fit, or more while that pays; `best` if none does."""
+    for tiles in sorted(divisors(steps[-1].extents[index]))[1:]:
+        tiled = _Cascade(steps, mapper, index, tiles)
+        if tiled.fits(frozenset(tiled.edges)):
+            candidate = tiled.best()
+            if candidate.edp >= best.edp:
+                break
+            best = candidate
     return best
 
 
 class _Cascade:
-    """Steps of a plan, with the tokens cut into a number of tiles."""
+    """Steps of a plan, cut into tiles along one index; steps without the index run once, before the others."""
 
-    def __init__(self, steps: Sequence[Step], mapper: Mapper, tiles: int) -> None:
+    def __init__(self, steps: Sequence[Step], mapper: Mapper, index: str = TOKENS, tiles: int = 1) -> None:
+        self.index = index
         self.tiles = tiles
-        self.steps = [_cut(step, tiles) for step in steps]
+        self.steps = [_cut(step, index, tiles) for step in sorted(steps, key=lambda step: index in step.extents)]
         self.mapper = mapper
         self.position = {step.result: i for i, step in enumerate(self.steps)}
         self.used = {operand: i for i, step in enumerate(self.steps) for operand in (step.left, step.right)}
@@ -177,9 +185,22 @@ class _Cascade:
         """Operand numbers of the intermediates, the largest first."""
         return sorted((step.result for step in self.steps[:-1]), key=lambda number: -self.elements(number))
 
+    def tiled(self, position: int) -> bool:
+        """Whether a step runs once for each tile."""
+        return self.tiles > 1 and self.index in self.steps[position].extents
+
     def reserved(self, kept: frozenset[int], position: int) -> int:
         """Words of the kept intermediates that wait during a step without being part of it."""
-        return sum(self.elements(number) for number in kept if self.position[number] < position < self.used[number])
+        step = self.steps[position]
+        return sum(
+            self.elements(number)
+            for number in kept - {step.left, step.right, step.result}
+            if self.position[number] < position < self.used[number] or self._waits_for_all(number, position)
+        )
+
+    def _waits_for_all(self, number: int, position: int) -> bool:
+        """Whether an intermediate is made once and read by every tile, so that it is live in all their steps."""
+        return self.tiled(position) and self.tiled(self.used[number]) and not self.tiled(self.position[number])
 
     def roomy(self, kept: frozenset[int]) -> bool:
         """Whether everything of every step fits beside the kept intermediates: then to keep fewer of them is not better."""
@@ -240,12 +261,12 @@ class _Cascade:
             operands |= {"inputs": step.right, "weights": step.left}
         on_chip = tuple(tensor for tensor, operand in operands.items() if operand in kept)
         gemm = Gemm(m, n, k, batch, on_chip, self.reserved(kept, position))
-        return _step_cost(step.equation, gemm, self.mapper, 1 if step.static else self.tiles)
+        return _step_cost(step.equation, gemm, self.mapper, self.tiles if self.tiled(position) else 1)
 
 
-def _cut(step: Step, tiles: int) -> Step:
-    """The step for one tile of tokens."""
-    return replace(step, extents={i: e // tiles if i == TOKENS else e for i, e in step.extents.items()})
+def _cut(step: Step, index: str, tiles: int) -> Step:
+    """The step for one tile."""
+    return replace(step, extents={i: e // tiles if i == index else e for i, e in step.extents.items()})
 
 
 def _step_cost(name: str, gemm: Gemm, mapper: Mapper, repeats: int = 1) -> StepCost:

@@ -231,8 +231,8 @@ class Sweep:
             return 0.0
         tile = {d: self.lattice.along(d, self.lattice.extents[d][None]) for d in AXES}
         spatial = [{d: extent[:, :, None, None] for d, extent in below.items()} for below in self.spatial]
-        needed = np.asarray(Traffic(self.accelerator, self.gemm, spatial).words(level, tile, self.spill))
-        return np.where((needed if len(needed) == 1 else needed[self.rows]) > words, np.inf, 0.0)
+        needed = Traffic(self.accelerator, self.gemm, spatial).words(level, tile, self.spill) + np.zeros((1, 1, 1, 1))
+        return np.where((needed[self.rows] if len(needed) > 1 else needed) > words, np.inf, 0.0)
 
     def _table(self, state: State, slot: int) -> Array:
         """Energy of the transfers when a state's stays end among the loops of level `slot`, by tile."""
