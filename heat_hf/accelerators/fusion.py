@@ -7,6 +7,7 @@ another index of the result, or spilled to DRAM, whichever has the lower total E
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -143,22 +144,22 @@ def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Casc
     if not fused or len(plan.steps) == 1:
         return whole.cost(frozenset())
     best = whole.best()
-    if not whole.fits(frozenset(whole.edges)):
-        for index in plan.steps[-1].result_indices:
-            best = min(best, _best_tiling(plan.steps, mapper, index, best), key=lambda cascade: cascade.edp)
+    for tiled in [] if whole.fits(frozenset(whole.edges)) else _tilings(plan.steps, mapper):
+        candidate = min(map(tiled.cost, tiled.largest()), key=lambda cascade: cascade.edp)
+        if candidate.edp >= best.edp:
+            break
+        best = candidate
     return best
 
 
-def _best_tiling(steps: Sequence[Step], mapper: Mapper, index: str, best: CascadeCost) -> CascadeCost:
-    """The cascade cut along one index of the result, into as few tiles as fit, or more while that pays; `best` if none does."""
-    for tiles in sorted(divisors(steps[-1].extents[index]))[1:]:
-        tiled = _Cascade(steps, mapper, index, tiles)
-        if tiled.fits(frozenset(tiled.edges)):
-            candidate = tiled.best()
-            if candidate.edp >= best.edp:
-                break
-            best = candidate
-    return best
+def _tilings(steps: Sequence[Step], mapper: Mapper) -> list[_Cascade]:
+    """Ways to cut a cascade along an index of the result so that all intermediates fit, the least DRAM traffic first."""
+    found = []
+    for index in steps[-1].result_indices:
+        cut = (_Cascade(steps, mapper, index, tiles) for tiles in sorted(divisors(steps[-1].extents[index]))[1:])
+        fitting = (tiled for tiled in cut if tiled.fits(frozenset(tiled.edges)))
+        found += list(itertools.islice(fitting, 2))
+    return sorted(found, key=lambda tiled: tiled.outside)
 
 
 class _Cascade:
@@ -184,6 +185,18 @@ class _Cascade:
     def edges(self) -> list[int]:
         """Operand numbers of the intermediates, the largest first."""
         return sorted((step.result for step in self.steps[:-1]), key=lambda number: -self.elements(number))
+
+    @property
+    def outside(self) -> int:
+        """Words to and from DRAM with all intermediates on chip and every operand moved once a tile."""
+        return sum(
+            (self.tiles if self.tiled(i) else 1) * step.size(indices)
+            for i, step in enumerate(self.steps)
+            for operand, indices in (
+                (step.left, step.left_indices), (step.right, step.right_indices), (step.result, step.result_indices)
+            )
+            if operand not in self.position or operand == self.steps[-1].result
+        )  # fmt: skip
 
     def tiled(self, position: int) -> bool:
         """Whether a step runs once for each tile."""

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,14 +75,20 @@ class Choices:
                     yield Loop(name, dimension, int(extent[choice]), spatial.name)
 
 
+@lru_cache(maxsize=4096)
+def _unrollings(extents: tuple[int, ...], size: int) -> NDArray[np.int64]:
+    """Factors of the extents whose product is within a size, a row for each way."""
+    options = [[d for d in divisors(extent) if d <= size] for extent in extents]
+    return np.array([factors for factors in itertools.product(*options) if math.prod(factors) <= size], np.int64)
+
+
 def spatial_choices(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None) -> Choices:
     """All ways to unroll a product, with factors that divide its extents."""
     places = [(i, spatial) for i, level in enumerate(accelerator.levels) for spatial in level.spatial]
     columns: list[dict[str, NDArray[np.int64]]] = []
     covered = dict.fromkeys("MNKB", np.ones(1, np.int64))
     for _, spatial in reversed(places):
-        options = [[d for d in divisors(gemm.extent(name)) if d <= spatial.size] for name in spatial.unrolls]
-        grid = np.array([factors for factors in itertools.product(*options) if math.prod(factors) <= spatial.size], np.int64)
+        grid = _unrollings(tuple(gemm.extent(name) for name in spatial.unrolls), spatial.size)
         old = len(covered["B"])
         columns = [{d: np.repeat(extent, len(grid)) for d, extent in column.items()} for column in columns]
         covered = {d: np.repeat(extent, len(grid)) for d, extent in covered.items()}
@@ -181,6 +188,8 @@ class Sweep:
 
         That is what is unrolled below `level` and further in, and how data is multicast to the levels from `inner` inwards.
         """
+        if len(self.rows) == len(self.choices):
+            return states
         places = range(level, len(self.spatial))
         known = [self.spatial[i][d] for i in places if self.accelerator.levels[i].spatial for d in "MNKB"]
         for tensor, reuse in REUSE.items():
@@ -229,10 +238,10 @@ class Sweep:
         words = self.accelerator.levels[level].words
         if words is None:
             return 0.0
-        tile = {d: self.lattice.along(d, self.lattice.extents[d][None]) for d in AXES}
-        spatial = [{d: extent[:, :, None, None] for d, extent in below.items()} for below in self.spatial]
-        needed = Traffic(self.accelerator, self.gemm, spatial).words(level, tile, self.spill) + np.zeros((1, 1, 1, 1))
-        return np.where((needed[self.rows] if len(needed) > 1 else needed) > words, np.inf, 0.0)
+        tile: dict[str, Any] = {d: self.lattice.along(d, self.lattice.extents[d][None]) for d in AXES}
+        copies = self.traffic.copies("B", level, len(self.spatial))
+        tile["B"] = copies[self.rows, :, None, None] if self.gemm.batch > 1 else 1
+        return np.where(self.traffic.words(level, tile, self.spill) > words, np.inf, 0.0)
 
     def _table(self, state: State, slot: int) -> Array:
         """Energy of the transfers when a state's stays end among the loops of level `slot`, by tile."""
