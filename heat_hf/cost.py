@@ -189,6 +189,8 @@ def _extras(config: PreTrainedConfig, mapper: Mapper, length: int, batch: int, c
     layers = []
     for what, name, repeats, gemm in products:
         if what in count:
-            cost = cost_gemm(gemm, mapper, name)
+            # Element by element, either operand may be the one that takes the weights' way.
+            ways = (gemm, replace(gemm, M=gemm.N, N=gemm.M)) if gemm.N == 1 else (gemm,)
+            cost = min((cost_gemm(way, mapper, name) for way in ways), key=lambda cost: cost.edp)
             layers.append(LayerCost(name, what, str(gemm), repeats, cost, cost))
     return layers
