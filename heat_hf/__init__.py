@@ -13,9 +13,10 @@ from heat_hf.integrations import transformers_quantizer as _registration  # noqa
 if TYPE_CHECKING:
     from heat_hf.compressor import HeatCompressor
     from heat_hf.config import HeatConfig
-    from heat_hf.contraction import ContractionPlan, plan_contraction
+    from heat_hf.contraction import ContractionPlan
     from heat_hf.formats import FORMATS, TensorShape
     from heat_hf.layers import FactorizedLinear
+    from heat_hf.planning import plan_contraction
     from heat_hf.report import CompressionReport
     from heat_hf.setting import TensorSetting
 
@@ -28,7 +29,7 @@ _PUBLIC = {
     "HeatConfig": "heat_hf.config",
     "TensorSetting": "heat_hf.setting",
     "TensorShape": "heat_hf.formats",
-    "plan_contraction": "heat_hf.contraction",
+    "plan_contraction": "heat_hf.planning",
 }
 
 __all__ = [

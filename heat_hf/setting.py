@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from heat_hf.contraction import ContractionPlan, Path, plan_contraction
+from heat_hf.contraction import ContractionPlan, Path
 from heat_hf.formats import Format, Rank, TensorShape, get_format
 from heat_hf.formats.base import TOKENS
+from heat_hf.planning import plan_contraction
 
 Execution = Literal["auto", "contract", "reconstruct"]
 EXECUTIONS = get_args(Execution)

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heat_hf.contraction import ContractionPlan, plan_contraction
+from heat_hf.contraction import ContractionPlan
 from heat_hf.formats import FORMATS, TensorShape, get_format
+from heat_hf.planning import plan_contraction
 from heat_hf.setting import EXECUTIONS, TensorSetting
 
 FIG6 = "bc,a,da,ea,ca->bde"
@@ -158,8 +159,8 @@ def test_a_plan_runs_any_number_of_tokens_without_searching(monkeypatch: pytest.
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("path search in forward")
 
-    monkeypatch.setattr("heat_hf.contraction._search", refuse)
-    monkeypatch.setattr("heat_hf.contraction._plan", refuse)
+    monkeypatch.setattr("heat_hf.planning._search", refuse)
+    monkeypatch.setattr("heat_hf.planning._plan", refuse)
     cores = [torch.randn(s) for s in setting.core_shapes]
     for tokens in (1, 3, 1000):
         assert plan(torch.randn(tokens, 6), *cores).shape == (tokens, 3, 4)

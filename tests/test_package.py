@@ -48,6 +48,7 @@ def test_imports_point_one_way() -> None:
         "text",
         "formats",
         "contraction",
+        "planning",
         "setting",
         "layers",
         "accelerators",

@@ -204,11 +204,16 @@ class _Queue:
 
     def pop(self, score: tuple[float, float]) -> NDArray[np.intp]:
         """The next entries, alike in spilling, that could still be better than a score."""
-        end = min(self.next + BATCH, len(self.choice))
-        better = [i for i in range(self.next, end) if (self.floors[0][i], self.floors[1][i]) < score]
-        better = [i for i in better if self.spill[i] == self.spill[better[0]] and i - self.next == better.index(i)]
-        self.next += len(better)
-        return np.array(better, np.intp)
+        end = self.next
+        while (
+            end < min(self.next + BATCH, len(self.choice))
+            and (self.floors[0][end], self.floors[1][end]) < score
+            and self.spill[end] == self.spill[self.next]
+        ):
+            end += 1
+        batch = np.arange(self.next, end)
+        self.next = end
+        return batch
 
 
 def _misfit(gemm: Gemm, accelerator: Accelerator) -> str:
