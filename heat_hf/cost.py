@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,12 +83,12 @@ class ModelCost:
     batch_size: int
     layers: tuple[LayerCost, ...]
 
-    @property
+    @cached_property
     def total(self) -> CascadeCost:
         """All layers one after the other."""
         return join(layer.cost for layer in self.layers for _ in range(layer.repeats))
 
-    @property
+    @cached_property
     def dense(self) -> CascadeCost:
         """The same with every factorized layer dense."""
         return join(layer.dense for layer in self.layers for _ in range(layer.repeats))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,12 @@ def cost_data(cost: CascadeCost) -> dict[str, Any]:
         "accesses": cost.accesses,
         "energy_by_level_pJ": cost.energy_by_level_pJ,
         "steps": [_step_data(step) for step in cost.steps],
-        "mapping": [{"step": step.name, "loops": [loop._asdict() for loop in step.cost.loops]} for step in cost.steps],
+        "mapping": [_mapping_data(step) for step in cost.steps],
     }
+
+
+def _mapping_data(step: StepCost) -> dict[str, Any]:
+    return {"step": step.name, "loops": [loop._asdict() for loop in step.cost.loops]}
 
 
 def _step_data(step: StepCost) -> dict[str, Any]:
@@ -74,7 +79,8 @@ def model_data(model: ModelCost) -> dict[str, Any]:
         {"layer": layer.name, "what": layer.what, "size": layer.size, "repeats": layer.repeats, **totals(layer.cost)}
         for layer in model.layers
     ]
-    mappings = {step.name: step for layer in model.layers for step in layer.cost.steps}
+    # Layers that differ only in rank have steps of the same name.
+    mappings = {(step.name, step.cost.gemm): step for layer in model.layers for step in layer.cost.steps}
     return {
         "model": model.name,
         "sequence_length": model.sequence_length,
@@ -84,7 +90,7 @@ def model_data(model: ModelCost) -> dict[str, Any]:
         "accesses": total.accesses,
         "energy_by_level_pJ": total.energy_by_level_pJ,
         "layers": layers,
-        "mapping": [{"step": name, "loops": [loop._asdict() for loop in step.cost.loops]} for name, step in mappings.items()],
+        "mapping": [{"product": str(step.cost.gemm), **_mapping_data(step)} for step in mappings.values()],
     }
 
 
@@ -169,11 +175,7 @@ def model_parts(model: ModelCost) -> dict[str, CascadeCost]:
 
 def step_parts(cost: CascadeCost) -> dict[str, CascadeCost]:
     """Steps as cascades, for `plot_cost`."""
-    return {f"{i}. {step.name}": join([_alone(cost, step)]) for i, step in enumerate(cost.steps, start=1)}
-
-
-def _alone(cost: CascadeCost, step: StepCost) -> CascadeCost:
-    return CascadeCost((step,), cost.clock_hz, cost.macs_per_cycle)
+    return {f"{i}. {step.name}": replace(cost, steps=(step,)) for i, step in enumerate(cost.steps, start=1)}
 
 
 def plot_cost(parts: Mapping[str, CascadeCost], accelerator: Accelerator, title: str, path: str | Path) -> None:

@@ -94,6 +94,7 @@ def test_a_compressed_checkpoint(folders: dict, capsys: pytest.CaptureFixture[st
     data = cost_json(capsys, folders["compressed"], "--sequence-length", 16)
     assert {layer["what"] for layer in data["layers"]} == {"low_rank"}
     assert data["dense"]["edp_J_s"] == pytest.approx(cost_json(capsys, folders["dense"], "--sequence-length", 16)["edp_J_s"])
+    assert {entry["product"] for entry in data["mapping"]} == {"16x4x24", "16x4x48", "16x24x4", "16x48x4"}
     report = json.loads((folders["compressed"] / "heat_report.json").read_text())
     assert report["accelerator_digest"] == SIMBA.digest
     padded = cost_json(capsys, folders["compressed"], "--sequence-length", 128)["padded"]

@@ -34,10 +34,7 @@ def export_timeloop(cost: Cost, accelerator: Accelerator, constraints: str | Non
         ValueError: for what Timeloop cannot express, or a name that is not known.
     """
     _check(cost, accelerator, "Timeloop")
-    if constraints is not None and constraints not in accelerator.constraints:
-        known = ", ".join(accelerator.constraints) or "none"
-        raise ValueError(f"constraints must name one of {accelerator.name}'s ({known}), got {constraints!r}")
-    rules = accelerator.constraints[constraints] if constraints else Constraints({})
+    rules = Constraints({}) if constraints is None else accelerator.rules(constraints)
     inputs = "architecture.yaml ert.yaml problem.yaml"
     model = _note("Timeloop 3.0.3", f"timeloop-model {inputs} mapping.yaml", cost, accelerator)
     mapper = _note("Timeloop 3.0.3", f"timeloop-mapper {inputs} constraints.yaml mapper.yaml", cost, accelerator)

@@ -46,12 +46,10 @@ class CascadeCost:
     Attributes:
         steps: the steps.
         clock_hz: cycles a second.
-        macs_per_cycle: multiply-accumulates a cycle when all units are busy.
     """
 
     steps: tuple[StepCost, ...]
     clock_hz: float
-    macs_per_cycle: int
 
     @cached_property
     def energy_pJ(self) -> float:  # noqa: N802 - the unit's own spelling
@@ -238,8 +236,8 @@ class _Cascade:
 
         Begins with every largest set that fits, and takes out the largest while it takes too much room from tiles.
         """
-        found = [self.cost(frozenset())] if not self.largest() else []
-        for kept in self.largest():
+        found = []
+        for kept in self.largest() or [frozenset()]:
             best = self.cost(kept)
             for number in [n for n in self.edges if n in kept]:
                 if self.roomy(kept) or (candidate := self.cost(kept - {number})).edp >= best.edp:
@@ -294,4 +292,4 @@ def _step_cost(name: str, gemm: Gemm, mapper: Mapper, repeats: int = 1) -> StepC
 
 
 def _cascade(steps: Sequence[StepCost], mapper: Mapper) -> CascadeCost:
-    return CascadeCost(tuple(steps), mapper.accelerator.clock_hz, mapper.accelerator.macs)
+    return CascadeCost(tuple(steps), mapper.accelerator.clock_hz)

@@ -55,11 +55,9 @@ class Mapper:
     ) -> None:
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-        if constraints is not None and constraints not in accelerator.constraints:
-            known = ", ".join(accelerator.constraints) or "none"
-            raise ValueError(f"constraints must name one of {accelerator.name}'s ({known}), got {constraints!r}")
         self.accelerator = accelerator
         self.constraints = constraints
+        self.rules = None if constraints is None else accelerator.rules(constraints)
         self.objective = objective
         self.padding = padding
         self._known: dict[Gemm, Cost] = {}
@@ -77,8 +75,7 @@ class Mapper:
 
     def _search(self, gemm: Gemm) -> Cost:
         find = search_padded if self.padding else search
-        rules = self.accelerator.constraints[self.constraints] if self.constraints else None
-        cost = find(gemm, self.accelerator, rules, self.objective)
+        cost = find(gemm, self.accelerator, self.rules, self.objective)
         if self._disk:
             padded = [cost.gemm.M, cost.gemm.N, cost.gemm.K]
             self._disk.put(self._key(gemm), json.dumps([padded, cost.loops, cost.bound]))
@@ -176,21 +173,17 @@ class _Queue:
     ) -> _Queue:
         traffic = Traffic(accelerator, gemm, choices.by_level(len(accelerator.levels)))
         accumulator = traffic.keepers["outputs"][-1]
-
-        def transfers(tensor: str, level: int, reach: float) -> list[Any]:
-            return traffic.transfers(tensor, level, reach, traffic.copies(REUSE[tensor], 0, level))
-
         rest = traffic.innermost()
         for tensor, reuse in REUSE.items():
             for level in traffic.keepers[tensor][1:]:
                 if (tensor, level) != ("outputs", accumulator):
-                    rest += transfers(tensor, level, gemm.extent(reuse))
-        once = transfers("outputs", accumulator, gemm.K)
+                    rest += traffic.transfers(tensor, level, gemm.extent(reuse), 0)
+        once = traffic.transfers("outputs", accumulator, gemm.K, 0)
         count, zeros = len(choices), np.zeros((len(choices), 1))
         apart = traffic.energy(rest) + gemm.macs * accelerator.mac_pJ + zeros
         energy, cycles = [apart + traffic.energy(once)], [traffic.cycles(rest + once) + zeros]
         if gemm.K > 1 and (constraints is None or constraints.spill):
-            twice = transfers("outputs", accumulator, gemm.K / min(prime_factors(gemm.K))[0])
+            twice = traffic.transfers("outputs", accumulator, gemm.K / min(prime_factors(gemm.K))[0], 0)
             places = {move.level for move in twice}
             energy.append(apart + traffic.energy(twice))
             cycles.append(np.maximum(cycles[0], traffic.cycles(twice + [move for move in rest if move.level in places])))

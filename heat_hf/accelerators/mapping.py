@@ -122,11 +122,6 @@ class Cost:
         """Energy-delay product in J·s."""
         return self.energy_pJ * 1e-12 * self.seconds
 
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates, zeros of padding included."""
-        return self.gemm.macs
-
     def objective_value(self, objective: str) -> float:
         """Energy in pJ, cycles, or their product."""
         return {"energy": self.energy_pJ, "latency": float(self.cycles), "edp": self.energy_pJ * self.cycles}[objective]
@@ -207,7 +202,7 @@ class Traffic:
                 moves.append(Move(level, tensor, "reads", words))
         return moves
 
-    def transfers(self, tensor: str, level: int, reach: Any, inside: Any) -> list[Move]:  # noqa: ANN401
+    def transfers(self, tensor: str, level: int, reach: Any, end: int) -> list[Move]:  # noqa: ANN401
         """What moves between a level and its parent.
 
         Args:
@@ -215,13 +210,14 @@ class Traffic:
             level: the level; not the outermost.
             reach: extent of the tensor's reuse dimension that the nest has covered, spatial copies included, when a tile of
                 the level is replaced.
-            inside: the part of `reach` that is copies outside the level.
+            end: the level among whose loops that happens; 0 also for a tile that is never replaced.
         """
         parent = self.parent(tensor, level)
         if self.resident(tensor, level):
             return []
-        own = self.gemm.macs * inside / reach
-        passed = own / self.copies(REUSE[tensor], parent, level)
+        reuse = REUSE[tensor]
+        own = self.gemm.macs * self.copies(reuse, end, level) / reach
+        passed = own / self.copies(reuse, parent, level)
         if tensor != "outputs":
             return [Move(level, tensor, "fills", own), Move(parent, tensor, "reads", passed)]
         final = self.gemm.batch * self.gemm.M * self.gemm.N
@@ -322,8 +318,7 @@ def evaluate(gemm: Gemm, accelerator: Accelerator, loops: Sequence[Loop], bound:
     spilled = False
     for tensor in TENSORS:
         for level in reversed(traffic.keepers[tensor][1:]):
-            reach, inside = _reach(tensor, level, nest, spatial, tiles[level])
-            found = traffic.transfers(tensor, level, reach, inside)
+            found = traffic.transfers(tensor, level, *_reach(tensor, level, nest, spatial, tiles[level]))
             moves += found
             spilled |= tensor == "outputs" and any(move.kind == "fills" and move.words > 0 for move in found)
     for i, spec in enumerate(accelerator.levels):
@@ -351,16 +346,16 @@ def _by_level(accelerator: Accelerator, loops: Sequence[Loop]) -> tuple[list[lis
 def _reach(
     tensor: str, level: int, nest: Sequence[Sequence[Loop]], spatial: Sequence[Mapping[str, int]], tile: Mapping[str, int]
 ) -> tuple[int, int]:
-    """Extent of the tensor's reuse dimension covered when a tile of the level is replaced, and copies among it."""
-    reuse, reach, inside = REUSE[tensor], tile[REUSE[tensor]], 1
+    """Extent of the tensor's reuse dimension covered when a tile of the level is replaced, and at which level that is."""
+    reuse = REUSE[tensor]
+    reach = tile[reuse]
     for i in range(level - 1, -1, -1):
         reach *= spatial[i].get(reuse, 1)
-        inside *= spatial[i].get(reuse, 1)
         for loop in nest[i]:
             if loop.extent > 1 and loop.dimension != reuse:
-                return reach, inside
+                return reach, i
             reach *= loop.extent
-    return reach, inside
+    return reach, 0
 
 
 def _summarize(traffic: Traffic, loops: Sequence[Loop], moves: Sequence[Move], bound: float) -> Cost:

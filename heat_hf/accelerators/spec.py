@@ -115,6 +115,17 @@ class Accelerator:
         """Multiply-accumulates a cycle when all units are busy."""
         return math.prod(level.fanout for level in self.levels)
 
+    def rules(self, name: str) -> Constraints:
+        """The constraints of that name.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if name not in self.constraints:
+            known = ", ".join(self.constraints) or "none"
+            raise ValueError(f"constraints must name one of {self.name}'s ({known}), got {name!r}")
+        return self.constraints[name]
+
     def instances(self, name: str) -> int:
         """How many instances of a level there are.
 

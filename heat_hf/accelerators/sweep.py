@@ -256,7 +256,7 @@ class Sweep:
         return sum((self._energy(state.tensor, level, full, 0) for level in state.levels), start=np.zeros((1, 1)))
 
     def _energy(self, tensor: str, level: int, reach: Any, slot: int) -> Any:  # noqa: ANN401
-        moves = self.traffic.transfers(tensor, level, reach, self.traffic.copies(REUSE[tensor], slot, level))
+        moves = self.traffic.transfers(tensor, level, reach, slot)
         energy = self.traffic.energy(moves)
         if self.limit is not None:
             for busy in self.traffic.ports(moves).values():
