@@ -21,10 +21,13 @@ from heat_hf.calibration import Batch, calibration_batches, collect_second_momen
 from heat_hf.config import METHOD, HeatConfig, package_version
 from heat_hf.cost import cost_linear, cost_setting
 from heat_hf.encoder import block_of, encoder_linears, runs, swap_module
-from heat_hf.formats import Factorization, TensorShape, get_format, match_variance
+from heat_hf.formats import Factorization, match_variance
 from heat_hf.formats.base import require_finite
 from heat_hf.layers import FactorizedLinear
 from heat_hf.report import CompressionReport, HardwareCost, TensorReport
+from heat_hf.search.level1 import ShapeSearch, require_fit, search_shapes
+from heat_hf.search.settings import plan_settings
+from heat_hf.search.table import CostTable
 from heat_hf.setting import TensorSetting
 from heat_hf.storage import atomic_directory, check_target
 
@@ -82,8 +85,7 @@ class HeatCompressor:
         Raises:
             ValueError: if the configuration does not fit the model.
         """
-        settings = plan_settings(encoder_linears(self.model, config.modules, config.exclude), config)
-        return _report(self.model, config, {name: (setting, None) for name, setting in settings.items()}, _mapper(config))
+        return _plan(self.model, config, model_settings(self.model, config))
 
     def compress(
         self,
@@ -110,13 +112,16 @@ class HeatCompressor:
             OSError: if `save_directory` cannot be written. Checked before any work.
         """
         _require_dense(self.model.config)
-        planned = self.plan(config)
         if save_directory is not None:
+            check_target(save_directory, overwrite)
+        settings = model_settings(self.model, config)
+        if save_directory is not None:
+            planned = _plan(self.model, config, settings)
             check_target(save_directory, overwrite, planned.compressed_model_parameters * self.model.dtype.itemsize)
         batches = None
         if calibration_dataset is not None and config.uses_calibration:
             batches = calibration_batches(calibration_dataset, self.tokenizer, max_length=config.sequence_length)
-        self.report = factorize(self.model, config, batches)
+        self.report = factorize(self.model, config, batches, settings)
         if save_directory is not None:
             self.save(save_directory, overwrite, **save_options)
         return self.report
@@ -142,58 +147,25 @@ class HeatCompressor:
             self.report.save(folder)
 
 
-def plan_settings(linears: Mapping[str, nn.Linear], config: HeatConfig) -> dict[str, TensorSetting]:
-    """Shape and rank of every matrix, by the configuration's ratio or rank.
-
-    Raises:
-        ValueError: if a shape or rank is not valid, a mapping misses a size, or a matrix would not shrink.
-    """
-    settings = {name: _plan_setting(name, linear, config) for name, linear in linears.items()}
-    sizes = {f"{linear.out_features}x{linear.in_features}" for linear in linears.values()}
-    for option in ("shape", "rank"):
-        value = getattr(config, option)
-        unknown = set(value) - sizes if isinstance(value, Mapping) else set()
-        if unknown:
-            raise ValueError(f"{option} names the matrix sizes {sorted(unknown)}; the model has {sorted(sizes)}")
-    return settings
-
-
-def _plan_setting(name: str, linear: nn.Linear, config: HeatConfig) -> TensorSetting:
-    rows, columns = linear.out_features, linear.in_features
-    wanted = config.for_matrix("shape", rows, columns)
-    try:
-        codec = get_format(config.decomposition)
-        shape = codec.default_shape(rows, columns) if wanted is None else TensorShape.parse(wanted, rows, columns)
-        if config.target_params_ratio is not None:
-            rank: object = codec.largest_rank(shape, config.target_params_ratio * rows * columns)
-        else:
-            rank = config.for_matrix("rank", rows, columns)
-            if rank is None:
-                raise ValueError(f"rank has no entry for the size {rows}x{columns}")
-        setting = TensorSetting(config.decomposition, shape, codec.parse_rank(shape, rank), config.execution)
-        if setting.ratio >= 1:
-            raise ValueError(
-                f"rank {setting.rank} of shape {shape} has {setting.parameters:,} parameters, the dense matrix only "
-                f"{setting.dense_parameters:,}: choose a smaller rank"
-            )
-    except ValueError as error:
-        raise ValueError(f"{name} ({rows}×{columns}): {error}") from error
-    return setting
-
-
-def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[Batch] | None = None) -> CompressionReport:
+def factorize(
+    model: PreTrainedModel,
+    config: HeatConfig,
+    calibration: Iterable[Batch] | None = None,
+    settings: Mapping[str, TensorSetting] | None = None,
+) -> CompressionReport:
     """Replace the model's encoder linears by factorized layers, in place; on an error the model is unchanged.
 
     Args:
         model: a dense model.
         config: what to factorize and how.
         calibration: batches of model inputs for the activation-aware projection.
+        settings: shape and rank of every matrix; default: as the configuration asks.
 
     Raises:
         ValueError: if the configuration does not fit, weights are not finite, or calibration data is missing.
     """
+    settings = settings or model_settings(model, config)
     linears = encoder_linears(model, config.modules, config.exclude)
-    settings = plan_settings(linears, config)
     mapper = _mapper(config)
     if config.activation_aware and calibration is None:
         raise ValueError("activation_aware=True needs a calibration_dataset")
@@ -212,10 +184,38 @@ def factorize(model: PreTrainedModel, config: HeatConfig, calibration: Iterable[
         assert factorization is not None
         layer = FactorizedLinear.from_linear(linears[name], setting, factorization, config.tokens)
         swap_module(model, linears[name], layer)
-    # A copy: the caller may use the same configuration for another model.
-    done = replace(config, tensors=settings, accelerator=report.accelerator, heat_version=package_version())
+    # A copy: the caller may use the same configuration for another model. A path on this machine says nothing elsewhere.
+    done = replace(
+        config, tensors=dict(settings), cost_table=None, accelerator=report.accelerator, heat_version=package_version()
+    )
     AutoHfQuantizer.from_config(done, pre_quantized=True).attach(model)
     return report
+
+
+def model_settings(model: PreTrainedModel, config: HeatConfig) -> dict[str, TensorSetting]:
+    """Shape and rank of every matrix, searched if that is asked for.
+
+    Raises:
+        ValueError: if the configuration or its cost table do not fit the model.
+    """
+    table = None
+    if config.cost_table is not None:
+        table = CostTable.load(config.cost_table)
+        require_fit(table, config.cost_table, model, config)
+    elif config.rank_search == "pareto":
+        table = search_shapes(
+            model,
+            str(config.accelerator),
+            config.tokens,
+            ShapeSearch(formats=(config.decomposition,), seed=config.seed),
+            modules=config.modules,
+            exclude=config.exclude,
+        )
+    return plan_settings(encoder_linears(model, config.modules, config.exclude), config, table)
+
+
+def _plan(model: PreTrainedModel, config: HeatConfig, settings: Mapping[str, TensorSetting]) -> CompressionReport:
+    return _report(model, config, {name: (setting, None) for name, setting in settings.items()}, _mapper(config))
 
 
 def _decompose(linear: nn.Linear, setting: TensorSetting, config: HeatConfig, moment: torch.Tensor | None) -> Factorization:

@@ -15,6 +15,7 @@ from heat_hf.setting import EXECUTIONS, Execution, TensorSetting
 
 METHOD = "heat"
 CALIBRATION_MEMORY = ("model", "layer")
+RANK_SEARCHES = ("uniform", "pareto", "tensorly", "manual", "random")
 
 
 def package_version() -> str:
@@ -29,8 +30,9 @@ def package_version() -> str:
 class HeatConfig(QuantizationConfigMixin):
     """How to factorize a model's encoder linears.
 
-    Give the size by exactly one of `target_params_ratio` and `rank`. The saved form of this object is the
-    `quantization_config` of a compressed model's config.json, where `tensors` says what every matrix got.
+    Give the size by exactly one of `target_params_ratio` and `rank`; with `rank_search="pareto"` it may be left open. The saved
+    form of this object is the `quantization_config` of a compressed model's config.json, where `tensors` says what every matrix
+    got.
 
     Args:
         decomposition: "low_rank", "cp", "tucker" or "ttm".
@@ -39,7 +41,13 @@ class HeatConfig(QuantizationConfigMixin):
         rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
             such as "384x1536" (output × input features) to a rank.
         shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24".
-            Default: the format's own.
+            Default: the format's own, or the choice of a cost table.
+        rank_search: how ranks, and shapes that are not given, are found. "uniform": the largest uniform rank. "pareto": shape
+            and rank of each matrix size from the Pareto front of its cost table, within `target_params_ratio` or at the knee
+            (paper, section 2.2.1). To compare with: "tensorly" takes TensorLy's rule for `target_params_ratio`, "manual"
+            hand-tuned high-order shapes with uniform ranks, "random" random ranks that together have `target_params_ratio`.
+        cost_table: Parquet file that `heat-hf search shapes` made of the same weights for the same accelerator and tokens.
+            Default: none; "pareto" then searches before it compresses, which takes minutes.
         activation_aware: project the layers' outputs on calibration inputs instead of their weights. Default: whenever there
             is a calibration dataset.
         match_variance: scale W′ to the variance of W (paper, section 2.2.2).
@@ -66,6 +74,8 @@ class HeatConfig(QuantizationConfigMixin):
     target_params_ratio: float | None = None
     rank: Any = None
     shape: Any = None
+    rank_search: str = "uniform"
+    cost_table: str | None = None
     activation_aware: bool | None = None
     match_variance: bool = False
     execution: Execution = "auto"
@@ -90,11 +100,16 @@ class HeatConfig(QuantizationConfigMixin):
             }
         get_format(self.decomposition)
         self._check_size()
+        self._check_search()
         for name in ("sequence_length", "batch_size", "max_sweeps", "refinement_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        for name, allowed in (("execution", EXECUTIONS), ("calibration_memory", CALIBRATION_MEMORY)):
+        for name, allowed in (
+            ("execution", EXECUTIONS),
+            ("calibration_memory", CALIBRATION_MEMORY),
+            ("rank_search", RANK_SEARCHES),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name in ("modules", "exclude"):
@@ -104,7 +119,8 @@ class HeatConfig(QuantizationConfigMixin):
 
     def _check_size(self) -> None:
         ratio = self.target_params_ratio
-        if self.tensors is None and (ratio is None) == (self.rank is None):
+        open_size = self.rank_search == "pareto" and ratio is None and self.rank is None
+        if self.tensors is None and not open_size and (ratio is None) == (self.rank is None):
             raise ValueError(
                 f"give exactly one of target_params_ratio and rank, got target_params_ratio={ratio!r} and rank={self.rank!r}"
             )
@@ -112,6 +128,17 @@ class HeatConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"target_params_ratio must be between 0 and 1, both excluded (at 1 the model would not shrink), got {ratio!r}"
             )
+
+    def _check_search(self) -> None:
+        search = self.rank_search
+        if self.rank is not None and search not in ("uniform", "manual"):
+            raise ValueError(f"rank_search={search!r} finds the ranks: leave out rank, got {self.rank!r}")
+        if self.shape is not None and search == "pareto":
+            raise ValueError(f"rank_search='pareto' finds the shapes: leave out shape, got {self.shape!r}")
+        if search == "pareto" and self.accelerator is None:
+            raise ValueError("rank_search='pareto' needs an accelerator, got accelerator=None")
+        if self.cost_table is not None and self.accelerator is None:
+            raise ValueError("cost_table needs an accelerator, got accelerator=None")
 
     @property
     def tokens(self) -> int:

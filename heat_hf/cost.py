@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from heat_hf.accelerators.fusion import CascadeCost, cost_gemm, cost_plan, join
+from heat_hf.accelerators.fusion import CascadeCost, cost_gemm, cost_plan, join, least_edp
 from heat_hf.accelerators.mapper import Mapper
 from heat_hf.accelerators.mapping import Gemm
 from heat_hf.config import METHOD, HeatConfig
@@ -39,7 +39,11 @@ def cost_setting(setting: TensorSetting, tokens: int, mapper: Mapper, fused: boo
     plans = [replace(setting, execution=way).plan(tokens) for way in ways]
     if len(plans) == 2 and plans[0].all_steps == plans[1].all_steps:
         plans.pop()
-    return min((cost_plan(plan, mapper, fused) for plan in plans), key=lambda cost: cost.edp)
+    best = cost_plan(plans[0], mapper, fused)
+    for plan in plans[1:]:
+        if least_edp(plan, mapper) < best.edp:
+            best = min(best, cost_plan(plan, mapper, fused), key=lambda cost: cost.edp)
+    return best
 
 
 def cost_linear(rows: int, columns: int, tokens: int, mapper: Mapper) -> CascadeCost:

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def check_target(target: str | os.PathLike[str], overwrite: bool, size: int = 0)
     if free < size:
         raise OSError(f"{parent} has {free / 2**20:.0f} MiB free, the result needs {size / 2**20:.0f} MiB")
     return path
+
+
+@contextmanager
+def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file beside `target` that takes its place when the block ends, or vanishes if it fails.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path = Path(target).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -55,12 +55,13 @@ def test_imports_point_one_way() -> None:
         "config",
         "encoder",
         "cost",
+        "storage",
+        "search",
         "calibration",
         "report",
-        "storage",
         "data",
     ]
-    order += ["metrics", "evaluation", "compressor", "integrations", "cost_report", "cli"]
+    order += ["metrics", "evaluation", "compressor", "integrations", "cost_report", "search_report", "cli"]
     rank = {name: place for place, name in enumerate(order)}
     for file in (ROOT / "heat_hf").rglob("*.py"):
         here = file.relative_to(ROOT / "heat_hf").parts[0].removesuffix(".py")

@@ -150,6 +150,14 @@ def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Casc
     return best
 
 
+def least_edp(plan: ContractionPlan, mapper: Mapper) -> float:
+    """A lower bound of a plan's EDP in J·s without a search: every step at its floor, every intermediate on chip."""
+    cascade = _Cascade(plan.steps, mapper)
+    floors = [mapper.floor(cascade.gemm(i, frozenset(cascade.edges))) for i in range(len(cascade.steps))]
+    energy, cycles = (math.fsum(values) for values in zip(*floors, strict=True))
+    return energy * 1e-12 * cycles / mapper.accelerator.clock_hz
+
+
 def _tilings(steps: Sequence[Step], mapper: Mapper) -> list[_Cascade]:
     """Ways to cut a cascade along an index of the result so that all intermediates fit, the least DRAM traffic first."""
     found = []
@@ -215,7 +223,7 @@ class _Cascade:
 
     def roomy(self, kept: frozenset[int]) -> bool:
         """Whether all that the shared level holds of every step fits whole: then to keep fewer intermediates is not better."""
-        return all(self._fits_whole(self._gemm(i, kept)) for i in range(len(self.steps)) if kept)
+        return all(self._fits_whole(self.gemm(i, kept)) for i in range(len(self.steps)) if kept)
 
     def _fits_whole(self, gemm: Gemm) -> bool:
         sizes = {"inputs": gemm.M * gemm.K, "weights": gemm.K * gemm.N, "outputs": gemm.M * gemm.N}
@@ -262,9 +270,9 @@ class _Cascade:
 
     def _step(self, position: int, kept: frozenset[int]) -> StepCost:
         repeats = self.tiles if self.tiled(position) else 1
-        return _step_cost(self.steps[position].equation, self._gemm(position, kept), self.mapper, repeats)
+        return _step_cost(self.steps[position].equation, self.gemm(position, kept), self.mapper, repeats)
 
-    def _gemm(self, position: int, kept: frozenset[int]) -> Gemm:
+    def gemm(self, position: int, kept: frozenset[int]) -> Gemm:
         """A step as a product, with what is on chip."""
         step = self.steps[position]
         batch, m, n, k = step.gemm

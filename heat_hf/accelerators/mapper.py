@@ -12,6 +12,7 @@ import math
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,6 +30,10 @@ OBJECTIVES = get_args(Objective)
 CHOICES = 64  # spatial choices bounded together, those that use the most MACs first
 BATCH = 4  # spatial choices swept together: more no longer fit the caches
 CACHE_NAME = "mappings-1.sqlite"  # the number changes with what the mapper finds
+
+
+class MisfitError(ValueError):
+    """A product has no mapping onto an accelerator."""
 
 
 class Mapper:
@@ -67,11 +72,15 @@ class Mapper:
         """The best mapping of a product.
 
         Raises:
-            ValueError: if none fits.
+            MisfitError: if none fits.
         """
         if gemm not in self._known:
             self._known[gemm] = self._recall(gemm) or self._search(gemm)
         return self._known[gemm]
+
+    def floor(self, gemm: Gemm) -> tuple[float, float]:
+        """Energy and cycles below which no mapping of a product can be, without a search."""
+        return _least(gemm, self.accelerator)
 
     def _search(self, gemm: Gemm) -> Cost:
         find = search_padded if self.padding else search
@@ -141,7 +150,7 @@ def search(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None
                     if reached < score:
                         best, score = cost, reached
     if best is None:
-        raise ValueError(_misfit(gemm, accelerator))
+        raise MisfitError(_misfit(gemm, accelerator))
     return replace(best, bound=float(min(proved, score)[0]))
 
 
@@ -246,9 +255,11 @@ def search_padded(
     best = search(gemm, accelerator, constraints, objective)
     for candidate in sorted(candidates, key=lambda padded: padded.macs):
         if _score(objective, *_least(candidate, accelerator))[0] < best.objective_value(objective):
-            found = search(candidate, accelerator, constraints, objective)
-            if found.objective_value(objective) < best.objective_value(objective):
-                best = found
+            # A filled-up product may no longer fit beside what waits on chip.
+            with suppress(MisfitError):
+                found = search(candidate, accelerator, constraints, objective)
+                if found.objective_value(objective) < best.objective_value(objective):
+                    best = found
     return _useful(best, gemm, accelerator)
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from heat_hf.cli.values import parse_pairs, parse_rank, show
-from heat_hf.config import CALIBRATION_MEMORY
+from heat_hf.config import CALIBRATION_MEMORY, RANK_SEARCHES
 from heat_hf.formats import FORMATS
 from heat_hf.setting import EXECUTIONS
 
@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--target-params-ratio", type=float, metavar="R", help="parameters to keep, 0 < R < 1")
     size.add_argument("--rank", nargs="+", metavar="[SIZE=]R", help="rank instead: 64, or 16,24,80, or 384x1536=96 …")
     size.add_argument("--shape", nargs="+", metavar="[SIZE=]S", help="tensorization shape: 768:12x64, or 384x1536=384:32x48 …")
+    size.add_argument("--rank-search", default="uniform", help=f"{', '.join(RANK_SEARCHES)} (default: %(default)s)")
+    size.add_argument("--cost-table", metavar="TABLE", help="what heat-hf search shapes found, for shapes and for pareto")
     size.add_argument("--modules", nargs="+", metavar="REGEX", help="linears to factorize (default: the Transformer blocks')")
     size.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help="linears to leave dense")
     how = parser.add_argument_group("calibration and decomposition")
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         target_params_ratio=args.target_params_ratio,
         rank=parse_pairs(args.rank, parse_rank),
         shape=parse_pairs(args.shape, str),
+        rank_search=args.rank_search,
+        cost_table=args.cost_table,
         modules=args.modules,
         exclude=args.exclude,
         calibration_memory=args.calibration_memory,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from heat_hf.formats.base import Format, Rank, Subscripts, truncated_svd
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
+from heat_hf.formats.spectra import squared_spectrum, tails
 
 
 class LowRank(Format):
     """W = L·R with L: M×r and R: r×N, by the truncated SVD (exact). r ≤ min(M, N)."""
 
     name = "low_rank"
+    order = 2
 
     def check_shape(self, shape: TensorShape) -> None:
         """Low rank works on the matrix itself."""
@@ -37,3 +41,7 @@ class LowRank(Format):
 
     def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
         return [*truncated_svd(tensor, rank[0])], 0, True
+
+    def _lost(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+        lost = tails(squared_spectrum(matrix))
+        return [float(lost[rank[0]]) for rank in ranks]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from heat_hf.formats.base import Format, Rank, Subscripts, letters
 from heat_hf.formats.shape import TensorShape, fold_shorter_side
 from heat_hf.formats.solver import Solver
+from heat_hf.formats.spectra import principal_rows
 
 
 class Tucker(Format):
@@ -62,3 +65,17 @@ class Tucker(Format):
                 return_errors=True,
             )
         return [core, *factors], len(errors), len(errors) < solver.max_sweeps
+
+    def _lost(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+        """From the whole core of the HOSVD: its factors are orthonormal, so what a rank keeps is the corner's energy."""
+        core = matrix.reshape(shape.modes)
+        for mode in range(shape.order):
+            unfolded = core.movedim(mode, 0)
+            _, rotated = principal_rows(unfolded.flatten(1))
+            core = rotated.reshape(len(rotated), *unfolded.shape[1:]).movedim(0, mode)
+        whole, kept = matrix.square().sum(), core.square()
+        for mode in range(shape.order):
+            kept = kept.cumsum(mode)
+        corners = tuple(torch.tensor(ranks, device=kept.device).T - 1)
+        lost: list[float] = (whole - kept[corners]).tolist()
+        return lost

@@ -1,0 +1,80 @@
+"""Settings people use without a search, to compare with (paper, section 3.2, Table 1 and Fig. 12)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from heat_hf.formats import Format, Rank, TensorShape, balanced_factors, get_format
+
+
+def manual_shape(format: str, rows: int, columns: int) -> TensorShape:
+    """The hand-tuned shape of a format, what the paper calls SR-Manual; with it go uniform ranks.
+
+    The paper does not list its shapes; these are the usual ones in its sources. Tucker folds either side into three even modes
+    (order 6), TTM takes three cores of even modes, CP folds the shorter side into two (order 3, as in the paper's Fig. 6), and
+    low rank has no choice. Even modes are ascending on one side and descending on the other, so that cores of a train have
+    about equal sizes.
+
+    Raises:
+        ValueError: for an unknown format.
+    """
+    codec = get_format(format)
+    if format in ("tucker", "ttm"):
+        return TensorShape(balanced_factors(rows, 3), balanced_factors(columns, 3)[::-1])
+    return codec.default_shape(rows, columns)
+
+
+def tensorly_rank(format: str, shape: TensorShape, ratio: float) -> Rank:
+    """The rank TensorLy takes for a fraction of the parameters, by its `validate_*_rank`; S(Ours)-R(TensorLy) in the paper.
+
+    CP solves for the one rank, Tucker makes every rank the same fraction of its mode, TTM makes all ranks equal. Where TensorLy
+    goes beyond what a rank can use, the largest usable one is taken.
+    """
+    codec = get_format(format)
+    found: Sequence[int]
+    if format == "tucker":
+        from tensorly.tucker_tensor import validate_tucker_rank
+
+        found = validate_tucker_rank(shape.modes, ratio)
+    elif format == "ttm":
+        from tensorly.tt_matrix import validate_tt_matrix_rank
+
+        found = validate_tt_matrix_rank(shape.modes, ratio)[1:-1]
+    else:  # low rank is CP of order 2
+        from tensorly.cp_tensor import validate_cp_rank
+
+        found = [validate_cp_rank(shape.modes, ratio)]
+    return codec.clip_rank(shape, tuple(max(1, int(rank)) for rank in found))
+
+
+def random_shares(sizes: Sequence[int], ratio: float, seed: int) -> list[float]:
+    """A fraction of its parameters for every matrix, drawn between half and one and a half times `ratio`.
+
+    Scaled so that all matrices together keep `ratio`, as far as none keeps more than 0.95 of its own.
+    """
+    rng = random.Random(seed)
+    drawn = [rng.uniform(0.5, 1.5) for _ in sizes]
+    scale = ratio * sum(sizes) / sum(size * share for size, share in zip(sizes, drawn, strict=True))
+    return [min(0.95, scale * share) for share in drawn]
+
+
+def random_rank(codec: Format, shape: TensorShape, max_parameters: float, seed: int) -> Rank:
+    """A rank of random proportions, as large as a number of parameters allows; S(Ours)-R(Random) in the paper.
+
+    Raises:
+        ValueError: if even the smallest rank has more parameters.
+    """
+    codec.largest_rank(shape, max_parameters)  # raises if nothing fits
+    rng = random.Random(seed)
+    proportions = [rng.uniform(0.5, 1.0) * bound for bound in codec.max_rank(shape)]
+
+    def scaled(share: float) -> Rank:
+        return codec.clip_rank(shape, tuple(max(1, round(share * value)) for value in proportions))
+
+    low, high = 0.0, 2.0  # of the proportions: nothing, and at least every bound
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = codec.parameters(shape, scaled(middle)) <= max_parameters
+        low, high = (middle, high) if fits else (low, middle)
+    return scaled(low)

@@ -1,0 +1,99 @@
+"""Results of a search on disk while it runs, and what its processes have to agree on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def require_same_key(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
+    """Make sure that what was found is of the search wanted, in all that `wanted` names.
+
+    Raises:
+        ValueError: if it is not; the message says in what they differ.
+    """
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path} holds another search: its {name} is {found.get(name)!r}, wanted is {value!r}; "
+                f"name another file, or search again with overwrite (--overwrite)"
+            )
+
+
+class Journal:
+    """Results of finished tasks on disk, a file for each process, and what processes have to agree on.
+
+    Args:
+        output: the table that will be made; None to keep nothing.
+        key: of the search.
+        overwrite: whether to throw away what is left of another search.
+
+    Raises:
+        ValueError: if the folder holds another search.
+    """
+
+    def __init__(self, output: Path | None, key: Mapping[str, Any], overwrite: bool) -> None:
+        from accelerate import PartialState
+
+        self.state = PartialState(cpu=not torch.cuda.is_available())
+        self.processes: int = self.state.num_processes
+        self.main: bool = self.state.is_main_process
+        self.share = self.state.split_between_processes
+        self.wait = self.state.wait_for_everyone
+        if output is None and self.processes > 1:
+            raise ValueError("a search over several processes needs an output file, through which they share results")
+        self.folder = None if output is None else output.with_name(f"{output.name}.partial")
+        self.key = json.loads(json.dumps(key))
+        self.overwrite = overwrite
+
+    def __enter__(self) -> Journal:
+        if self.folder is not None:
+            if self.main:
+                self._open(self.folder)
+            self.wait()
+            require_same_key(json.loads((self.folder / "key.json").read_text()), self.key, str(self.folder))
+        return self
+
+    def _open(self, folder: Path) -> None:
+        file = folder / "key.json"
+        if self.overwrite and file.exists() and json.loads(file.read_text()) != self.key:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            temporary = folder / f"key-{os.getpid()}"
+            temporary.write_text(json.dumps(self.key))
+            temporary.replace(file)
+
+    def read(self) -> dict[str, list[list[Any]]]:
+        """Results by task, from all processes. A line torn by a crash is as if it had not been written."""
+        found: dict[str, list[list[Any]]] = {}
+        for file in sorted(self.folder.glob("*.jsonl")) if self.folder else []:
+            for line in file.read_text().splitlines():
+                try:
+                    name, rows = json.loads(line)
+                except ValueError:
+                    continue
+                found[name] = rows
+        return found
+
+    def write(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Keep the result of a task."""
+        if self.folder is None:
+            return
+        with (self.folder / f"part-{self.state.process_index}.jsonl").open("a") as file:
+            file.write(f"\n{json.dumps([name, list(rows)])}\n")  # the first break ends a line torn before
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Once the table is written, nothing else has to stay."""
+        if kind is None and self.folder is not None:
+            self.wait()
+            if self.main:
+                shutil.rmtree(self.folder)

@@ -1,0 +1,101 @@
+"""Shape and rank of every matrix of a model, as the configuration asks: given, by a rule, or from the cost table."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from torch import nn
+
+from heat_hf.config import HeatConfig
+from heat_hf.formats import TensorShape, get_format
+from heat_hf.search.baselines import manual_shape, random_rank, random_shares, tensorly_rank
+from heat_hf.search.pareto import select
+from heat_hf.search.table import CostTable
+from heat_hf.setting import TensorSetting
+
+
+def plan_settings(
+    linears: Mapping[str, nn.Linear], config: HeatConfig, table: CostTable | None = None
+) -> dict[str, TensorSetting]:
+    """Shape and rank of every matrix.
+
+    The shape is the configuration's; else the manual one, if ranks are to be manual; else the cost table's choice for the size,
+    if there is a table; else the format's own. For the ranks see `HeatConfig.rank_search`.
+
+    Args:
+        linears: layers by name.
+        config: what to factorize and how.
+        table: the cost table, with all sizes of the layers.
+
+    Raises:
+        ValueError: if a shape or rank is not valid, a mapping misses a size, or a matrix would not shrink.
+    """
+    sizes = {f"{linear.out_features}x{linear.in_features}" for linear in linears.values()}
+    for option in ("shape", "rank"):
+        value = getattr(config, option)
+        unknown = set(value) - sizes if isinstance(value, Mapping) else set()
+        if unknown:
+            raise ValueError(f"{option} names the matrix sizes {sorted(unknown)}; the model has {sorted(sizes)}")
+    shares: dict[str, float | None] = dict.fromkeys(linears, config.target_params_ratio)
+    if config.rank_search == "random" and config.target_params_ratio is not None:
+        elements = [linear.weight.numel() for linear in linears.values()]
+        shares = dict(zip(linears, random_shares(elements, config.target_params_ratio, config.seed), strict=True))
+    planner = _Planner(config, table)
+    return {name: planner.setting(name, linear, shares[name]) for name, linear in linears.items()}
+
+
+class _Planner:
+    def __init__(self, config: HeatConfig, table: CostTable | None) -> None:
+        self.config = config
+        self.table = table
+        self.codec = get_format(config.decomposition)
+        self.selected: dict[str, TensorSetting] = {}
+
+    def setting(self, name: str, linear: nn.Linear, share: float | None) -> TensorSetting:
+        rows, columns = linear.out_features, linear.in_features
+        try:
+            shape = self._shape(rows, columns)
+            rank = self.codec.parse_rank(shape, self._rank(name, shape, share))
+            setting = TensorSetting(self.config.decomposition, shape, rank, self.config.execution)
+            if setting.ratio >= 1:
+                raise ValueError(
+                    f"rank {setting.rank} of shape {shape} has {setting.parameters:,} parameters, the dense matrix only "
+                    f"{setting.dense_parameters:,}: choose a smaller rank"
+                )
+        except ValueError as error:
+            raise ValueError(f"{name} ({rows}×{columns}): {error}") from error
+        return setting
+
+    def _shape(self, rows: int, columns: int) -> TensorShape:
+        wanted = self.config.for_matrix("shape", rows, columns)
+        if wanted is not None:
+            return TensorShape.parse(wanted, rows, columns)
+        if self.config.rank_search == "manual":
+            return manual_shape(self.config.decomposition, rows, columns)
+        if self.table is not None:
+            return self._select(self.table, f"{rows}x{columns}").shape
+        return self.codec.default_shape(rows, columns)
+
+    def _select(self, table: CostTable, size: str) -> TensorSetting:
+        if size not in self.selected:
+            found = table.of(size, self.config.decomposition)
+            self.selected[size] = select(found, table.sizes[size], max_ratio=self.config.target_params_ratio).setting
+        return self.selected[size]
+
+    def _rank(self, name: str, shape: TensorShape, share: float | None) -> object:
+        method, size = self.config.rank_search, shape.rows * shape.columns
+        if method == "pareto":
+            if self.table is None:
+                raise ValueError("rank_search='pareto' needs a cost table")
+            return self._select(self.table, f"{shape.rows}x{shape.columns}").rank
+        if share is None:
+            rank = self.config.for_matrix("rank", shape.rows, shape.columns)
+            if rank is None:
+                raise ValueError(f"rank has no entry for the size {shape.rows}x{shape.columns}")
+            return rank
+        if method == "tensorly":
+            return tensorly_rank(self.config.decomposition, shape, share)
+        if method == "random":
+            return random_rank(self.codec, shape, share * size, zlib.crc32(name.encode()) ^ self.config.seed)
+        return self.codec.largest_rank(shape, share * size)
