@@ -175,7 +175,7 @@ def cost_candidates(settings: list[TensorSetting]) -> list[dict]:
     return rows
 
 
-def cost_table(count: int, seed: int) -> tuple[dict, list[dict]]:
+def cost_table(count: int, seed: int) -> dict:
     """Time to cost many candidates of one size on two processes, and rank correlations of MACs and parameters with EDP."""
     settings = candidates(768, 3072, count, seed)
     settings.sort(key=lambda s: (s.format, str(s.shape), s.rank))  # neighbours share products
@@ -193,7 +193,7 @@ def cost_table(count: int, seed: int) -> tuple[dict, list[dict]]:
         "largest_spread": _spread(rows),
         "formats": {name: sum(row["format"] == name for row in rows) for name in FORMATS},
     }
-    return summary, rows
+    return summary
 
 
 def _spread(rows: list[dict]) -> float:
@@ -295,11 +295,10 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--plot", type=Path, help="where to draw Figure 2")
     args = parser.parse_args()
     if args.reference is None:
         parser.error("--reference or HEAT_HF_REFERENCE must name the folder with timeloop.json and accelforge.json")
-    table, rows = cost_table(args.candidates, args.seed)
+    table = cost_table(args.candidates, args.seed)
     result = {
         **provenance(
             f"python -m benchmarks.cost --repeats {args.repeats} --candidates {args.candidates} --seed {args.seed} "
@@ -316,27 +315,6 @@ def main() -> None:
         "paper_geometric_mean": statistics.geometric_mean(row["ratio"] for row in paper),
     }
     args.output.write_text(json.dumps(result, indent=1) + "\n")
-    if args.plot:
-        draw_figure_2(rows, args.plot)
-
-
-def draw_figure_2(rows: list[dict], path: Path) -> None:
-    """MACs and parameters against EDP, a colour for each format."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, key, label in zip(
-        figure.subplots(1, 2, sharey=True), ("macs", "parameters"), ("MACs", "parameters"), strict=True
-    ):
-        for name in FORMATS:
-            own = [row for row in rows if row["format"] == name]
-            axes.scatter([row[key] for row in own], [row["edp"] * 1e6 for row in own], s=7, alpha=0.6, label=name)
-        rank = spearmanr([row[key] for row in rows], [row["edp"] for row in rows]).statistic
-        axes.set(xscale="log", yscale="log", xlabel=f"{label} (rank correlation with EDP {rank:.2f})")
-    figure.axes[0].set_ylabel("EDP (µJ·s)")
-    figure.axes[0].legend(frameon=False, markerscale=2)
-    figure.suptitle(f"768×3072, 384 tokens, {len(rows):,} settings on {SIMBA.name}: MACs and parameters against EDP")
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -99,8 +99,6 @@ class HeatConfig(QuantizationConfigMixin):
                 for name, setting in self.tensors.items()
             }
         get_format(self.decomposition)
-        self._check_size()
-        self._check_search()
         for name in ("sequence_length", "batch_size", "max_sweeps", "refinement_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -112,6 +110,8 @@ class HeatConfig(QuantizationConfigMixin):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        self._check_search()
+        self._check_size()
         for name in ("modules", "exclude"):
             patterns = getattr(self, name)
             if isinstance(patterns, str) or (patterns is not None and not all(isinstance(p, str) for p in patterns)):

@@ -59,8 +59,6 @@ class Format(ABC):
     """A way to write a tensor as a product of cores. Subclass it and add one line to `heat_hf.formats.FORMATS`."""
 
     name: ClassVar[str]
-    order: ClassVar[int | None] = None
-    """The only order it takes, if there is but one."""
     paired_modes: ClassVar[bool] = False
     """Whether the k-th row mode and the k-th column mode share a core, in a chain; modes of extent 1 then fill gaps."""
 
@@ -217,7 +215,8 @@ class Format(ABC):
     ) -> list[float]:
         """‖W − W′‖_F / ‖W‖_F of many ranks, much faster than one decomposition for each (paper, Fig. 7).
 
-        Never below what `decompose` reaches; formats whose decomposition is iterative come a little above it.
+        Exact where `decompose` has a closed form. Where it iterates, this is a little above what that reaches: Tucker has the
+        error of the truncated HOSVD, CP that after a few sweeps.
 
         Args:
             weight: W, M×N, finite, on the device to compute on.

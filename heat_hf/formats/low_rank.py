@@ -16,7 +16,6 @@ class LowRank(Format):
     """W = L·R with L: M×r and R: r×N, by the truncated SVD (exact). r ≤ min(M, N)."""
 
     name = "low_rank"
-    order = 2
 
     def check_shape(self, shape: TensorShape) -> None:
         """Low rank works on the matrix itself."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import warnings
 from collections.abc import Sequence
 
 from heat_hf.formats import Format, Rank, TensorShape, balanced_factors, get_format
@@ -28,24 +30,47 @@ def manual_shape(format: str, rows: int, columns: int) -> TensorShape:
 def tensorly_rank(format: str, shape: TensorShape, ratio: float) -> Rank:
     """The rank TensorLy takes for a fraction of the parameters, by its `validate_*_rank`; S(Ours)-R(TensorLy) in the paper.
 
-    CP solves for the one rank, Tucker makes every rank the same fraction of its mode, TTM makes all ranks equal. Where TensorLy
-    goes beyond what a rank can use, the largest usable one is taken.
+    CP solves for the one rank, Tucker makes every rank the same fraction of its mode, TTM of the mean of its neighbours. Where
+    one mode is much longer than the others, most of what TensorLy counts are slices that cannot be used, and with two cores it
+    takes far too small a rank; it is then asked for a larger fraction, until what can be used fills the one asked for.
+
+    Raises:
+        ValueError: if even the smallest rank has more parameters.
     """
     codec = get_format(format)
+    target = ratio * shape.rows * shape.columns
+    codec.largest_rank(shape, target)  # raises if nothing fits
+
+    def usable(fraction: float) -> Rank:
+        return codec.clip_rank(shape, _validated(format, shape, fraction))
+
+    if codec.parameters(shape, usable(ratio)) >= 0.9 * target:
+        return usable(ratio)
+    low, high = math.log(ratio) - 10, math.log(ratio) + 10
+    for _ in range(40):
+        middle = (low + high) / 2
+        fits = codec.parameters(shape, usable(math.exp(middle))) <= target
+        low, high = (middle, high) if fits else (low, middle)
+    return usable(math.exp(low))
+
+
+def _validated(format: str, shape: TensorShape, fraction: float) -> Rank:
     found: Sequence[int]
     if format == "tucker":
         from tensorly.tucker_tensor import validate_tucker_rank
 
-        found = validate_tucker_rank(shape.modes, ratio)
+        found = validate_tucker_rank(shape.modes, fraction)
     elif format == "ttm":
         from tensorly.tt_matrix import validate_tt_matrix_rank
 
-        found = validate_tt_matrix_rank(shape.modes, ratio)[1:-1]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Determining the tt-rank for the trivial case")
+            found = validate_tt_matrix_rank(shape.modes, fraction)[1:-1]
     else:  # low rank is CP of order 2
         from tensorly.cp_tensor import validate_cp_rank
 
-        found = [validate_cp_rank(shape.modes, ratio)]
-    return codec.clip_rank(shape, tuple(max(1, int(rank)) for rank in found))
+        found = [validate_cp_rank(shape.modes, fraction)]
+    return tuple(max(1, int(rank)) for rank in found)
 
 
 def random_shares(sizes: Sequence[int], ratio: float, seed: int) -> list[float]:

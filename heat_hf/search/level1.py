@@ -59,7 +59,7 @@ class ShapeSearch:
     formats: tuple[str, ...] = tuple(FORMATS)
     orders: tuple[int, ...] | None = None
     top_k: int = 3
-    budgets: int = 8
+    budgets: int = 9
     layers: int | None = 1
     seed: int = 0
 

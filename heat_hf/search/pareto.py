@@ -5,11 +5,11 @@ ratio, energy and latency, each the smaller the better.
 
 - Without a budget, the knee with the least error is chosen. There is a knee for each of ratio, energy, latency and EDP: the
   point of the front farthest below the straight line from a matrix of zeros (error 1, no cost) to the dense matrix (no error,
-  its cost).
+  its cost). Points with the dense layer's EDP or more have no say, unless there are no others.
 - With a budget, the least EDP is chosen among the points whose error is at most `SLACK` above the least: shapes that lose the
   same, but for noise, are told apart by the hardware.
 
-Ties go to the lower error, EDP and number of parameters, then to the order of formats, shapes and ranks as text and numbers.
+Ties go to the lower error, EDP and number of parameters, then to the order of formats, of shapes as text, and of ranks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from heat_hf.formats import FORMATS
 from heat_hf.search.table import Candidate, SizeInfo
 
 SLACK = 0.02
@@ -81,7 +82,8 @@ def select(
         raise ValueError(f"no candidate keeps both max_ratio={max_ratio:.4g} and max_edp={max_edp:.4g}")
     best = front(within)
     if max_ratio is None and max_edp is None:
-        return min(knees(best, dense), key=_order)
+        cheaper = [candidate for candidate in best if candidate.edp < dense.dense_edp]
+        return min(knees(cheaper or best, dense), key=_order)
     least = min(candidate.error for candidate in best)
     return min((c for c in best if c.error <= (1 + slack) * least), key=lambda c: (c.edp, *_order(c)))
 
@@ -98,4 +100,5 @@ def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
 
 
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
-    return candidate.error, candidate.edp, candidate.parameters, candidate.format, candidate.shape, candidate.rank
+    place = list(FORMATS).index(candidate.format)
+    return candidate.error, candidate.edp, candidate.parameters, place, candidate.shape, candidate.rank

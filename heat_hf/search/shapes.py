@@ -48,7 +48,7 @@ def shape_space(format: str, rows: int, columns: int, orders: Sequence[int] | No
         format: name of the format.
         rows: M, output features.
         columns: N, input features.
-        orders: numbers of modes longer than 1; default: those possible up to 4. A format of a single order has that.
+        orders: numbers of modes longer than 1; default: those possible up to 4.
         top_k: how many factorizations of a side to keep for each number of factors, those of the highest entropy.
 
     Raises:
@@ -57,9 +57,9 @@ def shape_space(format: str, rows: int, columns: int, orders: Sequence[int] | No
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise ValueError(f"top_k must be a positive integer, got {top_k!r}")
     codec = get_format(format)
-    orders = check_orders(rows, columns, orders if codec.order is None else [codec.order])
+    orders = check_orders(rows, columns, orders)
     dropped: Counter[str] = Counter()
-    everything = list(_all_shapes(codec, rows, columns, orders))
+    everything = [shape for shape in _all_shapes(codec, rows, columns, orders) if _takes(codec, shape)]
     proper = [shape for shape in everything if not _degenerate(codec, shape, orders)]
     dropped["degenerate"] = len(everything) - len(proper)
     uniform = [shape for shape in proper if _among_most_uniform(shape, top_k)]
@@ -69,7 +69,7 @@ def shape_space(format: str, rows: int, columns: int, orders: Sequence[int] | No
     small = [shape for shape in distinct if codec.parameters(shape, codec.uniform_rank(shape, 1)) < rows * columns]
     dropped["over-parameterized"] = len(distinct) - len(small)
     settings = sum(math.prod(codec.max_rank(shape)) for shape in everything)
-    ordered = sorted(small, key=lambda shape: (shape.order, -entropy(shape.modes), shape.out_modes, shape.in_modes))
+    ordered = sorted(small, key=_place)
     return ShapeSpace(tuple(ordered), len(everything), settings, {reason: n for reason, n in dropped.items() if n})
 
 
@@ -102,6 +102,11 @@ def entropy(modes: Sequence[int]) -> float:
     return -sum(extent / total * math.log(extent / total) for extent in modes)
 
 
+def _place(shape: TensorShape) -> tuple[object, ...]:
+    """Low orders first, then uniform sides."""
+    return shape.order, -entropy(shape.out_modes) - entropy(shape.in_modes), shape.out_modes, shape.in_modes
+
+
 def _primes(extent: int) -> list[int]:
     return [prime for prime, power in sorted(prime_factors(extent)) for _ in range(power)]
 
@@ -124,6 +129,14 @@ def _all_shapes(codec: Format, rows: int, columns: int, orders: Sequence[int]) -
         for out_modes in ordered_factorizations(rows, out_count):
             for in_modes in ordered_factorizations(columns, in_count):
                 yield TensorShape(out_modes, in_modes)
+
+
+def _takes(codec: Format, shape: TensorShape) -> bool:
+    try:
+        codec.check_shape(shape)
+    except ValueError:
+        return False
+    return True
 
 
 def _degenerate(codec: Format, shape: TensorShape, orders: Sequence[int]) -> bool:
