@@ -185,7 +185,7 @@ def cost_table(count: int, seed: int) -> dict:
         took, parts = seconds(lambda: list(pool.map(cost_candidates, chunks)))
     rows = [row for part in parts for row in part]
     edp = [row["edp"] for row in rows]
-    summary = {
+    return {
         "candidates": len(rows),
         "s": took,
         "macs_spearman": spearmanr([row["macs"] for row in rows], edp).statistic,
@@ -193,7 +193,6 @@ def cost_table(count: int, seed: int) -> dict:
         "largest_spread": _spread(rows),
         "formats": {name: sum(row["format"] == name for row in rows) for name in FORMATS},
     }
-    return summary
 
 
 def _spread(rows: list[dict]) -> float:

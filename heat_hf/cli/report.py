@@ -46,7 +46,8 @@ def _model(args: argparse.Namespace, model: str) -> int:
 
 def _shapes(args: argparse.Namespace, path: str) -> int:
     from heat_hf.search.table import CostTable
-    from heat_hf.search_report import draw_figure_2, draw_figure_7, page, table_data, table_text
+    from heat_hf.search_plots import draw_figure_2, draw_figure_7
+    from heat_hf.search_report import page, table_data, table_text
     from heat_hf.storage import atomic_directory, check_target
 
     table = CostTable.load(path)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     space.add_argument("--orders", nargs="+", type=int, metavar="D", help="numbers of modes (default: 2 to 4, as possible)")
     space.add_argument("--top-k", type=int, default=3, metavar="K", help="factorizations of a side kept (default: %(default)s)")
     space.add_argument(
-        "--budgets", type=int, default=8, metavar="B", help="sizes tried of a shape (default: at least %(default)s)"
+        "--budgets", type=int, default=9, metavar="B", help="sizes tried of a shape (default: at least %(default)s)"
     )
     space.add_argument(
         "--layers", default="1", metavar="N|all", help="matrices of one size to decompose (default: %(default)s)"

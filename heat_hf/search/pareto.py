@@ -100,5 +100,6 @@ def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
 
 
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
-    place = list(FORMATS).index(candidate.format)
+    names = list(FORMATS)
+    place = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
     return candidate.error, candidate.edp, candidate.parameters, place, candidate.shape, candidate.rank
