@@ -142,6 +142,49 @@ def cost_figures(data: dict) -> str:
     )
 
 
+def shapes_speed(data: dict) -> str:
+    """Time and memory of whole searches."""
+    lines = [
+        "| search | candidates | shapes tried | settings by enumeration | time | memory |",
+        "|---|---|---|---|---:|---:|",
+    ]
+    for row in data["rows"]:
+        cells = (", ".join(f"{size}: {count:,}" for size, count in row[key].items()) for key in ("sizes", "shapes"))
+        every = ", ".join(f"{size}: {count:.1e}" for size, count in row["unpruned"].items())
+        spent = f"{row['seconds'] / 60:.1f} min | {row['peak_memory_GiB']:.1f} GiB"
+        lines.append(f"| {row['model']} | {' | '.join(cells)} | {every} | {spent} |")
+    note = f"Start to end with {data['rows'][0]['workers']} processes, loading included; memory of all of them together."
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
+def shapes(data: dict) -> str:
+    """Searched, hand-tuned and TensorLy's settings at the same parameters."""
+    tasks = list(data["dense"])
+    heads = " | ".join(f"{task} plain | {task} calibrated" for task in tasks)
+    dense = " | ".join(f"{data['dense'][task]:.4f}" for task in tasks for _ in (False, True))
+    lines = [
+        f"| format | setting | parameters | EDP of dense | error | {heads} |",
+        "|---|---|---:|---:|---:|" + "---:|---:|" * len(tasks),
+        f"| dense | | 1 | 1 | 0 | {dense} |",
+    ]
+    rows = {(row["task"], row["format"], row["method"], row["activation_aware"]): row for row in data["rows"]}
+    for name, method in dict.fromkeys((row["format"], row["method"]) for row in data["rows"]):
+        first = rows[tasks[0], name, method, False]
+        found = [rows.get((task, name, method, aware)) for task in tasks for aware in (False, True)]
+        scores = " | ".join("" if row is None else f"{row['score']:.4f}" for row in found)
+        label = {"pareto": "searched", "tensorly": "TensorLy's ranks"}.get(method, method)
+        lines.append(
+            f"| {name} | {label} | {first['params_ratio']:.3f} | {first['edp_ratio']:.3f} | {first['error']:.3f} | {scores} |"
+        )
+    note = (
+        "all-MiniLM-L6-v2 on STS-B test (1,379 pairs, Spearman), a MiniLM classifier on SST-2 validation (872 rows, accuracy); "
+        f"no training, seed {data['seed']}. Parameters, EDP (ΣE·ΣT of the linears, 128 tokens, simba-l) and mean weight error "
+        f"are those of {tasks[0]}, plain. Calibrated: activation-aware, {data['calibration_rows']:,} sentences of text/train, "
+        "or of sst2/train."
+    )
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
 # Marker in the README → the result file's stem and what makes the table.
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "training_free": ("training_free", training_free),
@@ -149,6 +192,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "cost_agreement": ("cost", cost_agreement),
     "cost_figures": ("cost", cost_figures),
     "cost_paper": ("cost", cost_paper),
+    "shapes_speed": ("shapes_speed", shapes_speed),
+    "shapes": ("shapes", shapes),
 }
 
 

@@ -171,3 +171,63 @@ def test_optimum_cli(checkpoint: Path) -> None:
     assert bad.returncode == 2
     assert "optimum-cli heat: " in bad.stderr
     assert "not empty" in bad.stderr
+
+
+def test_search_report_and_compress_with_the_table(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, drawn, out = (str(checkpoint.parent / name) for name in ("table.parquet", "drawn", "out"))
+    space = ["--formats", "low_rank", "ttm", "--orders", "2", "3", "--top-k", "1", "--budgets", "2", "--layers", "all"]
+    command = ["search", "shapes", str(checkpoint), *space, "--sequence-length", "32", "--workers", "1", "--output", table]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["sizes"]) == {"24x24", "48x24", "24x48"}
+    assert set(found["sizes"]["24x24"]["selected"]) == {"low_rank", "ttm", "any"}
+    assert len(found["sizes"]["24x24"]["sampled"]) == 8
+    assert main(command) == 0, "done already: nothing is searched again"
+    captured = capsys.readouterr()
+    assert "Searching" not in captured.err
+    assert "selected settings" in captured.out
+
+    assert main(["report", "shapes", table, "--output", drawn]) == 0
+    pictures = {f"figure-{number}-{size}.png" for number in (2, 7) for size in found["sizes"]}
+    assert {file.name for file in Path(drawn).iterdir()} == {"shapes.html", *pictures}
+    assert main(["report", "shapes", table, "--output", drawn]) == 2
+    assert "is not empty; pass overwrite" in capsys.readouterr().err
+
+    options = ["--decomposition", "ttm", "--sequence-length", "32", "--rank-search", "pareto", "--cost-table", table]
+    assert main(["compress", str(checkpoint), *options, "--output", out, "--json"]) == 0
+    tensors = json.loads(capsys.readouterr().out)["tensors"]
+    knee = found["sizes"]["24x24"]["selected"]["ttm"]
+    (own,) = {tuple(t["setting"]["rank"]) for t in tensors if t["name"].endswith("query")}
+    assert list(own) == knee["rank"]
+    assert main(["search", "shapes", out, "--output", table]) == 2
+    assert "compressed by heat_hf already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "shapes", "{model}", "--output", "t", "--formats", "svd"], "unknown decomposition 'svd'"),
+        (["search", "shapes", "{model}", "--output", "t", "--layers", "some"], "--layers must be a positive integer or all"),
+        (["search", "shapes", "{model}", "--output", "t", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (["search", "shapes", "{model}", "--output", "t", "--orders", "12"], "cannot be folded to order 12"),
+        (["search", "shapes", "{model}", "--output", "t", "--accelerator", "tpu"], "tpu"),
+        (["report", "shapes"], "name a MODEL, or: shapes TABLE"),
+        (["report", "a", "b"], "name a MODEL, or: shapes TABLE, got 'a b'"),
+        (["report", "{model}", "--output", "t"], "--output needs a cost table"),
+        (["report", "shapes", "nowhere.parquet"], "no cost table nowhere.parquet"),
+        (["report", "shapes", "{model}/config.json"], "not a readable Parquet file"),
+        (
+            ["compress", "{model}", "--rank-search", "pareto", "--cost-table", "no.parquet", "--dry-run"],
+            "no cost table no.parq",
+        ),
+        (["compress", "{model}", "--rank-search", "best", "--dry-run"], "rank_search must be one of uniform, pareto"),
+    ],
+)
+def test_bad_input_to_the_search(
+    arguments: list[str], message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(file.name for file in tmp_path.iterdir())
+    assert main([argument.format(model=checkpoint) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == before

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -28,7 +29,6 @@ from heat_hf.search.journal import Journal
 from heat_hf.search.level1 import ShapeSearch, search_shapes, weights_digest
 from heat_hf.search.pareto import SLACK, front, knees, pareto_front, select
 from heat_hf.search.table import Candidate, CostTable, SizeInfo
-from tests.conftest import small_model
 
 SMALL = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
 DENSE = SizeInfo(1, "d", ("w",), 100.0, 1e-6, {})

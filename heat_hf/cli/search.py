@@ -40,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fill a cost table and print what it says. Under `accelerate launch`, the first process prints."""
-    from transformers import AutoModel
-
+    from heat_hf.compressor import HeatCompressor
     from heat_hf.formats import FORMATS
     from heat_hf.search.level1 import ShapeSearch, search_shapes
     from heat_hf.search_report import table_data, table_text
@@ -54,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
         layers=_layers(args.layers),
         seed=args.seed,
     )
-    model = AutoModel.from_pretrained(args.model, use_safetensors=True)
+    for option in ("sequence_length", "batch_size", "workers"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+    model = HeatCompressor.from_pretrained(args.model).model
     table = search_shapes(
         model,
         args.accelerator,
