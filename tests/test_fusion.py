@@ -8,7 +8,7 @@ import pytest
 
 from heat_hf import TensorSetting, TensorShape, plan_contraction
 from heat_hf.accelerators import load_accelerator
-from heat_hf.accelerators.fusion import CascadeCost, cost_gemm, cost_plan, join
+from heat_hf.accelerators.fusion import CascadeCost, cost_gemm, cost_plan, join, least_edp
 from heat_hf.accelerators.mapper import Mapper
 from heat_hf.accelerators.mapping import Gemm
 from heat_hf.accelerators.spec import Accelerator
@@ -196,3 +196,22 @@ def test_a_single_product_is_a_cascade_of_one() -> None:
     cost = cost_gemm(Gemm(384, 768, 768), MAPPER)
     assert cost.edp == MAPPER.cost(Gemm(384, 768, 768)).edp
     assert cost.steps[0].name == "384x768x768"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        TensorSetting("low_rank", TensorShape((48,), (96,)), (16,)),
+        TensorSetting("cp", TensorShape((6, 8), (96,)), (24,)),
+        TensorSetting("tucker", TensorShape((48,), (8, 12)), (24, 4, 6)),
+        TensorSetting("ttm", TensorShape((6, 8), (8, 12)), (40,)),
+        TensorSetting("ttm", TensorShape((2, 4, 6), (4, 4, 6)), (3, 5)),
+    ],
+)
+def test_what_is_not_searched_could_not_have_been_better(setting: TensorSetting) -> None:
+    """A way of execution is skipped by a lower bound of its EDP; the cost is still the least over both."""
+    plans = [replace(setting, execution=way).plan(512) for way in ("contract", "reconstruct")]
+    costs = [cost_plan(plan, MAPPER).edp for plan in plans]
+    for plan, edp in zip(plans, costs, strict=True):
+        assert 0 < least_edp(plan, MAPPER) <= edp
+    assert cost_setting(setting, 512, MAPPER).edp == min(costs)

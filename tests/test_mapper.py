@@ -16,7 +16,7 @@ import pytest
 
 from heat_hf.accelerators import load_accelerator
 from heat_hf.accelerators.lattice import divisors, prime_factors
-from heat_hf.accelerators.mapper import Mapper, search, search_padded
+from heat_hf.accelerators.mapper import Mapper, MisfitError, search, search_padded
 from heat_hf.accelerators.mapping import REUSE, Cost, Gemm, Loop, evaluate
 from heat_hf.accelerators.spec import TENSORS, Accelerator, Level, Spatial, shipped_accelerators
 
@@ -313,6 +313,16 @@ def test_primes_are_padded_everywhere() -> None:
     padded = search_padded(gemm, SIMBA)
     assert padded.utilization > 0.2
     assert (padded.gemm.M, padded.gemm.N, padded.gemm.K) >= (101, 103, 107)
+
+
+def test_a_padded_product_that_does_not_fit_is_no_option() -> None:
+    """The result waits in the global buffer, which holds it as it is, but not filled up to the next multiple of 32."""
+    product = Gemm(1448, 1447, 16, on_chip=("outputs",))
+    with pytest.raises(MisfitError, match="GlobalBuffer has 2,097,152 words"):
+        search(replace(product, N=1472), SIMBA)
+    padded = search_padded(product, SIMBA)
+    assert padded.gemm.M * padded.gemm.N <= 2_097_152
+    assert padded.edp <= search(product, SIMBA).edp
 
 
 def test_batches_and_single_products() -> None:
