@@ -30,14 +30,17 @@ def package_version() -> str:
 class HeatConfig(QuantizationConfigMixin):
     """How to factorize a model's encoder linears.
 
-    Give the size by exactly one of `target_params_ratio` and `rank`; with `rank_search="pareto"` it may be left open. The saved
-    form of this object is the `quantization_config` of a compressed model's config.json, where `tensors` says what every matrix
-    got.
+    Give the size by exactly one of `target_params_ratio`, `target_edp_ratio` and `rank`; with `rank_search="pareto"` it may be
+    left open. The saved form of this object is the `quantization_config` of a compressed model's config.json, where `tensors`
+    says what every matrix got.
 
     Args:
         decomposition: "low_rank", "cp", "tucker" or "ttm".
         target_params_ratio: parameters of all factorized matrices together, as a fraction of the dense ones; between 0 and 1,
             both excluded. Every matrix gets the largest uniform rank within this fraction.
+        target_edp_ratio: energy-delay product ΣE·ΣT of all factorized matrices together on the accelerator instead, as a
+            fraction of the dense ones; needs `rank_search="pareto"`. The settings of the matrix sizes are chosen together, for
+            the least sum of squared errors.
         rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
             such as "384x1536" (output × input features) to a rank.
         shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24".
@@ -72,6 +75,7 @@ class HeatConfig(QuantizationConfigMixin):
     quant_method: str = field(default=METHOD, init=False)  # type: ignore[assignment]
     decomposition: str = "low_rank"
     target_params_ratio: float | None = None
+    target_edp_ratio: float | None = None
     rank: Any = None
     shape: Any = None
     rank_search: str = "uniform"
@@ -118,21 +122,24 @@ class HeatConfig(QuantizationConfigMixin):
                 raise ValueError(f"{name} must be a list of regular expressions, got {patterns!r}")
 
     def _check_size(self) -> None:
-        ratio = self.target_params_ratio
-        open_size = self.rank_search == "pareto" and ratio is None and self.rank is None
-        if self.tensors is None and not open_size and (ratio is None) == (self.rank is None):
-            raise ValueError(
-                f"give exactly one of target_params_ratio and rank, got target_params_ratio={ratio!r} and rank={self.rank!r}"
-            )
-        if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1):
-            raise ValueError(
-                f"target_params_ratio must be between 0 and 1, both excluded (at 1 the model would not shrink), got {ratio!r}"
-            )
+        sizes = {name: getattr(self, name) for name in ("target_params_ratio", "target_edp_ratio", "rank")}
+        given = [name for name, value in sizes.items() if value is not None]
+        if self.tensors is None and len(given) != 1 and (given or self.rank_search != "pareto"):
+            values = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
+            raise ValueError(f"give exactly one of target_params_ratio, target_edp_ratio and rank, got {values}")
+        for name in ("target_params_ratio", "target_edp_ratio"):
+            ratio = sizes[name]
+            if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1):
+                raise ValueError(
+                    f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {ratio!r}"
+                )
 
     def _check_search(self) -> None:
         search = self.rank_search
         if self.rank is not None and search not in ("uniform", "manual"):
             raise ValueError(f"rank_search={search!r} finds the ranks: leave out rank, got {self.rank!r}")
+        if self.target_edp_ratio is not None and search != "pareto":
+            raise ValueError(f"target_edp_ratio needs rank_search='pareto', got {search!r}")
         if self.shape is not None and search == "pareto":
             raise ValueError(f"rank_search='pareto' finds the shapes: leave out shape, got {self.shape!r}")
         if search == "pareto" and self.accelerator is None:

@@ -111,7 +111,7 @@ def test_sharded_output(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "{model}", "--output", "{out}"], "exactly one of target_params_ratio and rank"),
+        (["compress", "{model}", "--output", "{out}"], "exactly one of target_params_ratio, target_edp_ratio and rank"),
         (["compress", "{model}", "--target-params-ratio", "1.2", "--output", "{out}"], "between 0 and 1"),
         (["compress", "{model}", "--target-params-ratio", "0.5"], "--output is missing"),
         (["compress", "{model}", "--target-params-ratio", "0.5", "--output", "{model}"], "is not empty; pass overwrite"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -379,6 +380,36 @@ def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel,
     torch.testing.assert_close(loaded(ids)[0], model(ids)[0])
 
 
+def test_an_edp_budget_is_of_all_matrices_together(table: CostTable, tmp_path: Path) -> None:
+    """The best combination of the sizes' settings, against all combinations."""
+    table.save(tmp_path / "table.parquet")
+    config = HeatConfig(
+        decomposition="cp",
+        rank_search="pareto",
+        cost_table=str(tmp_path / "table.parquet"),
+        target_edp_ratio=0.8,
+        sequence_length=32,
+    )
+    report = HeatCompressor(small_model("bert", head=False)).plan(config)
+    assert report.hardware is not None
+    assert report.hardware.edp <= 0.8 * report.hardware.dense_edp * (1 + 1e-9)
+    counts = {size: info.matrices for size, info in table.sizes.items()}
+    dense = [sum(n * getattr(table.sizes[s], name) for s, n in counts.items()) for name in ("dense_energy_pJ", "dense_seconds")]
+    losses = []
+    for combination in itertools.product(*(front(table.of(size, "cp")) for size in counts)):
+        energy, seconds, loss = (
+            sum(n * value(c) for n, c in zip(counts.values(), combination, strict=True))
+            for value in (lambda c: c.energy_pJ, lambda c: c.seconds, lambda c: c.error**2)
+        )
+        if energy * seconds <= 0.8 * dense[0] * dense[1]:
+            losses.append(loss)
+    chosen = {f"{t.setting.shape.rows}x{t.setting.shape.columns}": t.setting for t in report.tensors}
+    found = sum(n * next(c.error**2 for c in table.of(size, "cp") if c.setting == chosen[size]) for size, n in counts.items())
+    assert found == pytest.approx(min(losses))
+    with pytest.raises(ValueError, match=r"target_edp_ratio: no choice keeps edp within 0.0001: the least .* is 0\.\d"):
+        HeatCompressor(small_model("bert", head=False)).plan(replace(config, target_edp_ratio=1e-4))
+
+
 def test_without_a_table_pareto_searches_first(encoder: transformers.PreTrainedModel) -> None:
     config = HeatConfig(decomposition="low_rank", rank_search="pareto", sequence_length=32, modules=["layer.0.attention.self"])
     report = HeatCompressor(small_model("bert", head=False)).plan(config)
@@ -414,7 +445,10 @@ def test_a_table_gives_baselines_its_shapes(encoder: transformers.PreTrainedMode
     ("options", "message"),
     [
         ({"rank_search": "best"}, "rank_search must be one of uniform, pareto, tensorly, manual, random, got 'best'"),
-        ({"rank_search": "tensorly"}, "give exactly one of target_params_ratio and rank"),
+        ({"rank_search": "tensorly"}, "give exactly one of target_params_ratio, target_edp_ratio and rank"),
+        ({"target_edp_ratio": 0.2}, "target_edp_ratio needs rank_search='pareto', got 'uniform'"),
+        ({"rank_search": "pareto", "target_edp_ratio": 1.5}, "target_edp_ratio must be between 0 and 1, both excluded"),
+        ({"rank_search": "pareto", "target_edp_ratio": 0.5, "target_params_ratio": 0.5}, "give exactly one of"),
         ({"rank_search": "tensorly", "rank": 4}, "rank_search='tensorly' finds the ranks: leave out rank, got 4"),
         ({"rank_search": "pareto", "rank": 4}, "finds the ranks"),
         ({"rank_search": "pareto", "shape": "6x4:24"}, "rank_search='pareto' finds the shapes"),

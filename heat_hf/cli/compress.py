@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_argument_group("what to factorize, and how far")
     size.add_argument("--decomposition", default="low_rank", help=f"{', '.join(FORMATS)} (default: %(default)s)")
     size.add_argument("--target-params-ratio", type=float, metavar="R", help="parameters to keep, 0 < R < 1")
+    size.add_argument("--target-edp-ratio", type=float, metavar="R", help="EDP to keep instead, with --rank-search pareto")
     size.add_argument("--rank", nargs="+", metavar="[SIZE=]R", help="rank instead: 64, or 16,24,80, or 384x1536=96 …")
     size.add_argument("--shape", nargs="+", metavar="[SIZE=]S", help="tensorization shape: 768:12x64, or 384x1536=384:32x48 …")
     size.add_argument("--rank-search", default="uniform", help=f"{', '.join(RANK_SEARCHES)} (default: %(default)s)")
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     config = HeatConfig(
         decomposition=args.decomposition,
         target_params_ratio=args.target_params_ratio,
+        target_edp_ratio=args.target_edp_ratio,
         rank=parse_pairs(args.rank, parse_rank),
         shape=parse_pairs(args.shape, str),
         rank_search=args.rank_search,

@@ -9,7 +9,8 @@ ratio, energy and latency, each the smaller the better.
 - With a budget, the least EDP is chosen among the points whose error is at most `SLACK` above the least: shapes that lose the
   same, but for noise, are told apart by the hardware.
 
-Ties go to the lower error, EDP and number of parameters, then to the order of formats, of shapes as text, and of ranks.
+Ties go to the lower error and EDP, to columns that are not folded, for which the activation-aware projection has a closed form,
+to fewer parameters, then to the order of formats, of shapes as text, and of ranks.
 """
 
 from __future__ import annotations
@@ -102,4 +103,5 @@ def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
     names = list(FORMATS)
     place = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
-    return candidate.error, candidate.edp, candidate.parameters, place, candidate.shape, candidate.rank
+    folded = sum(extent != "1" for extent in candidate.shape.split(":")[1].split("x")) > 1
+    return candidate.error, candidate.edp, folded, candidate.parameters, place, candidate.shape, candidate.rank

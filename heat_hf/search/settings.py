@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import nn
 
 from heat_hf.config import HeatConfig
 from heat_hf.formats import TensorShape, get_format
+from heat_hf.search.allocation import Option, allocate
 from heat_hf.search.baselines import manual_shape, random_rank, random_shares, tensorly_rank
-from heat_hf.search.pareto import select
+from heat_hf.search.pareto import front, select
 from heat_hf.search.table import CostTable
 from heat_hf.setting import TensorSetting
 
@@ -37,20 +39,40 @@ def plan_settings(
         unknown = set(value) - sizes if isinstance(value, Mapping) else set()
         if unknown:
             raise ValueError(f"{option} names the matrix sizes {sorted(unknown)}; the model has {sorted(sizes)}")
+    chosen = _within_edp(linears, config, table) if table is not None and config.target_edp_ratio is not None else {}
     shares: dict[str, float | None] = dict.fromkeys(linears, config.target_params_ratio)
     if config.rank_search == "random" and config.target_params_ratio is not None:
         elements = [linear.weight.numel() for linear in linears.values()]
         shares = dict(zip(linears, random_shares(elements, config.target_params_ratio, config.seed), strict=True))
-    planner = _Planner(config, table)
+    planner = _Planner(config, table, chosen)
     return {name: planner.setting(name, linear, shares[name]) for name, linear in linears.items()}
 
 
+def _within_edp(linears: Mapping[str, nn.Linear], config: HeatConfig, table: CostTable) -> dict[str, TensorSetting]:
+    """A setting for each size from its front: the least sum of squared errors within an EDP of all matrices together."""
+    counts = Counter(f"{linear.out_features}x{linear.in_features}" for linear in linears.values())
+    fronts = {size: front(table.of(size, config.decomposition)) for size in counts}
+    energy, seconds = (
+        sum(count * getattr(table.sizes[size], name) for size, count in counts.items())
+        for name in ("dense_energy_pJ", "dense_seconds")
+    )
+    options = [
+        [Option(n * c.error**2, n * c.energy_pJ / energy, n * c.seconds / seconds, n * c.parameters) for c in fronts[size]]
+        for size, n in counts.items()
+    ]
+    try:
+        places = allocate(options, "edp", float(config.target_edp_ratio or 1.0))
+    except ValueError as error:
+        raise ValueError(f"target_edp_ratio: {error}") from error
+    return {size: fronts[size][place].setting for size, place in zip(counts, places, strict=True)}
+
+
 class _Planner:
-    def __init__(self, config: HeatConfig, table: CostTable | None) -> None:
+    def __init__(self, config: HeatConfig, table: CostTable | None, selected: dict[str, TensorSetting]) -> None:
         self.config = config
         self.table = table
         self.codec = get_format(config.decomposition)
-        self.selected: dict[str, TensorSetting] = {}
+        self.selected = selected
 
     def setting(self, name: str, linear: nn.Linear, share: float | None) -> TensorSetting:
         rows, columns = linear.out_features, linear.in_features
