@@ -301,6 +301,9 @@ def test_what_is_left_of_another_search_is_not_mixed_in(encoder: transformers.Pr
     few = ShapeSearch(formats=("low_rank",), budgets=1)
     with pytest.raises(ValueError, match="partial holds another search: its table_version is None"):
         search_shapes(encoder, tokens=32, search=few, output=output)
+    (tmp_path / "table.parquet.partial" / "key.json").write_text('{"table_')
+    with pytest.raises(ValueError, match="partial holds another search: its table_version is None"):
+        search_shapes(encoder, tokens=32, search=few, output=output)
     done = search_shapes(encoder, tokens=32, search=few, output=output, overwrite=True)
     assert done == search_shapes(encoder, tokens=32, search=few)
     assert [file.name for file in tmp_path.iterdir()] == ["table.parquet"]

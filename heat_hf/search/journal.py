@@ -26,6 +26,15 @@ def require_same_key(found: Mapping[str, Any], wanted: Mapping[str, Any], path: 
             )
 
 
+def _read_key(file: Path) -> dict[str, Any]:
+    """The key; an empty one, which is no search's, if the file is damaged."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class Journal:
     """Results of finished tasks on disk, a file for each process, and what processes have to agree on.
 
@@ -57,12 +66,12 @@ class Journal:
             if self.main:
                 self._open(self.folder)
             self.wait()
-            require_same_key(json.loads((self.folder / "key.json").read_text()), self.key, str(self.folder))
+            require_same_key(_read_key(self.folder / "key.json"), self.key, str(self.folder))
         return self
 
     def _open(self, folder: Path) -> None:
         file = folder / "key.json"
-        if self.overwrite and file.exists() and json.loads(file.read_text()) != self.key:
+        if self.overwrite and file.exists() and _read_key(file) != self.key:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
