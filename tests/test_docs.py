@@ -48,6 +48,8 @@ def run(command: list[str], folder: Path) -> None:
 
 def test_readme_python_blocks_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
+    (search,) = re.findall(r"^heat-hf search shapes .*", README, re.MULTILINE)
+    run(["bash", "-c", search], desk)
     found = blocks(README, "python")
     assert len(found) >= 4
     for block in found:

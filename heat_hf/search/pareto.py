@@ -103,5 +103,6 @@ def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
     names = list(FORMATS)
     place = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
-    folded = sum(extent != "1" for extent in candidate.shape.split(":")[1].split("x")) > 1
+    columns = candidate.shape.partition(":")[2]
+    folded = sum(extent != "1" for extent in columns.split("x")) > 1
     return candidate.error, candidate.edp, folded, candidate.parameters, place, candidate.shape, candidate.rank
