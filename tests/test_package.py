@@ -105,5 +105,8 @@ def test_the_built_wheel_in_a_clean_environment(tmp_path: Path, minilm: str) -> 
     command = ["compress", minilm, "--target-params-ratio", "0.6", "--output", "out"]
     assert "36 matrices, before" in run(python.with_name("heat-hf"), *command, **options)
     assert "36 matrices, before" in run(python.with_name("optimum-cli"), "heat", "report", "out", **options)
+    run(python.with_name("heat-hf"), "search", "shapes", minilm, "--formats", "low_rank", "--output", "t.parquet", **options)
+    run(python.with_name("heat-hf"), "report", "shapes", "t.parquet", "--output", "drawn", **options)
+    assert "<svg" in (tmp_path / "drawn" / "shapes.html").read_text()
     load = "import heat_hf; from transformers import AutoModel; print(AutoModel.from_pretrained('out').encoder.layer[0])"
     assert "FactorizedLinear" in run(python, "-c", load, **options)
