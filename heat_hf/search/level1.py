@@ -272,10 +272,13 @@ class _Worker:
     def run(self, task: _Task) -> list[list[Any]]:
         """Rank, error, parameters, MACs, energy and seconds of each candidate; None for the cost of one without a mapping."""
         codec = get_format(task.format)
+        known: dict[Rank, float] = {}
 
         def errors(ranks: Sequence[Rank]) -> list[float]:
-            every = [codec.rank_errors(weight, task.shape, ranks, self.solver) for weight in self.weights[task.size]]
-            return [sum(values) / len(values) for values in zip(*every, strict=True)]
+            new = [rank for rank in ranks if rank not in known]
+            every = [codec.rank_errors(weight, task.shape, new, self.solver) for weight in self.weights[task.size]]
+            known.update(zip(new, (sum(values) / len(values) for values in zip(*every, strict=True)), strict=True))
+            return [known[rank] for rank in ranks]
 
         ranks = choose_ranks(codec, task.shape, self.units, task.budgets, errors)
         return [
