@@ -88,6 +88,11 @@ def _matching(argument: str, pattern: str, names: Iterable[str]) -> list[str]:
     return found
 
 
+def matrix_size(linear: nn.Linear) -> str:
+    """Extents of a layer's matrix, output × input features, as "384x1536"."""
+    return f"{linear.out_features}x{linear.in_features}"
+
+
 def runs(config: PreTrainedConfig, name: str) -> int:
     """How often a forward pass runs a module: ALBERT's groups of layers are shared by its blocks."""
     groups = getattr(config, "num_hidden_groups", None)

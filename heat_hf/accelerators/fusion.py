@@ -153,9 +153,17 @@ def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Casc
 def least_edp(plan: ContractionPlan, mapper: Mapper) -> float:
     """A lower bound of a plan's EDP in J·s without a search: every step at its floor, every intermediate on chip."""
     cascade = _Cascade(plan.steps, mapper)
-    floors = [mapper.floor(cascade.gemm(i, frozenset(cascade.edges))) for i in range(len(cascade.steps))]
+    floors = [_floor(cascade.gemm(i, frozenset(cascade.edges)), mapper) for i in range(len(cascade.steps))]
     energy, cycles = (math.fsum(values) for values in zip(*floors, strict=True))
     return energy * 1e-12 * cycles / mapper.accelerator.clock_hz
+
+
+def _floor(gemm: Gemm, mapper: Mapper) -> tuple[float, float]:
+    """Floors of a step's energy and cycles, whichever way round it is computed: that depends on what else is on chip."""
+    other = {"inputs": "weights", "weights": "inputs", "outputs": "outputs"}
+    turned = replace(gemm, M=gemm.N, N=gemm.M, on_chip=tuple(other[tensor] for tensor in gemm.on_chip))
+    energies, cycles = zip(mapper.floor(gemm), mapper.floor(turned), strict=True)
+    return min(energies), min(cycles)
 
 
 def _tilings(steps: Sequence[Step], mapper: Mapper) -> list[_Cascade]:

@@ -48,11 +48,10 @@ def _shapes(args: argparse.Namespace, path: str) -> int:
     from heat_hf.search.table import CostTable
     from heat_hf.search_plots import draw_figure_2, draw_figure_7
     from heat_hf.search_report import page, table_data, table_text
-    from heat_hf.storage import atomic_directory, check_target
+    from heat_hf.storage import atomic_directory
 
     table = CostTable.load(path)
     if args.output is not None:
-        check_target(args.output, args.overwrite)
         with atomic_directory(args.output, args.overwrite) as folder:
             (folder / "shapes.html").write_text(page(table))
             for size in table.sizes:

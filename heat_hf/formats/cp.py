@@ -11,7 +11,7 @@ from torch import Tensor
 from heat_hf.formats.base import Format, Rank, Subscripts, letters, truncated_svd
 from heat_hf.formats.shape import TensorShape, fold_shorter_side
 from heat_hf.formats.solver import Solver
-from heat_hf.formats.spectra import squared_spectrum, tails
+from heat_hf.formats.spectra import matrix_losses
 
 RIDGE = 1e-10
 LADDER_SWEEPS = 4  # after a step to a rank that is larger by a fifth or more; one after a smaller step
@@ -59,7 +59,7 @@ class CP(Format):
         """Upwards through the ranks, each started from the components of the one before and new random ones, in float32."""
         whole = float(matrix.square().sum())
         if shape.order == 2:
-            lost = tails(squared_spectrum(matrix))
+            lost = matrix_losses(matrix)
             return [float(lost[rank[0]]) for rank in ranks]
         model = _Components.random(matrix.float(), shape, 0, solver.seed)
         errors, last = {0: 1.0}, 0

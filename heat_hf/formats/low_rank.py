@@ -9,7 +9,7 @@ from torch import Tensor
 from heat_hf.formats.base import Format, Rank, Subscripts, truncated_svd
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
-from heat_hf.formats.spectra import squared_spectrum, tails
+from heat_hf.formats.spectra import matrix_losses
 
 
 class LowRank(Format):
@@ -42,5 +42,5 @@ class LowRank(Format):
         return [*truncated_svd(tensor, rank[0])], 0, True
 
     def _lost(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
-        lost = tails(squared_spectrum(matrix))
+        lost = matrix_losses(matrix)
         return [float(lost[rank[0]]) for rank in ranks]

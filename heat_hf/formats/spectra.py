@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 
-def squared_spectrum(matrix: Tensor) -> Tensor:
-    """Squared singular values, descending, from the smaller Gram matrix: exact to about 1e-15 of the largest."""
+def matrix_losses(matrix: Tensor) -> Tensor:
+    """Element r is ‖X − X_r‖_F² of the best rank-r approximation, from the smaller Gram matrix: exact to about 1e-15·‖X‖²."""
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    values: Tensor = torch.linalg.eigvalsh(gram)
-    return values.clamp_min(0).flip(0)
+    return tails(torch.linalg.eigvalsh(gram).clamp_min(0).flip(0))
 
 
 def tails(spectrum: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from heat_hf.formats.base import Format, Rank, Subscripts, letters
 from heat_hf.formats.shape import TensorShape, balanced_factors
 from heat_hf.formats.solver import Solver
-from heat_hf.formats.spectra import principal_rows, squared_spectrum, tails
+from heat_hf.formats.spectra import matrix_losses, principal_rows, tails
 
 
 class TTM(Format):
@@ -89,7 +89,7 @@ def _train_losses(rest: Tensor, pairs: Sequence[int], ranks: Sequence[Rank]) -> 
         ranks: sorted ranks, one entry for each cut.
     """
     if len(pairs) == 1:
-        lost = tails(squared_spectrum(rest))
+        lost = matrix_losses(rest)
         return {rank: float(lost[min(rank[0], len(lost) - 1)]) for rank in ranks}
     spectrum, projected = principal_rows(rest)
     lost = tails(spectrum)

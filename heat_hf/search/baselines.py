@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from heat_hf.formats import Format, Rank, TensorShape, balanced_factors, get_format
 
@@ -46,12 +46,19 @@ def tensorly_rank(format: str, shape: TensorShape, ratio: float) -> Rank:
 
     if codec.parameters(shape, usable(ratio)) >= 0.9 * target:
         return usable(ratio)
-    low, high = math.log(ratio) - 10, math.log(ratio) + 10
+    start = math.log(ratio)
+    return _largest(codec, shape, target, lambda place: usable(math.exp(place)), start - 10, start + 10)
+
+
+def _largest(
+    codec: Format, shape: TensorShape, max_parameters: float, rank: Callable[[float], Rank], low: float, high: float
+) -> Rank:
+    """The rank at the largest place between two, of those where ranks grow, that has no more parameters than allowed."""
     for _ in range(40):
         middle = (low + high) / 2
-        fits = codec.parameters(shape, usable(math.exp(middle))) <= target
+        fits = codec.parameters(shape, rank(middle)) <= max_parameters
         low, high = (middle, high) if fits else (low, middle)
-    return usable(math.exp(low))
+    return rank(low)
 
 
 def _validated(format: str, shape: TensorShape, fraction: float) -> Rank:
@@ -97,9 +104,5 @@ def random_rank(codec: Format, shape: TensorShape, max_parameters: float, seed: 
     def scaled(share: float) -> Rank:
         return codec.clip_rank(shape, tuple(max(1, round(share * value)) for value in proportions))
 
-    low, high = 0.0, 2.0  # of the proportions: nothing, and at least every bound
-    for _ in range(40):
-        middle = (low + high) / 2
-        fits = codec.parameters(shape, scaled(middle)) <= max_parameters
-        low, high = (middle, high) if fits else (low, middle)
-    return scaled(low)
+    # Of the proportions: nothing, and at least every bound.
+    return _largest(codec, shape, max_parameters, scaled, 0.0, 2.0)

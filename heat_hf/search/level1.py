@@ -23,12 +23,12 @@ from heat_hf.accelerators.mapper import Mapper, MisfitError
 from heat_hf.accelerators.spec import Accelerator
 from heat_hf.config import HeatConfig
 from heat_hf.cost import cost_linear, cost_setting
-from heat_hf.encoder import encoder_linears
+from heat_hf.encoder import encoder_linears, matrix_size
 from heat_hf.formats import FORMATS, Rank, Solver, TensorShape, get_format
 from heat_hf.formats.base import require_finite
 from heat_hf.search.journal import Journal, require_same_key
 from heat_hf.search.ranks import choose_ranks, rank_units
-from heat_hf.search.shapes import ShapeSpace, check_orders, shape_space
+from heat_hf.search.shapes import ShapeSpace, check_orders, long_modes, shape_space
 from heat_hf.search.table import Candidate, CostTable, SizeInfo
 from heat_hf.setting import TensorSetting
 
@@ -128,31 +128,28 @@ def search_shapes(
     sizes = _by_size(encoder_linears(model, modules, exclude))
     table, spaces = _empty_table(model, hardware, tokens, search, sizes)
     if output is not None and Path(output).exists() and not overwrite:
-        return _require_same(CostTable.load(output), table, str(output))
+        found = CostTable.load(output)
+        require_same_key(found.key, table.key, str(output))
+        return found
     tasks = [task for (size, format), space in spaces.items() for task in _tasks(size, format, space, search.budgets)]
     worker = _Worker(_sampled(sizes, search), hardware, tokens, search.seed, cache)
     with Journal(None if output is None else Path(output), table.key, overwrite) as journal:
-        found = _run(tasks, worker, workers, journal)
-        done = _complete(table, tasks, found)
+        done = _complete(table, tasks, _run(tasks, worker, workers, journal))
         if output is not None and journal.main:
             done.save(output)
     return done
 
 
 def _tasks(size: str, format: str, space: ShapeSpace, least: int) -> list[_Task]:
-    of_order = Counter(_long_modes(shape) for shape in space.shapes)
-    return [_Task(size, format, shape, max(least, PER_ORDER // of_order[_long_modes(shape)])) for shape in space.shapes]
-
-
-def _long_modes(shape: TensorShape) -> int:
-    return sum(extent > 1 for extent in shape.modes)
+    of_order = Counter(long_modes(shape) for shape in space.shapes)
+    return [_Task(size, format, shape, max(least, PER_ORDER // of_order[long_modes(shape)])) for shape in space.shapes]
 
 
 def _by_size(linears: Mapping[str, nn.Linear]) -> dict[str, dict[str, nn.Linear]]:
     found: dict[str, dict[str, nn.Linear]] = {}
     for name, linear in linears.items():
         require_finite(f"the weight of {name}", linear.weight)
-        found.setdefault(f"{linear.out_features}x{linear.in_features}", {})[name] = linear
+        found.setdefault(matrix_size(linear), {})[name] = linear
     return found
 
 
@@ -238,16 +235,6 @@ def require_fit(table: CostTable, path: str, model: PreTrainedModel, config: Hea
         "digests": {size: weights_digest(own) for size, own in linears.items()},
     }
     require_same_key(table.key, wanted, path)
-
-
-def _require_same(found: CostTable, wanted: CostTable, path: str) -> CostTable:
-    """The table found, if it is of the search wanted.
-
-    Raises:
-        ValueError: if it is not; the message says in what.
-    """
-    require_same_key(found.key, wanted.key, path)
-    return found
 
 
 class _Worker:

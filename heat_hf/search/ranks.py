@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from heat_hf.accelerators.spec import Accelerator
 from heat_hf.formats import Format, Rank, TensorShape
 
-STEP = 1.25  # between plain ranks, and between budgets of parameters
+STEP = 1.25  # between plain ranks
 MOST_VECTORS = 4096  # rank vectors of one shape whose errors are looked up
 LEAST_SHARE, LARGEST_SHARE = 0.01, 0.95  # of the dense matrix's parameters
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from heat_hf.config import HeatConfig
+from heat_hf.encoder import matrix_size
 from heat_hf.formats import TensorShape, get_format
 from heat_hf.search.allocation import Option, allocate
 from heat_hf.search.baselines import manual_shape, random_rank, random_shares, tensorly_rank
@@ -33,7 +34,7 @@ def plan_settings(
     Raises:
         ValueError: if a shape or rank is not valid, a mapping misses a size, or a matrix would not shrink.
     """
-    sizes = {f"{linear.out_features}x{linear.in_features}" for linear in linears.values()}
+    sizes = set(map(matrix_size, linears.values()))
     for option in ("shape", "rank"):
         value = getattr(config, option)
         unknown = set(value) - sizes if isinstance(value, Mapping) else set()
@@ -50,7 +51,7 @@ def plan_settings(
 
 def _within_edp(linears: Mapping[str, nn.Linear], config: HeatConfig, table: CostTable) -> dict[str, TensorSetting]:
     """A setting for each size from its front: the least sum of squared errors within an EDP of all matrices together."""
-    counts = Counter(f"{linear.out_features}x{linear.in_features}" for linear in linears.values())
+    counts = Counter(map(matrix_size, linears.values()))
     fronts = {size: front(table.of(size, config.decomposition)) for size in counts}
     energy, seconds = (
         sum(count * getattr(table.sizes[size], name) for size, count in counts.items())

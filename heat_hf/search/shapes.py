@@ -60,10 +60,12 @@ def shape_space(format: str, rows: int, columns: int, orders: Sequence[int] | No
     orders = check_orders(rows, columns, orders)
     dropped: Counter[str] = Counter()
     everything = [shape for shape in _all_shapes(codec, rows, columns, orders) if _takes(codec, shape)]
-    proper = [shape for shape in everything if not _degenerate(codec, shape, orders)]
+    proper = [shape for shape in everything if not _degenerate(codec, shape)]
     dropped["degenerate"] = len(everything) - len(proper)
-    uniform = [shape for shape in proper if _among_most_uniform(shape, top_k)]
-    dropped["not of the highest entropy"] = len(proper) - len(uniform)
+    asked = [shape for shape in proper if long_modes(shape) in orders]
+    dropped["of another order"] = len(proper) - len(asked)
+    uniform = [shape for shape in asked if _among_most_uniform(shape, top_k)]
+    dropped["not of the highest entropy"] = len(asked) - len(uniform)
     distinct = list({_tensor_key(codec, shape): shape for shape in reversed(uniform)}.values())[::-1]
     dropped["the same tensor as another"] = len(uniform) - len(distinct)
     small = [shape for shape in distinct if codec.parameters(shape, codec.uniform_rank(shape, 1)) < rows * columns]
@@ -94,6 +96,11 @@ def check_orders(rows: int, columns: int, orders: Sequence[int] | None) -> tuple
                 f"({', '.join(factors)}); the largest order is {possible[-1]}"
             )
     return tuple(sorted(set(orders)))
+
+
+def long_modes(shape: TensorShape) -> int:
+    """Number of modes longer than 1: the order of a shape whose unit modes only fill gaps."""
+    return sum(extent > 1 for extent in shape.modes)
 
 
 def entropy(modes: Sequence[int]) -> float:
@@ -139,12 +146,11 @@ def _takes(codec: Format, shape: TensorShape) -> bool:
     return True
 
 
-def _degenerate(codec: Format, shape: TensorShape, orders: Sequence[int]) -> bool:
+def _degenerate(codec: Format, shape: TensorShape) -> bool:
     """Whether a mode of extent 1 adds nothing: always, but where modes are paired and it is the partner of a longer one."""
     if not codec.paired_modes:
         return 1 in shape.modes
-    alone = any(m == n == 1 for m, n in zip(shape.out_modes, shape.in_modes, strict=True))
-    return alone or sum(extent > 1 for extent in shape.modes) not in orders
+    return any(m == n == 1 for m, n in zip(shape.out_modes, shape.in_modes, strict=True))
 
 
 def _among_most_uniform(shape: TensorShape, top_k: int) -> bool:
