@@ -1,4 +1,4 @@
-"""Second moments C = E[xxᵀ] of the inputs of linear layers, collected on calibration data in one streaming pass."""
+"""Second moments of linear layers on calibration data: C of their inputs, and G of the model's gradients at their outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from heat_hf.divergence import output_signals, random_probe
+
 Batch = Mapping[str, Tensor]
+GRADIENT_ROWS = 1024  # a backward pass costs as much as two forward passes, and G needs fewer rows than C
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence2", "question", "context", "premise", "hypothesis")
 
 
@@ -125,9 +128,8 @@ def collect_second_moments(
             stack.callback(module.register_forward_pre_hook(collector.hook(name)).remove)
         stack.callback(model.train, training)
         for batch in tqdm(batches, desc="Calibrating", unit="batch"):
-            inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-            mask = inputs.get("attention_mask")
-            collector.mask = mask.bool() if mask is not None and mask.dim() == 2 else None
+            inputs = model_inputs(batch, device)
+            collector.mask = _padding_mask(inputs)
             model(**inputs)
             collector.fed.clear()
     moments = collector.moments()
@@ -135,3 +137,78 @@ def collect_second_moments(
         if not torch.isfinite(moment).all():
             raise ValueError(f"the calibration inputs of {name!r} are not finite")
     return moments
+
+
+def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
+    """A batch on a device, without labels."""
+    return {key: value.to(device) for key, value in batch.items() if key != "labels"}
+
+
+def _padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    mask = inputs.get("attention_mask")
+    return mask.bool() if mask is not None and mask.dim() == 2 else None
+
+
+def collect_output_moments(
+    model: PreTrainedModel, modules: Mapping[str, nn.Module], batches: Sequence[Batch], seed: int = 0
+) -> dict[str, Tensor]:
+    """Second moments of the gradients of the model's outputs at the outputs of `modules`: what the outputs mind.
+
+    With g the gradient at one token of the square root of the divergence (`heat_hf.divergence`), G = E Σ_tokens g gᵀ over
+    sequences. If a layer's weight is off by Δ, the model's outputs diverge by ½ tr(G Δ C Δᵀ) on average, to second order
+    and with inputs and gradients taken as independent. No labels are used.
+
+    Args:
+        model: a dense model; run in evaluation mode.
+        modules: layers of the model, by name.
+        batches: model inputs; about `GRADIENT_ROWS` sequences of them, evenly spread, are used.
+        seed: of the random directions in output space.
+
+    Returns:
+        G, float64, M×M, for every name.
+
+    Raises:
+        ValueError: if a layer is never reached, or a moment is not finite.
+    """
+    batches = _spread(list(batches), GRADIENT_ROWS)
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, Tensor] = {}
+    training, device = model.training, model.device
+    model.eval()
+    outputs: list[tuple[str, Tensor]] = []
+
+    def keep(name: str) -> Any:  # noqa: ANN401
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            # Where parameters are frozen, nothing before this has a graph; it starts here.
+            outputs.append((name, output if output.requires_grad else output.requires_grad_()))
+
+        return hook
+
+    with ExitStack() as stack, torch.enable_grad():
+        stack.callback(model.train, training)
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(keep(name)).remove)
+        for batch in tqdm(batches, desc="Calibrating gradients", unit="batch"):
+            inputs = model_inputs(batch, device)
+            mask = _padding_mask(inputs)
+            probe = random_probe(output_signals(model(**inputs), inputs, model.config), generator)
+            gradients = torch.autograd.grad(probe, [output for _, output in outputs], allow_unused=True)
+            for (name, _), gradient in zip(outputs, gradients, strict=True):
+                if gradient is None:
+                    continue
+                rows = gradient[mask] if mask is not None and gradient.shape[:-1] == mask.shape else gradient
+                flat = rows.reshape(-1, rows.shape[-1]).float()
+                sums[name] = sums.get(name, 0) + (flat.T @ flat).double()
+            outputs.clear()
+    lost = [name for name in modules if name not in sums or not torch.isfinite(sums[name]).all()]
+    if lost:
+        raise ValueError(f"the model's outputs have no finite gradient at {lost[0]!r} ({len(lost)} such layers)")
+    sequences = sum(len(next(iter(batch.values()))) for batch in batches)
+    return {name: sums[name] / sequences for name in modules}
+
+
+def _spread(batches: list[Batch], rows: int) -> list[Batch]:
+    """Batches with about so many rows together, evenly spread: they are often sorted by length."""
+    total = sum(len(next(iter(batch.values()))) for batch in batches)
+    count = max(1, round(len(batches) * min(1.0, rows / max(1, total))))
+    return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]

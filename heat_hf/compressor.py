@@ -17,7 +17,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.accelerators import load_accelerator
 from heat_hf.accelerators.mapper import Mapper
-from heat_hf.calibration import Batch, calibration_batches, collect_second_moments
+from heat_hf.calibration import Batch, calibration_batches, collect_output_moments, collect_second_moments
 from heat_hf.config import METHOD, HeatConfig, package_version
 from heat_hf.cost import cost_linear, cost_setting
 from heat_hf.encoder import block_of, encoder_linears, runs, swap_module
@@ -167,8 +167,9 @@ def factorize(
     settings = settings or model_settings(model, config)
     linears = encoder_linears(model, config.modules, config.exclude)
     mapper = _mapper(config)
-    if config.activation_aware and calibration is None:
-        raise ValueError("activation_aware=True needs a calibration_dataset")
+    for name in ("activation_aware", "loss_aware"):
+        if getattr(config, name) and calibration is None:
+            raise ValueError(f"{name}=True needs a calibration_dataset")
     for name, linear in linears.items():
         require_finite(f"the weight of {name}", linear.weight)
     batches = list(calibration) if calibration is not None and config.uses_calibration else None
@@ -176,8 +177,12 @@ def factorize(
     with tqdm(total=len(linears), desc="Factorizing", unit="matrix") as progress:
         for group in _groups(linears, config):
             moments = collect_second_moments(model, group, batches) if batches is not None else {}
+            gradients = {}
+            if batches is not None and config.uses_gradients:
+                gradients = collect_output_moments(model, group, batches, config.seed)
             for name, linear in group.items():
-                results[name] = settings[name], _decompose(linear, settings[name], config, moments.pop(name, None))
+                found = _decompose(linear, settings[name], config, moments.pop(name, None), gradients.pop(name, None))
+                results[name] = settings[name], found
                 progress.update()
     report = _report(model, config, results, mapper, calibration_rows=_rows(batches))
     for name, (setting, factorization) in results.items():
@@ -218,8 +223,10 @@ def _plan(model: PreTrainedModel, config: HeatConfig, settings: Mapping[str, Ten
     return _report(model, config, {name: (setting, None) for name, setting in settings.items()}, _mapper(config))
 
 
-def _decompose(linear: nn.Linear, setting: TensorSetting, config: HeatConfig, moment: torch.Tensor | None) -> Factorization:
-    result = setting.codec.decompose(linear.weight, setting.shape, setting.rank, config.solver, moment)
+def _decompose(
+    linear: nn.Linear, setting: TensorSetting, config: HeatConfig, moment: torch.Tensor | None, gradient: torch.Tensor | None
+) -> Factorization:
+    result = setting.codec.decompose(linear.weight, setting.shape, setting.rank, config.solver, moment, gradient)
     if not config.match_variance:
         return result
     cores = match_variance(linear.weight, result.cores, setting.codec, setting.shape)

@@ -53,6 +53,8 @@ class HeatConfig(QuantizationConfigMixin):
             Default: none; "pareto" then searches before it compresses, which takes minutes.
         activation_aware: project the layers' outputs on calibration inputs instead of their weights. Default: whenever there
             is a calibration dataset.
+        loss_aware: also weight errors by how much the model's outputs mind them, by the Fisher information on the calibration
+            inputs. Default: whenever the projection is activation-aware.
         match_variance: scale W′ to the variance of W (paper, section 2.2.2).
         execution: how factorized layers compute, see `TensorSetting`.
         sequence_length, batch_size: tokens for which contraction paths are chosen and costs reported.
@@ -81,6 +83,7 @@ class HeatConfig(QuantizationConfigMixin):
     rank_search: str = "uniform"
     cost_table: str | None = None
     activation_aware: bool | None = None
+    loss_aware: bool | None = None
     match_variance: bool = False
     execution: Execution = "auto"
     sequence_length: int = 128
@@ -114,6 +117,8 @@ class HeatConfig(QuantizationConfigMixin):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.loss_aware and self.activation_aware is False:
+            raise ValueError("loss_aware=True needs calibration data, which activation_aware=False leaves out")
         self._check_search()
         self._check_size()
         for name in ("modules", "exclude"):
@@ -156,6 +161,11 @@ class HeatConfig(QuantizationConfigMixin):
     def uses_calibration(self) -> bool:
         """Whether calibration data, if there is any, is used."""
         return self.activation_aware is not False
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether the model's gradients on calibration data, if there is any, are used."""
+        return self.uses_calibration and self.loss_aware is not False
 
     @property
     def solver(self) -> Solver:

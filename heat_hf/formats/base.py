@@ -17,7 +17,7 @@ import torch
 from opt_einsum import get_symbol
 from torch import Tensor
 
-from heat_hf.formats.projection import refine, relative_error, square_roots
+from heat_hf.formats.projection import OUTPUT_DAMPING, refine, relative_error, square_roots
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
 
@@ -175,11 +175,12 @@ class Format(ABC):
         rank: object,
         solver: Solver | None = None,
         second_moment: Tensor | None = None,
+        output_moment: Tensor | None = None,
     ) -> Factorization:
-        """Find cores that minimise ‖W − W′‖_F, or ‖(W − W′)C^{1/2}‖_F where calibration inputs are known.
+        """Find cores that minimise ‖W − W′‖_F, or ‖G^{1/2}(W − W′)C^{1/2}‖_F where C or G are known.
 
         This is the layer-wise projection of the paper's section 2.2.3; with C it projects the layer's outputs instead of its
-        weights.
+        weights, with G as well the model's outputs, to second order.
 
         Args:
             weight: W, M×N, finite.
@@ -187,12 +188,13 @@ class Format(ABC):
             rank: a valid rank, see `parse_rank`.
             solver: limits of the iterative methods.
             second_moment: C = E[xxᵀ] of the layer's inputs x, N×N, symmetric positive semi-definite.
+            output_moment: G, second moment of the model's outputs' gradients at the layer's outputs, M×M, likewise.
 
         Returns:
             The cores in W's dtype and on its device, with balanced norms, and the errors reached.
 
         Raises:
-            ValueError: if the shape or rank do not fit, or W or C hold NaN or infinity.
+            ValueError: if the shape or rank do not fit, or W, C or G hold NaN or infinity.
         """
         solver = solver or Solver()
         shape.require(*weight.shape)
@@ -201,12 +203,11 @@ class Format(ABC):
         matrix = weight.detach().double()
         if not matrix.any():
             return Factorization(tuple(weight.new_zeros(extents) for extents in self.core_shapes(shape, rank)), 0.0)
-        if second_moment is None:
-            cores, sweeps, converged = self._factorize(matrix.reshape(shape.modes), shape, rank, solver)
-        else:
-            require_finite("second_moment", second_moment)
-            second_moment = second_moment.to(matrix)
-            cores, sweeps, converged = self._project(matrix, second_moment, shape, rank, solver)
+        second_moment, output_moment = (
+            None if moment is None else require_finite(name, moment).to(matrix)
+            for name, moment in (("second_moment", second_moment), ("output_moment", output_moment))
+        )
+        cores, sweeps, converged = self._project(matrix, second_moment, output_moment, shape, rank, solver)
         stored = tuple(core.to(weight.dtype).contiguous() for core in balanced(cores))
         return Factorization(stored, *self.errors(matrix, stored, shape, second_moment), sweeps, converged)
 
@@ -251,35 +252,68 @@ class Format(ABC):
         return relative_error(weight, restored), output
 
     def _project(
-        self, matrix: Tensor, second_moment: Tensor, shape: TensorShape, rank: Rank, solver: Solver
+        self,
+        matrix: Tensor,
+        second_moment: Tensor | None,
+        output_moment: Tensor | None,
+        shape: TensorShape,
+        rank: Rank,
+        solver: Solver,
     ) -> tuple[list[Tensor], int, bool]:
-        """Minimise ‖(W − W′)C^{1/2}‖_F.
+        """Minimise ‖G^{1/2}(W − W′)C^{1/2}‖_F.
 
-        Where the columns are one mode, whitening that mode makes this the plain problem, with its exact methods: decompose
-        W C^{1/2} and take C^{-1/2} out of the one core that carries the mode. For low rank this is the closed form. Folded
-        columns mix under C^{1/2}; there the plain solution is refined by descent.
+        Where a side of the matrix is one mode, whitening that mode makes this the plain problem, with its exact methods:
+        decompose G^{1/2} W C^{1/2} and take the inverse roots out of the cores that carry the modes. For low rank this is the
+        closed form. Folded sides mix under their root; there the solution without it is refined by descent.
         """
-        if sum(extent > 1 for extent in shape.in_modes) <= 1:
-            root, inverse = square_roots(second_moment)
-            cores, sweeps, converged = self._factorize((matrix @ root).reshape(shape.modes), shape, rank, solver)
-            return self._apply_to_columns(cores, shape, inverse), sweeps, converged
-        cores, sweeps, converged = self._factorize(matrix.reshape(shape.modes), shape, rank, solver)
-        refined = refine(lambda candidate: self.reconstruct(candidate, shape), cores, matrix, second_moment, solver)
-        return refined, sweeps, converged
+        whitened, inverses = whiten(matrix, second_moment, output_moment, shape)
+        cores, sweeps, converged = self._factorize(whitened.reshape(shape.modes), shape, rank, solver)
+        subscripts = self.subscripts(shape)
+        for index, inverse in zip((subscripts.rows, subscripts.columns), inverses, strict=True):
+            if inverse is not None:
+                cores = self._apply(cores, shape, index, inverse)
+        moments = (output_moment, second_moment)
+        if any(moment is not None and inverse is None for moment, inverse in zip(moments, inverses, strict=True)):
+            rebuild = lambda candidate: self.reconstruct(candidate, shape)  # noqa: E731
+            cores = refine(rebuild, cores, matrix, second_moment, solver, output_moment)
+        return cores, sweeps, converged
 
-    def _apply_to_columns(self, cores: list[Tensor], shape: TensorShape, factor: Tensor) -> list[Tensor]:
-        """Cores of W′·factor, for a shape with a single column mode longer than 1."""
-        column = max(range(len(shape.in_modes)), key=shape.in_modes.__getitem__)
-        index = self.subscripts(shape).columns[column]
-        position, axis = next((k, s.index(index)) for k, s in enumerate(self.subscripts(shape).cores) if index in s)
+    def _apply(self, cores: list[Tensor], shape: TensorShape, side: str, factor: Tensor) -> list[Tensor]:
+        """Cores of the matrix multiplied with a symmetric factor at a side that has a single mode longer than 1.
+
+        Args:
+            cores: of the matrix.
+            shape: its tensorization shape.
+            side: einsum indices of the side's modes.
+            factor: as many rows and columns as the side is long.
+        """
+        subscripts = self.subscripts(shape)
+        extents = dict(zip(subscripts.rows + subscripts.columns, shape.modes, strict=True))
+        index = max(side, key=extents.__getitem__)
+        position, axis = next((k, s.index(index)) for k, s in enumerate(subscripts.cores) if index in s)
         moved = torch.tensordot(cores[position], factor, dims=([axis], [0])).movedim(-1, axis)
         return [*cores[:position], moved, *cores[position + 1 :]]
 
 
-def require_finite(name: str, tensor: Tensor) -> None:
-    """Raise ValueError if the tensor holds NaN or infinity."""
+def whiten(
+    matrix: Tensor, second_moment: Tensor | None, output_moment: Tensor | None, shape: TensorShape
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+    """G^{1/2} W C^{1/2}, less the roots of sides that are folded, and the inverses of the roots taken (rows, columns)."""
+    rows_inverse = columns_inverse = None
+    if output_moment is not None and sum(extent > 1 for extent in shape.out_modes) <= 1:
+        root, rows_inverse = square_roots(output_moment, OUTPUT_DAMPING)
+        matrix = root @ matrix
+    if second_moment is not None and sum(extent > 1 for extent in shape.in_modes) <= 1:
+        root, columns_inverse = square_roots(second_moment)
+        matrix = matrix @ root
+    return matrix, (rows_inverse, columns_inverse)
+
+
+def require_finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor; raises ValueError if it holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} holds NaN or infinite values; it cannot be decomposed")
+    return tensor
 
 
 def balanced(cores: Sequence[Tensor]) -> list[Tensor]:

@@ -1,6 +1,9 @@
-"""Activation-aware projection: fit a layer's outputs on calibration inputs x instead of its weights.
+"""Projection with regard to calibration data: fit a layer's outputs, or the model's, instead of its weights.
 
-E‖Wx − W′x‖² = ‖(W − W′)C^{1/2}‖_F² with C = E[xxᵀ]: errors in directions that inputs rarely take cost little.
+Activation-aware: E‖Wx − W′x‖² = ‖(W − W′)C^{1/2}‖_F² with C = E[xxᵀ]: errors in directions that inputs rarely take cost little.
+Loss-aware: with G, the second moment of the model's outputs' gradients at the layer's outputs, ½‖G^{1/2}(W − W′)C^{1/2}‖_F² is
+how far the model's outputs move, to second order and with inputs and gradients taken as independent: errors that the model's
+outputs do not see cost little, too.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from torch import Tensor
 from heat_hf.formats.solver import Solver
 
 DAMPING = 1e-6
+OUTPUT_DAMPING = 3e-2  # gradients are sampled, and far from all directions are
 
 
-def weighted_square(matrix: Tensor, second_moment: Tensor | None) -> Tensor:
-    """‖A C^{1/2}‖_F² = tr(A C Aᵀ); without C, ‖A‖_F²."""
-    return ((matrix if second_moment is None else matrix @ second_moment) * matrix).sum()
+def weighted_square(matrix: Tensor, second_moment: Tensor | None, output_moment: Tensor | None = None) -> Tensor:
+    """‖G^{1/2} A C^{1/2}‖_F² = tr(G A C Aᵀ), C and G the identity where not given."""
+    weighted = matrix if second_moment is None else matrix @ second_moment
+    return ((weighted if output_moment is None else output_moment @ weighted) * matrix).sum()
 
 
 def relative_error(weight: Tensor, approximation: Tensor, second_moment: Tensor | None = None) -> float:
@@ -32,14 +37,14 @@ def relative_error(weight: Tensor, approximation: Tensor, second_moment: Tensor 
     return float((lost / whole).sqrt())
 
 
-def square_roots(second_moment: Tensor) -> tuple[Tensor, Tensor]:
+def square_roots(moment: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
     """C^{1/2} and C^{-1/2}, symmetric, N×N.
 
-    Eigenvalues below a millionth of their mean are raised to it: directions that no calibration input took keep a trace
-    of weight, so that W there is kept as well as the cores allow, and the inverse exists.
+    Eigenvalues below a part of their mean, by default a millionth, are raised to it: directions that the calibration data never
+    took keep a trace of weight, so that W there is kept as well as the cores allow, and the inverse exists.
     """
-    eigenvalues, eigenvectors = torch.linalg.eigh(second_moment)
-    floor = DAMPING * eigenvalues.mean().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+    eigenvalues, eigenvectors = torch.linalg.eigh(moment)
+    floor = damping * eigenvalues.mean().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     roots = eigenvalues.clamp_min(floor).sqrt()
     return (eigenvectors * roots) @ eigenvectors.T, (eigenvectors / roots) @ eigenvectors.T
 
@@ -48,10 +53,11 @@ def refine(
     reconstruct: Callable[[Sequence[Tensor]], Tensor],
     cores: Sequence[Tensor],
     matrix: Tensor,
-    second_moment: Tensor,
+    second_moment: Tensor | None,
     solver: Solver,
+    output_moment: Tensor | None = None,
 ) -> list[Tensor]:
-    """Lower ‖(W − W′)C^{1/2}‖_F by L-BFGS over all cores at once, from the cores given.
+    """Lower ‖G^{1/2}(W − W′)C^{1/2}‖_F by L-BFGS over all cores at once, from the cores given.
 
     One method serves every format, because only the reconstruction differs. The result is never worse than the start.
 
@@ -59,14 +65,15 @@ def refine(
         reconstruct: the M×N matrix W′ of given cores, differentiable.
         cores: the start, float64.
         matrix: W, M×N, float64.
-        second_moment: C, N×N.
+        second_moment: C, N×N; None for the identity.
         solver: `refinement_steps` limits the steps, `tolerance` the relative gain below which they stop.
+        output_moment: G, M×M; None for the identity.
     """
     variables = [core.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for core in cores]
-    whole = weighted_square(matrix, second_moment).clamp_min(torch.finfo(matrix.dtype).tiny)
+    whole = weighted_square(matrix, second_moment, output_moment).clamp_min(torch.finfo(matrix.dtype).tiny)
 
     def loss() -> Tensor:
-        return weighted_square(matrix - reconstruct(variables), second_moment) / whole
+        return weighted_square(matrix - reconstruct(variables), second_moment, output_moment) / whole
 
     optimizer = torch.optim.LBFGS(
         variables,

@@ -1,0 +1,90 @@
+"""How far a model's outputs are from the dense model's, and which directions of them matter.
+
+One notion serves the SuperNet's distillation, the Fisher information of the loss-aware projection, and the measure of a
+compressed model without labels: for classes the Kullback-Leibler divergence of the dense model's distribution to the other's,
+for numbers half the squared distance, for a headless encoder one minus the cosine of the mean-pooled embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MASKED = -1e30
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a model says about a batch.
+
+    Attributes:
+        values: rows × classes (logits), or rows × dimensions.
+        categorical: whether these are logits.
+        weights: of each row; those of a sequence add up to 1.
+    """
+
+    values: Tensor
+    categorical: bool
+    weights: Tensor
+
+
+def output_signals(outputs: Any, inputs: Mapping[str, Tensor], config: Any) -> list[Signal]:  # noqa: ANN401
+    """What a Transformers model's outputs say: start and end of an answer, classes of sequences or tokens, numbers, embeddings.
+
+    Args:
+        outputs: of the model's forward pass.
+        inputs: what it was given; an `attention_mask` marks padding.
+        config: the model's.
+    """
+    ids = next(iter(inputs.values()))
+    mask = inputs.get("attention_mask")
+    mask = torch.ones(ids.shape[:2], device=ids.device) if mask is None or mask.dim() != 2 else mask
+    rows = torch.ones(len(ids), device=ids.device)
+    if getattr(outputs, "start_logits", None) is not None:
+        logits = (outputs.start_logits, outputs.end_logits)
+        return [Signal(own.float().masked_fill(mask == 0, MASKED), True, rows / 2) for own in logits]
+    values = getattr(outputs, "logits", None)
+    if values is None:
+        hidden = outputs[0].float()
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+        return [Signal(torch.nn.functional.normalize(mean, dim=-1), False, rows)]
+    if values.dim() == 3:
+        share = mask / mask.sum(1, keepdim=True).clamp_min(1)
+        return [Signal(values[mask.bool()].float(), True, share[mask.bool()])]
+    numbers = values.shape[-1] == 1 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
+    return [Signal(values.float(), not numbers, rows)]
+
+
+def divergence(student: Sequence[Signal], teacher: Sequence[Signal]) -> Tensor:
+    """Mean over the batch's sequences; differentiable in the student's values. 0 where both say the same."""
+    lost = student[0].values.new_zeros(())
+    for own, other in zip(student, teacher, strict=True):
+        if own.categorical:
+            target = other.values.log_softmax(-1)
+            per_row = torch.nn.functional.kl_div(own.values.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)
+        else:
+            per_row = (own.values - other.values).square().sum(-1) / 2
+        lost = lost + (per_row * own.weights).sum()
+    sequences = sum(float(own.weights.sum()) for own in student)
+    return lost / sequences
+
+
+def random_probe(signals: Sequence[Signal], generator: torch.Generator) -> Tensor:
+    """A scalar whose gradient J has E[J Jᵀ] = the second derivative of the summed divergence at these values (the Fisher).
+
+    Args:
+        signals: of a batch, with a graph to differentiate.
+        generator: of the random directions, on the CPU.
+    """
+    probe = signals[0].values.new_zeros(())
+    for own in signals:
+        noise = torch.randn(own.values.shape, generator=generator).to(own.values)
+        if own.categorical:
+            p = own.values.detach().softmax(-1)
+            noise = p.sqrt() * noise - p * (p.sqrt() * noise).sum(-1, keepdim=True)
+        probe = probe + (own.values * noise * own.weights.sqrt()[:, None]).sum()
+    return probe
