@@ -46,13 +46,40 @@ def calibration_batches(
     if tokenizer is None:
         raise ValueError("calibration_dataset needs a tokenizer, and the checkpoint has none: pass batches of tensors")
     if all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
-        encoded = [{"input_ids": [int(i) for i in row["input_ids"]][:max_length]} for row in rows]
-    else:
-        texts = [text for row in rows for text in _texts(row)]
-        ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        encoded = [{"input_ids": row} for row in ids]
-    encoded.sort(key=lambda row: len(row["input_ids"]))
-    return [dict(tokenizer.pad(encoded[i : i + batch_size], return_tensors="pt")) for i in range(0, len(encoded), batch_size)]
+        return pad_batches(encode_rows(rows, tokenizer, max_length), tokenizer, batch_size)
+    texts = [text for row in rows for text in _texts(row)]
+    return pad_batches(encode_rows(texts, tokenizer, max_length), tokenizer, batch_size)
+
+
+def encode_rows(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_length: int = 128) -> list[dict[str, Any]]:  # noqa: ANN401
+    """Tokenize rows, each as one input: a sentence, the one or two text columns of a row, or its `input_ids`.
+
+    Args:
+        dataset: sentences or rows; a whole number in a column `label` or `labels` is kept as `labels`.
+        tokenizer: the model's.
+        max_length: tokens after which a row is cut.
+
+    Raises:
+        ValueError: if there are no rows, or one has neither text nor `input_ids`.
+    """
+    rows = list(dataset)
+    if not rows:
+        raise ValueError("the dataset is empty")
+    encoded = []
+    for row in rows:
+        if isinstance(row, Mapping) and "input_ids" in row:
+            own: dict[str, Any] = {"input_ids": [int(i) for i in row["input_ids"]][:max_length]}
+        else:
+            own = {"input_ids": tokenizer(*_texts(row)[:2], truncation=True, max_length=max_length)["input_ids"]}
+        label = next((row[name] for name in ("label", "labels") if isinstance(row, Mapping) and name in row), None)
+        encoded.append(own if not isinstance(label, int) else {**own, "labels": label})
+    return encoded
+
+
+def pad_batches(encoded: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int = 32) -> list[Batch]:
+    """Encoded rows as batches of tensors, sorted by length so that little is padded."""
+    ordered = sorted(encoded, key=lambda row: len(row["input_ids"]))
+    return [dict(tokenizer.pad(ordered[i : i + batch_size], return_tensors="pt")) for i in range(0, len(ordered), batch_size)]
 
 
 def _texts(row: Any) -> list[str]:  # noqa: ANN401
@@ -194,8 +221,8 @@ def collect_output_moments(
             probe = random_probe(output_signals(model(**inputs), inputs, model.config), generator)
             gradients = torch.autograd.grad(probe, [output for _, output in outputs], allow_unused=True)
             for (name, _), gradient in zip(outputs, gradients, strict=True):
-                if gradient is None:
-                    continue
+                if gradient is None:  # a layer that the outputs do not depend on
+                    continue  # type: ignore[unreachable]
                 rows = gradient[mask] if mask is not None and gradient.shape[:-1] == mask.shape else gradient
                 flat = rows.reshape(-1, rows.shape[-1]).float()
                 sums[name] = sums.get(name, 0) + (flat.T @ flat).double()

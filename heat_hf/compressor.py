@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,41 @@ import torch
 import transformers
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.accelerators import load_accelerator
 from heat_hf.accelerators.mapper import Mapper
-from heat_hf.calibration import Batch, calibration_batches, collect_output_moments, collect_second_moments
-from heat_hf.config import METHOD, HeatConfig, package_version
+from heat_hf.calibration import (
+    Batch,
+    calibration_batches,
+    collect_output_moments,
+    collect_second_moments,
+    encode_rows,
+    pad_batches,
+)
+from heat_hf.config import METHOD, NETWORK_SEARCHES, HeatConfig, package_version
 from heat_hf.cost import cost_linear, cost_setting
 from heat_hf.encoder import block_of, encoder_linears, runs, swap_module
 from heat_hf.formats import Factorization, match_variance
 from heat_hf.formats.base import require_finite
 from heat_hf.layers import FactorizedLinear
 from heat_hf.report import CompressionReport, HardwareCost, TensorReport
+from heat_hf.search.evolution import Evolution
 from heat_hf.search.level1 import ShapeSearch, require_fit, search_shapes
+from heat_hf.search.level2 import search_ranks
+from heat_hf.search.quality import Quality
+from heat_hf.search.record import RankRecord, Variant
 from heat_hf.search.settings import plan_settings
+from heat_hf.search.space import Settings
+from heat_hf.search.supernet import SuperNetArguments
 from heat_hf.search.table import CostTable
 from heat_hf.setting import TensorSetting
 from heat_hf.storage import atomic_directory, check_target
@@ -79,13 +99,86 @@ class HeatCompressor:
         loaded = (model_class or _architecture(config)).from_pretrained(model, use_safetensors=True, **kwargs)
         return cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
 
-    def plan(self, config: HeatConfig) -> CompressionReport:
+    def plan(self, config: HeatConfig, calibration_dataset: Any = None, variant: Variant | None = None) -> CompressionReport:  # noqa: ANN401
         """What `compress` would do: every matrix's shape, rank, parameters and MACs. Nothing is decomposed.
+
+        Args:
+            config: what to factorize and how.
+            calibration_dataset: for searches that look at it.
+            variant: take what `search_ranks` found.
 
         Raises:
             ValueError: if the configuration does not fit the model.
         """
-        return _plan(self.model, config, model_settings(self.model, config))
+        settings = self._settings(config, self._batches(config, calibration_dataset), variant)
+        return _plan(self.model, config, settings)
+
+    def search_ranks(
+        self,
+        config: HeatConfig,
+        calibration_dataset: Any = None,  # noqa: ANN401
+        output: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        *,
+        train_dataset: Any = None,  # noqa: ANN401
+        eval_dataset: Any = None,  # noqa: ANN401
+        arguments: SuperNetArguments | None = None,
+        evolution: Evolution | None = None,
+    ) -> RankRecord:
+        """Find ranks for every budget of the configuration in one search; the model is not changed (paper, section 2.2.2).
+
+        Args:
+            config: `rank_search`, and a target or a list of them.
+            calibration_dataset: see `compress`.
+            output: JSON file for the record; an interrupted search with the same arguments goes on from OUTPUT.partial.
+            overwrite: whether to replace another record there.
+            train_dataset: rows to distil the SuperNet on; labels are not used. Default: the calibration data.
+            eval_dataset: rows to score SubNets on, with a column `label` for accuracy, else by agreement with the dense model.
+                Default: the calibration data.
+            arguments: of the SuperNet's training.
+            evolution: of the evolutionary search.
+
+        Returns:
+            The record; hand one of its variants to `compress`.
+
+        Raises:
+            ValueError: if data is missing, a budget cannot be reached, or `output` holds another search.
+        """
+        batches = self._batches(config, calibration_dataset)
+        training, quality = None, None
+        if config.rank_search == "supernet":
+            training, quality = self._supernet_data(config, calibration_dataset, train_dataset, eval_dataset)
+        table = _table(self.model, config)
+        path = None if output is None else Path(output)
+        return search_ranks(
+            self.model, config, batches, table, training, quality, arguments, evolution, path, overwrite
+        )  # fmt: skip
+
+    def _supernet_data(self, config: HeatConfig, *datasets: Any) -> tuple[tuple[Any, Any], Quality]:
+        """Tokenized training rows with their collator, and what scores SubNets."""
+        calibration, training, evaluation = datasets
+        training, evaluation = (own if own is not None else calibration for own in (training, evaluation))
+        if training is None or evaluation is None:
+            raise ValueError("rank_search='supernet' needs a train_dataset to distil on and an eval_dataset to score SubNets")
+        if self.tokenizer is None:
+            raise ValueError("rank_search='supernet' needs a tokenizer, and the checkpoint has none")
+        rows = encode_rows(training, self.tokenizer, config.sequence_length)
+        held = pad_batches(encode_rows(evaluation, self.tokenizer, config.sequence_length), self.tokenizer, batch_size=128)
+        return (rows, DataCollatorWithPadding(self.tokenizer)), Quality(self.model, held)
+
+    def _batches(self, config: HeatConfig, dataset: Any) -> list[Batch] | None:  # noqa: ANN401
+        if dataset is None or not config.uses_calibration:
+            return None
+        return calibration_batches(dataset, self.tokenizer, max_length=config.sequence_length)
+
+    def _settings(self, config: HeatConfig, batches: Sequence[Batch] | None, variant: Variant | None) -> Settings:
+        if variant is None:
+            return model_settings(self.model, config, batches)
+        names = set(encoder_linears(self.model, config.modules, config.exclude))
+        if names != set(variant.settings):
+            odd = sorted(names ^ set(variant.settings))[0]
+            raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {odd!r}")
+        return variant.settings
 
     def compress(
         self,
@@ -93,6 +186,10 @@ class HeatCompressor:
         calibration_dataset: Any = None,  # noqa: ANN401
         save_directory: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
+        *,
+        variant: Variant | None = None,
+        train_dataset: Any = None,  # noqa: ANN401
+        eval_dataset: Any = None,  # noqa: ANN401
         **save_options: Any,
     ) -> CompressionReport:
         """Factorize the model in place, and save it if asked.
@@ -102,6 +199,9 @@ class HeatCompressor:
             calibration_dataset: sentences, rows of a `datasets.Dataset`, or batches; see `calibration_batches`.
             save_directory: where to save model, tokenizer and report; appears only when all is done.
             overwrite: whether to replace a non-empty directory there.
+            variant: take the settings that `search_ranks` found; the configuration then says how to decompose.
+            train_dataset: for `rank_search="supernet"`, see `search_ranks`.
+            eval_dataset: likewise.
             **save_options: for `save_pretrained`, for example `max_shard_size`.
 
         Returns:
@@ -114,13 +214,15 @@ class HeatCompressor:
         _require_dense(self.model.config)
         if save_directory is not None:
             check_target(save_directory, overwrite)
-        settings = model_settings(self.model, config)
+        batches = self._batches(config, calibration_dataset)
+        if variant is None and config.rank_search == "supernet":
+            config.single(str(config.budget_name))
+            record = self.search_ranks(config, calibration_dataset, train_dataset=train_dataset, eval_dataset=eval_dataset)
+            variant = record.variants[0]
+        settings = self._settings(config, batches, variant)
         if save_directory is not None:
             planned = _plan(self.model, config, settings)
             check_target(save_directory, overwrite, planned.compressed_model_parameters * self.model.dtype.itemsize)
-        batches = None
-        if calibration_dataset is not None and config.uses_calibration:
-            batches = calibration_batches(calibration_dataset, self.tokenizer, max_length=config.sequence_length)
         self.report = factorize(self.model, config, batches, settings)
         if save_directory is not None:
             self.save(save_directory, overwrite, **save_options)
@@ -151,7 +253,7 @@ def factorize(
     model: PreTrainedModel,
     config: HeatConfig,
     calibration: Iterable[Batch] | None = None,
-    settings: Mapping[str, TensorSetting] | None = None,
+    settings: Settings | None = None,
 ) -> CompressionReport:
     """Replace the model's encoder linears by factorized layers, in place; on an error the model is unchanged.
 
@@ -159,12 +261,11 @@ def factorize(
         model: a dense model.
         config: what to factorize and how.
         calibration: batches of model inputs for the activation-aware projection.
-        settings: shape and rank of every matrix; default: as the configuration asks.
+        settings: shape and rank of every matrix, None where it stays dense; default: as the configuration asks.
 
     Raises:
         ValueError: if the configuration does not fit, weights are not finite, or calibration data is missing.
     """
-    settings = settings or model_settings(model, config)
     linears = encoder_linears(model, config.modules, config.exclude)
     mapper = _mapper(config)
     for name in ("activation_aware", "loss_aware"):
@@ -173,53 +274,78 @@ def factorize(
     for name, linear in linears.items():
         require_finite(f"the weight of {name}", linear.weight)
     batches = list(calibration) if calibration is not None and config.uses_calibration else None
-    results: dict[str, tuple[TensorSetting, Factorization | None]] = {}
-    with tqdm(total=len(linears), desc="Factorizing", unit="matrix") as progress:
-        for group in _groups(linears, config):
+    settings = settings or model_settings(model, config, batches)
+    results: dict[str, tuple[TensorSetting | None, Factorization | None]] = dict.fromkeys(linears, (None, None))
+    factorized = {name: linear for name, linear in linears.items() if settings[name] is not None}
+    with tqdm(total=len(factorized), desc="Factorizing", unit="matrix") as progress:
+        for group in _groups(factorized, config):
             moments = collect_second_moments(model, group, batches) if batches is not None else {}
             gradients = {}
             if batches is not None and config.uses_gradients:
                 gradients = collect_output_moments(model, group, batches, config.seed)
             for name, linear in group.items():
-                found = _decompose(linear, settings[name], config, moments.pop(name, None), gradients.pop(name, None))
-                results[name] = settings[name], found
+                setting = settings[name]
+                assert setting is not None
+                found = _decompose(linear, setting, config, moments.pop(name, None), gradients.pop(name, None))
+                results[name] = setting, found
                 progress.update()
     report = _report(model, config, results, mapper, calibration_rows=_rows(batches))
     for name, (setting, factorization) in results.items():
-        assert factorization is not None
+        if setting is None or factorization is None:
+            continue
         layer = FactorizedLinear.from_linear(linears[name], setting, factorization, config.tokens)
         swap_module(model, linears[name], layer)
+    tensors = {name: setting for name, setting in settings.items() if setting is not None}
     # A copy: the caller may use the same configuration for another model. A path on this machine says nothing elsewhere.
     done = replace(
-        config, tensors=dict(settings), cost_table=None, accelerator=report.accelerator, heat_version=package_version()
+        config,
+        tensors=tensors,
+        cost_table=None,
+        accelerator=report.accelerator,
+        heat_version=package_version(),
     )
     AutoHfQuantizer.from_config(done, pre_quantized=True).attach(model)
     return report
 
 
-def model_settings(model: PreTrainedModel, config: HeatConfig) -> dict[str, TensorSetting]:
+def model_settings(model: PreTrainedModel, config: HeatConfig, calibration: Sequence[Batch] | None = None) -> Settings:
     """Shape and rank of every matrix, searched if that is asked for.
 
+    Args:
+        model: a dense model.
+        config: what to factorize and how.
+        calibration: for `rank_search="sensitivity"`.
+
     Raises:
-        ValueError: if the configuration or its cost table do not fit the model.
+        ValueError: if the configuration or its cost table do not fit the model, or there are several budgets.
     """
-    table = None
-    if config.cost_table is not None:
-        table = CostTable.load(config.cost_table)
-        require_fit(table, config.cost_table, model, config)
-    elif config.rank_search == "pareto":
-        table = search_shapes(
-            model,
-            str(config.accelerator),
-            config.tokens,
-            ShapeSearch(formats=(config.decomposition,), seed=config.seed),
-            modules=config.modules,
-            exclude=config.exclude,
-        )
+    if config.budget_name is not None:
+        config.single(config.budget_name)
+    table = _table(model, config)
+    by_network = config.target_edp_ratio is not None or config.target_latency is not None
+    if config.rank_search in NETWORK_SEARCHES or (by_network and config.rank_search != "pareto"):
+        return search_ranks(model, config, calibration, table).variants[0].settings
     return plan_settings(encoder_linears(model, config.modules, config.exclude), config, table)
 
 
-def _plan(model: PreTrainedModel, config: HeatConfig, settings: Mapping[str, TensorSetting]) -> CompressionReport:
+def _table(model: PreTrainedModel, config: HeatConfig) -> CostTable | None:
+    if config.cost_table is not None:
+        table = CostTable.load(config.cost_table)
+        require_fit(table, config.cost_table, model, config)
+        return table
+    if config.rank_search != "pareto":
+        return None
+    return search_shapes(
+        model,
+        str(config.accelerator),
+        config.tokens,
+        ShapeSearch(formats=(config.decomposition,), seed=config.seed),
+        modules=config.modules,
+        exclude=config.exclude,
+    )
+
+
+def _plan(model: PreTrainedModel, config: HeatConfig, settings: Settings) -> CompressionReport:
     return _report(model, config, {name: (setting, None) for name, setting in settings.items()}, _mapper(config))
 
 
@@ -247,18 +373,20 @@ def _groups(linears: Mapping[str, nn.Linear], config: HeatConfig) -> list[dict[s
 def _report(
     model: PreTrainedModel,
     config: HeatConfig,
-    results: Mapping[str, tuple[TensorSetting, Factorization | None]],
+    results: Mapping[str, tuple[TensorSetting | None, Factorization | None]],
     mapper: Mapper | None,
     calibration_rows: int = 0,
 ) -> CompressionReport:
     tensors = []
+    linears = encoder_linears(model, config.modules, config.exclude)
     for name, (setting, found) in results.items():
-        macs = setting.plan(config.tokens).macs / config.tokens
+        rows, columns = linears[name].out_features, linears[name].in_features
+        macs = rows * columns if setting is None else setting.plan(config.tokens).macs / config.tokens
         quality = {} if found is None else {
             key: getattr(found, key) for key in ("relative_error", "output_error", "sweeps", "converged")
         }  # fmt: skip
-        hardware = None if mapper is None else _hardware(setting, config.tokens, mapper)
-        tensors.append(TensorReport(name, setting, macs, hardware, runs(model.config, name), **quality))
+        hardware = None if mapper is None else _hardware(rows, columns, setting, config.tokens, mapper)
+        tensors.append(TensorReport(name, rows, columns, setting, macs, hardware, runs(model.config, name), **quality))
     return CompressionReport(
         base_model=model.config._name_or_path or type(model).__name__,
         model_parameters=model.num_parameters(),
@@ -276,9 +404,9 @@ def _mapper(config: HeatConfig) -> Mapper | None:
     return None if config.accelerator is None else Mapper(load_accelerator(config.accelerator), padding=True)
 
 
-def _hardware(setting: TensorSetting, tokens: int, mapper: Mapper) -> HardwareCost:
-    cost = cost_setting(setting, tokens, mapper)
-    dense = cost_linear(setting.shape.rows, setting.shape.columns, tokens, mapper)
+def _hardware(rows: int, columns: int, setting: TensorSetting | None, tokens: int, mapper: Mapper) -> HardwareCost:
+    dense = cost_linear(rows, columns, tokens, mapper)
+    cost = dense if setting is None else cost_setting(setting, tokens, mapper)
     return HardwareCost(cost.energy_pJ, cost.seconds, dense.energy_pJ, dense.seconds)
 
 

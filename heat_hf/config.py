@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +16,12 @@ from heat_hf.setting import EXECUTIONS, Execution, TensorSetting
 
 METHOD = "heat"
 CALIBRATION_MEMORY = ("model", "layer")
-RANK_SEARCHES = ("uniform", "pareto", "tensorly", "manual", "random")
+MIXED = "mixed"
+RANK_SEARCHES = ("uniform", "pareto", "sensitivity", "supernet", "tensorly", "manual", "random")
+NETWORK_SEARCHES = ("sensitivity", "supernet")  # every tensor gets a rank of its own, within a budget of the whole network
+
+
+TARGETS = {"target_params_ratio": "parameters", "target_edp_ratio": "edp", "target_latency": "seconds"}  # what each limits
 
 
 def package_version() -> str:
@@ -26,29 +32,43 @@ def package_version() -> str:
         return "0+source"
 
 
+def _check_target(name: str, value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name == "target_latency":
+        if not number or not 0 < value < math.inf:  # type: ignore[operator]
+            raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
+    elif not number or not 0 < value < 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {value!r}")
+
+
 @dataclass
 class HeatConfig(QuantizationConfigMixin):
     """How to factorize a model's encoder linears.
 
-    Give the size by exactly one of `target_params_ratio`, `target_edp_ratio` and `rank`; with `rank_search="pareto"` it may be
-    left open. The saved form of this object is the `quantization_config` of a compressed model's config.json, where `tensors`
-    says what every matrix got.
+    Give the size by exactly one of `target_params_ratio`, `target_edp_ratio`, `target_latency` and `rank`; with
+    `rank_search="pareto"` it may be left open. A target may be a list: `HeatCompressor.search_ranks` then finds a variant for
+    each in one search. The saved form of this object is the `quantization_config` of a compressed model's config.json, where
+    `tensors` says what every matrix got.
 
     Args:
-        decomposition: "low_rank", "cp", "tucker" or "ttm".
+        decomposition: "low_rank", "cp", "tucker" or "ttm"; or "mixed": every tensor gets the format that suits it, with
+            `rank_search="sensitivity"`.
         target_params_ratio: parameters of all factorized matrices together, as a fraction of the dense ones; between 0 and 1,
             both excluded. Every matrix gets the largest uniform rank within this fraction.
-        target_edp_ratio: energy-delay product ΣE·ΣT of all factorized matrices together on the accelerator instead, as a
-            fraction of the dense ones; needs `rank_search="pareto"`. The settings of the matrix sizes are chosen together, for
-            the least sum of squared errors.
+        target_edp_ratio: energy-delay product ΣE·ΣT of all these matrices together on the accelerator instead, as a fraction of
+            the dense ones. With `rank_search="pareto"` the settings of the matrix sizes are chosen together, for the least sum
+            of squared errors.
+        target_latency: time of one forward pass through all these matrices on the accelerator instead, in seconds.
         rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
             such as "384x1536" (output × input features) to a rank.
         shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24".
             Default: the format's own, or the choice of a cost table.
         rank_search: how ranks, and shapes that are not given, are found. "uniform": the largest uniform rank. "pareto": shape
-            and rank of each matrix size from the Pareto front of its cost table, within `target_params_ratio` or at the knee
-            (paper, section 2.2.1). To compare with: "tensorly" takes TensorLy's rule for `target_params_ratio`, "manual"
-            hand-tuned high-order shapes with uniform ranks, "random" random ranks that together have `target_params_ratio`.
+            and rank of each matrix size from the Pareto front of its cost table, within the target or at the knee (paper,
+            section 2.2.1). "sensitivity": for every tensor a rank of its own, or none where it stays dense, by the exact
+            allocation of what the model's outputs mind; needs calibration data, trains nothing. "supernet": a rank for every
+            tensor by weight-sharing SuperNet, accuracy predictor and evolution (paper, section 2.2.2). To compare with:
+            "tensorly" takes TensorLy's rule, "manual" hand-tuned high-order shapes with uniform ranks, "random" random ranks.
         cost_table: Parquet file that `heat-hf search shapes` made of the same weights for the same accelerator and tokens.
             Default: none; "pareto" then searches before it compresses, which takes minutes.
         activation_aware: project the layers' outputs on calibration inputs instead of their weights. Default: whenever there
@@ -76,8 +96,9 @@ class HeatConfig(QuantizationConfigMixin):
 
     quant_method: str = field(default=METHOD, init=False)  # type: ignore[assignment]
     decomposition: str = "low_rank"
-    target_params_ratio: float | None = None
-    target_edp_ratio: float | None = None
+    target_params_ratio: float | list[float] | None = None
+    target_edp_ratio: float | list[float] | None = None
+    target_latency: float | list[float] | None = None
     rank: Any = None
     shape: Any = None
     rank_search: str = "uniform"
@@ -105,7 +126,8 @@ class HeatConfig(QuantizationConfigMixin):
                 name: setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
                 for name, setting in self.tensors.items()
             }
-        get_format(self.decomposition)
+        if self.decomposition != MIXED:
+            get_format(self.decomposition)
         for name in ("sequence_length", "batch_size", "max_sweeps", "refinement_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -127,30 +149,65 @@ class HeatConfig(QuantizationConfigMixin):
                 raise ValueError(f"{name} must be a list of regular expressions, got {patterns!r}")
 
     def _check_size(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("target_params_ratio", "target_edp_ratio", "rank")}
+        sizes = {name: getattr(self, name) for name in (*TARGETS, "rank")}
         given = [name for name, value in sizes.items() if value is not None]
         if self.tensors is None and len(given) != 1 and (given or self.rank_search != "pareto"):
             values = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
-            raise ValueError(f"give exactly one of target_params_ratio, target_edp_ratio and rank, got {values}")
-        for name in ("target_params_ratio", "target_edp_ratio"):
-            ratio = sizes[name]
-            if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < 1):
-                raise ValueError(
-                    f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {ratio!r}"
-                )
+            raise ValueError(f"give exactly one of {', '.join(TARGETS)} and rank, got {values}")
+        for name in TARGETS:
+            value = sizes[name]
+            for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+                _check_target(name, number)
+            if isinstance(value, (list, tuple)) and (not value or len(set(value)) != len(value)):
+                raise ValueError(f"{name} must be one number, or a list of different ones, got {value!r}")
 
     def _check_search(self) -> None:
         search = self.rank_search
         if self.rank is not None and search not in ("uniform", "manual"):
             raise ValueError(f"rank_search={search!r} finds the ranks: leave out rank, got {self.rank!r}")
-        if self.target_edp_ratio is not None and search != "pareto":
-            raise ValueError(f"target_edp_ratio needs rank_search='pareto', got {search!r}")
+        if self.target_latency is not None and search == "pareto":
+            raise ValueError("target_latency is a budget of the whole network: use another rank_search than 'pareto'")
         if self.shape is not None and search == "pareto":
             raise ValueError(f"rank_search='pareto' finds the shapes: leave out shape, got {self.shape!r}")
-        if search == "pareto" and self.accelerator is None:
-            raise ValueError("rank_search='pareto' needs an accelerator, got accelerator=None")
-        if self.cost_table is not None and self.accelerator is None:
-            raise ValueError("cost_table needs an accelerator, got accelerator=None")
+        if self.decomposition == MIXED and search != "sensitivity":
+            raise ValueError(f"decomposition='mixed' needs rank_search='sensitivity', got {search!r}")
+        if search == "sensitivity" and self.activation_aware is False:
+            raise ValueError("rank_search='sensitivity' needs calibration data, which activation_aware=False leaves out")
+        needs = {"rank_search='pareto'": search == "pareto", "cost_table": self.cost_table is not None}
+        needs |= {name: getattr(self, name) is not None for name in ("target_edp_ratio", "target_latency")}
+        for name, given in needs.items():
+            if given and self.accelerator is None:
+                raise ValueError(f"{name} needs an accelerator, got accelerator=None")
+
+    def single(self, name: str) -> float | None:
+        """The value of a target, which must be one number.
+
+        Raises:
+            ValueError: if it is a list.
+        """
+        value: float | list[float] | None = getattr(self, name)
+        if isinstance(value, (list, tuple)):
+            raise ValueError(
+                f"{name}={list(value)} asks for several variants: find them with search_ranks, then compress with one of them"
+            )
+        return value
+
+    @property
+    def budget_name(self) -> str | None:
+        """Which target is given; None for a rank, or the knee."""
+        return next((name for name in TARGETS if getattr(self, name) is not None), None)
+
+    @property
+    def budget_list(self) -> list[float]:
+        """The target, as a list.
+
+        Raises:
+            ValueError: if none is given.
+        """
+        if self.budget_name is None:
+            raise ValueError(f"name a budget of the whole network: {', '.join(TARGETS)}")
+        value = getattr(self, self.budget_name)
+        return list(value) if isinstance(value, (list, tuple)) else [value]
 
     @property
     def tokens(self) -> int:

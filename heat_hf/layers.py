@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,13 @@ class FactorizedLinear(nn.Module):
         layer.train(linear.training)
         return layer
 
-    def set_rank(self, rank: Sequence[int] | int | None) -> None:
-        """Use only the first slices of the cores from now on, as a SubNet of the Rank SuperNet does (section 2.2.2).
+    def set_rank(self, rank: Sequence[int] | int | None, slices: Mapping[str, Tensor] | None = None, gain: float = 1.0) -> None:
+        """Use only some slices of the cores from now on, as a SubNet of the Rank SuperNet does (section 2.2.2).
 
         Args:
             rank: a rank no larger than the setting's; None for all slices.
+            slices: which slices, for einsum indices of ranks; default: the first ones.
+            gain: factor of W′.
 
         Raises:
             ValueError: if it is not a valid rank of the shape, or exceeds the setting's.
@@ -75,13 +77,23 @@ class FactorizedLinear(nn.Module):
             if any(new > old for new, old in zip(active.rank, self.setting.rank, strict=True)):
                 raise ValueError(f"rank {active.rank} exceeds the layer's rank {self.setting.rank}")
         self.active = active
+        self.slices = slices
+        self.gain = gain
         self.plan = active.plan(self.tokens)
+        _ = self.plan.steps, self.plan.precomputed  # sorted out here: a compiler cannot follow how they are kept
 
     def active_cores(self) -> tuple[Tensor, ...]:
-        """The cores, cut to the active rank."""
-        if self.active is self.setting:
-            return tuple(self.cores)
-        return self.setting.codec.truncate(tuple(self.cores), self.setting.shape, self.active.rank)
+        """The cores, cut to the active rank, the gain in the first one."""
+        cores, codec, shape = tuple(self.cores), self.setting.codec, self.setting.shape
+        if self.slices is not None:
+            for position, indices in enumerate(codec.subscripts(shape).cores):
+                for axis, index in enumerate(indices):
+                    if index in self.slices:
+                        cut = cores[position].index_select(axis, self.slices[index])
+                        cores = (*cores[:position], cut, *cores[position + 1 :])
+        elif self.active is not self.setting:
+            cores = codec.truncate(cores, shape, self.active.rank)
+        return cores if self.gain == 1.0 else (cores[0] * self.gain, *cores[1:])
 
     def reconstruct(self) -> Tensor:
         """The dense W′ of extents (M, N) at the active rank."""
@@ -102,7 +114,12 @@ class FactorizedLinear(nn.Module):
         cores = self.active_cores()
         if not self.plan.precomputed or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.plan.precompute(cores)
-        key = (self.plan, *((core.data_ptr(), core._version) for core in self.cores if not core.is_inference()))
+        key = (
+            self.plan,
+            self.gain,
+            id(self.slices),
+            *((core.data_ptr(), core._version) for core in self.cores if not core.is_inference()),
+        )
         if self._folded is None or self._folded[0] != key:
             self._folded = key, self.plan.precompute(cores)
         return self._folded[1]

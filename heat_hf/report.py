@@ -54,11 +54,12 @@ class HardwareCost:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One factorized matrix.
+    """One matrix.
 
     Attributes:
         name: module name.
-        setting: what it got.
+        rows, columns: extents M and N.
+        setting: what it got; None if it stays dense.
         macs: multiply-accumulates a token, at the report's number of tokens.
         hardware: cost of one run on the report's accelerator; None without one.
         runs: how often a forward pass runs the layer; shared layers run more than once.
@@ -69,7 +70,9 @@ class TensorReport:
     """
 
     name: str
-    setting: TensorSetting
+    rows: int
+    columns: int
+    setting: TensorSetting | None
     macs: float
     hardware: HardwareCost | None = None
     runs: int = 1
@@ -78,19 +81,31 @@ class TensorReport:
     sweeps: int = 0
     converged: bool = True
 
+    @property
+    def dense_parameters(self) -> int:
+        """M·N."""
+        return self.rows * self.columns
+
+    @property
+    def parameters(self) -> int:
+        """Stored elements."""
+        return self.dense_parameters if self.setting is None else self.setting.parameters
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         hardware = None if self.hardware is None else self.hardware.to_dict()
-        return {**values, "setting": self.setting.to_dict(), "hardware": hardware, "parameters": self.setting.parameters}
+        setting = None if self.setting is None else self.setting.to_dict()
+        return {**values, "setting": setting, "hardware": hardware, "parameters": self.parameters}
 
     def row(self) -> tuple[str, ...]:
         """Cells of the report's table."""
         s = self.setting
+        what = ("dense", "", "") if s is None else (s.format, str(s.shape), "×".join(map(str, s.rank)))
         return (
-            self.name, f"{s.shape.rows}×{s.shape.columns}", s.format, str(s.shape), "×".join(map(str, s.rank)),
-            f"{s.parameters:,}", f"{s.ratio:.3f}", f"{self.macs:,.0f}", _gain(self.hardware), _figure(self.relative_error),
-            _figure(self.output_error),
+            self.name, f"{self.rows}×{self.columns}", *what,
+            f"{self.parameters:,}", f"{self.parameters / self.dense_parameters:.3f}", f"{self.macs:,.0f}", _gain(self.hardware),
+            _figure(self.relative_error), _figure(self.output_error),
         )  # fmt: skip
 
     @classmethod
@@ -98,12 +113,13 @@ class TensorReport:
         """Read what `to_dict` wrote."""
         values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
         hardware = None if data["hardware"] is None else HardwareCost.from_dict(data["hardware"])
-        return cls(**{**values, "setting": TensorSetting.from_dict(data["setting"]), "hardware": hardware})
+        setting = None if data["setting"] is None else TensorSetting.from_dict(data["setting"])
+        return cls(**{**values, "setting": setting, "hardware": hardware})
 
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """All factorized matrices of a model, and the model's size around them.
+    """All matrices that compression chose for, and the model's size around them.
 
     Attributes:
         base_model: name or folder of the dense checkpoint.
@@ -128,12 +144,12 @@ class CompressionReport:
     @property
     def dense_parameters(self) -> int:
         """Parameters of the matrices before."""
-        return sum(t.setting.dense_parameters for t in self.tensors)
+        return sum(t.dense_parameters for t in self.tensors)
 
     @property
     def parameters(self) -> int:
         """Parameters of their cores."""
-        return sum(t.setting.parameters for t in self.tensors)
+        return sum(t.parameters for t in self.tensors)
 
     @property
     def params_ratio(self) -> float:
@@ -216,7 +232,7 @@ class CompressionReport:
         ]  # fmt: skip
         rows = [t.row() for t in self.tensors]
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
-        more = sum(t.macs > t.setting.dense_parameters for t in self.tensors)
+        more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
         return table + self._edp_line() + (warning if more else "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from heat_hf.contraction import ContractionPlan, Path
@@ -74,19 +75,11 @@ class TensorSetting:
         Its operands are x, folded to (tokens, *in_modes), and the cores; its result is (tokens, *out_modes).
         """
         if self.execution == "contract":
-            return self._plan(tokens, "optimal")
-        rebuilt = self._plan(tokens, "reconstruct")
+            return _plan(self, tokens, "optimal")
+        rebuilt = _plan(self, tokens, "reconstruct")
         if self.execution == "reconstruct":
             return rebuilt
-        return min(self._plan(tokens, "optimal"), rebuilt, key=lambda plan: plan.macs + MACS_PER_ELEMENT * plan.traffic)
-
-    def _plan(self, tokens: int, path: Path) -> ContractionPlan:
-        subscripts = self.codec.subscripts(self.shape)
-        extents = {TOKENS: tokens, **dict(zip(subscripts.rows + subscripts.columns, self.shape.modes, strict=True))}
-        for indices, core_shape in zip(subscripts.cores, self.core_shapes, strict=True):
-            extents.update(zip(indices, core_shape, strict=True))
-        static = range(1, 1 + len(subscripts.cores))
-        return plan_contraction(self.codec.equation(self.shape), extents, static, path)
+        return min(_plan(self, tokens, "optimal"), rebuilt, key=lambda plan: plan.macs + MACS_PER_ELEMENT * plan.traffic)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: shape as [row modes, column modes]."""
@@ -113,3 +106,13 @@ class TensorSetting:
         except (TypeError, ValueError) as error:
             raise ValueError(f"shape of a tensor setting must be [[row modes], [column modes]], got {data!r}") from error
         return cls(data["format"], shape, data["rank"], data.get("execution", "auto"))
+
+
+@lru_cache(maxsize=4096)  # a SuperNet's layers change their ranks in every step
+def _plan(setting: TensorSetting, tokens: int, path: Path) -> ContractionPlan:
+    codec, shape = setting.codec, setting.shape
+    subscripts = codec.subscripts(shape)
+    extents = {TOKENS: tokens, **dict(zip(subscripts.rows + subscripts.columns, shape.modes, strict=True))}
+    for indices, core_shape in zip(subscripts.cores, setting.core_shapes, strict=True):
+        extents.update(zip(indices, core_shape, strict=True))
+    return plan_contraction(codec.equation(shape), extents, range(1, 1 + len(subscripts.cores)), path)

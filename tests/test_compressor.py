@@ -33,7 +33,8 @@ def calibration(rows: int = 6) -> list[dict[str, torch.Tensor]]:
 def test_report_counts_what_is_there(decomposition: str, ratio: float) -> None:
     model = small_model("bert")
     before = model.num_parameters()
-    report = factorize(model, HeatConfig(decomposition=decomposition, target_params_ratio=ratio, max_sweeps=5), calibration())
+    config = HeatConfig(decomposition=decomposition, target_params_ratio=ratio, max_sweeps=5, loss_aware=False)
+    report = factorize(model, config, calibration())
     layers = factorized_layers(model)
     assert report.parameters == sum(core.numel() for layer in layers.values() for core in layer.cores)
     assert report.params_ratio <= ratio
@@ -144,8 +145,11 @@ def _nan(model: transformers.PreTrainedModel) -> None:
         ({"target_params_ratio": float("nan")}, "target_params_ratio must be between 0 and 1"),
         ({"target_params_ratio": "0.5"}, "target_params_ratio must be between 0 and 1"),
         ({"target_params_ratio": 0.001}, "cannot be as small as"),
-        ({}, "exactly one of target_params_ratio, target_edp_ratio and rank"),
-        ({"target_params_ratio": 0.5, "rank": 3}, "exactly one of target_params_ratio, target_edp_ratio and rank"),
+        ({}, "exactly one of target_params_ratio, target_edp_ratio, target_latency and rank"),
+        (
+            {"target_params_ratio": 0.5, "rank": 3},
+            "exactly one of target_params_ratio, target_edp_ratio, target_latency and rank",
+        ),
         ({"rank": 0}, r"from 1 to 24, got 0"),
         ({"rank": -1}, r"from 1 to 24, got -1"),
         ({"rank": 25}, r"from 1 to 24, got 25"),

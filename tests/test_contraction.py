@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from heat_hf.contraction import ContractionPlan
 from heat_hf.formats import FORMATS, TensorShape, get_format
 from heat_hf.planning import plan_contraction
-from heat_hf.setting import EXECUTIONS, TensorSetting
+from heat_hf.setting import EXECUTIONS, TensorSetting, _plan
 
 FIG6 = "bc,a,da,ea,ca->bde"
 TOKENS, RANK, IN, D, E = 128, 280, 768, 12, 64
@@ -105,14 +105,14 @@ def test_every_plan_equals_the_dense_result(setting: TensorSetting, tokens: int,
 @given(setting=format_settings(), tokens=st.sampled_from([1, 7, 200]))
 @settings(max_examples=60, deadline=None)
 def test_optimal_path_has_the_fewest_macs(setting: TensorSetting, tokens: int) -> None:
-    plan = setting._plan(tokens, "optimal")
+    plan = _plan(setting, tokens, "optimal")
     inputs, output = plan.equation.split("->")
     operands = tuple(frozenset(text) for text in inputs.split(","))
     if len(operands) > 6:
         return
     assert plan.macs <= all_orders(operands, frozenset(output), dict(plan.extents))
-    assert plan.macs <= setting._plan(tokens, "left-to-right").macs
-    assert plan.macs <= setting._plan(tokens, "reconstruct").macs
+    assert plan.macs <= _plan(setting, tokens, "left-to-right").macs
+    assert plan.macs <= _plan(setting, tokens, "reconstruct").macs
 
 
 @given(setting=format_settings(), tokens=st.sampled_from([1, 50]))

@@ -56,8 +56,9 @@ def test_imports_point_one_way() -> None:
         "encoder",
         "cost",
         "storage",
-        "search",
+        "divergence",
         "calibration",
+        "search",
         "report",
         "data",
     ]

@@ -41,10 +41,11 @@ def plan_settings(
         if unknown:
             raise ValueError(f"{option} names the matrix sizes {sorted(unknown)}; the model has {sorted(sizes)}")
     chosen = _within_edp(linears, config, table) if table is not None and config.target_edp_ratio is not None else {}
-    shares: dict[str, float | None] = dict.fromkeys(linears, config.target_params_ratio)
-    if config.rank_search == "random" and config.target_params_ratio is not None:
+    share = config.single("target_params_ratio")
+    shares: dict[str, float | None] = dict.fromkeys(linears, share)
+    if config.rank_search == "random" and share is not None:
         elements = [linear.weight.numel() for linear in linears.values()]
-        shares = dict(zip(linears, random_shares(elements, config.target_params_ratio, config.seed), strict=True))
+        shares = dict(zip(linears, random_shares(elements, share, config.seed), strict=True))
     planner = _Planner(config, table, chosen)
     return {name: planner.setting(name, linear, shares[name]) for name, linear in linears.items()}
 
@@ -62,10 +63,29 @@ def _within_edp(linears: Mapping[str, nn.Linear], config: HeatConfig, table: Cos
         for size, n in counts.items()
     ]
     try:
-        places = allocate(options, "edp", float(config.target_edp_ratio or 1.0))
+        places = allocate(options, "edp", config.single("target_edp_ratio") or 1.0)
     except ValueError as error:
         raise ValueError(f"target_edp_ratio: {error}") from error
     return {size: fronts[size][place].setting for size, place in zip(counts, places, strict=True)}
+
+
+def choose_shape(config: HeatConfig, format: str, size: str, table: CostTable | None = None) -> TensorShape:
+    """The tensorization shape of a matrix size in a format.
+
+    It is the configuration's; else the manual one, if ranks are to be manual; else the table's knee; else the format's own.
+
+    Raises:
+        ValueError: if the configuration's shape does not fit.
+    """
+    rows, columns = map(int, size.split("x"))
+    wanted = config.for_matrix("shape", rows, columns)
+    if wanted is not None:
+        return TensorShape.parse(wanted, rows, columns)
+    if config.rank_search == "manual":
+        return manual_shape(format, rows, columns)
+    if table is not None:
+        return select(table.of(size, format), table.sizes[size]).setting.shape
+    return get_format(format).default_shape(rows, columns)
 
 
 class _Planner:
@@ -91,19 +111,15 @@ class _Planner:
         return setting
 
     def _shape(self, rows: int, columns: int) -> TensorShape:
-        wanted = self.config.for_matrix("shape", rows, columns)
-        if wanted is not None:
-            return TensorShape.parse(wanted, rows, columns)
-        if self.config.rank_search == "manual":
-            return manual_shape(self.config.decomposition, rows, columns)
-        if self.table is not None:
-            return self._select(self.table, f"{rows}x{columns}").shape
-        return self.codec.default_shape(rows, columns)
+        size = f"{rows}x{columns}"
+        if self.table is not None and self.config.shape is None and self.config.rank_search != "manual":
+            return self._select(self.table, size).shape
+        return choose_shape(self.config, self.config.decomposition, size)
 
     def _select(self, table: CostTable, size: str) -> TensorSetting:
         if size not in self.selected:
             found = table.of(size, self.config.decomposition)
-            self.selected[size] = select(found, table.sizes[size], max_ratio=self.config.target_params_ratio).setting
+            self.selected[size] = select(found, table.sizes[size], max_ratio=self.config.single("target_params_ratio")).setting
         return self.selected[size]
 
     def _rank(self, name: str, shape: TensorShape, share: float | None) -> object:

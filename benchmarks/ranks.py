@@ -1,0 +1,331 @@
+"""Level 2 measured: searched ranks beside uniform, TensorLy's, hand-tuned and random ones, on a MiniLM classifier and SST-2.
+
+Everything expensive is kept in a cache folder, and finished rows in the output file, so an interrupted run goes on where it
+stopped. Parts, in order: `supernet` trains it, measures SubNets, fits the predictor and searches; `ablation` trains it with
+each stabilizer left out; `before` factorizes by every method at every budget; `fidelity` re-trains SubNets of the space;
+`after` re-trains what `before` listed.
+
+    python -m benchmarks.ranks --data DATA --classifier FOLDER --cache DIR --output benchmarks/results/ranks.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import statistics
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+from benchmarks.provenance import provenance
+from heat_hf import HeatConfig
+from heat_hf.calibration import calibration_batches, encode_rows, pad_batches
+from heat_hf.data import load_rows
+from heat_hf.encoder import encoder_linears, swap_module
+from heat_hf.layers import FactorizedLinear
+from heat_hf.search.evolution import evolve
+from heat_hf.search.journal import Journal
+from heat_hf.search.level2 import Search, evaluate_subnets, network_costs, rule_settings, train_supernet
+from heat_hf.search.predictor import AccuracyPredictor
+from heat_hf.search.quality import Quality
+from heat_hf.search.sensitivity import allocate_ranks
+from heat_hf.search.space import RankSpace
+from heat_hf.search.supernet import RankSuperNet, Stabilizers, SuperNetArguments, sample_subnets
+
+TOKENS = 128
+GAINS = (3.0, 5.7, 10.0)
+CALIBRATION, SEARCH_ROWS = 2048, 1000
+ABLATIONS = {
+    "full recipe": Stabilizers(),
+    "random slices": Stabilizers(first_slices=False),
+    "unbounded change": Stabilizers(bounded_change=False),
+    "no sandwich": Stabilizers(sandwich=False),
+    "no variance normalization": Stabilizers(normalized_variance=False),
+}
+
+
+class Bench:
+    """The model, the rows, and what has been found so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.cache = args.cache
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(args.classifier)
+        self.dense = AutoModelForSequenceClassification.from_pretrained(args.classifier).eval()
+        train, validation = (load_rows(args.data / f"sst2/{name}.parquet") for name in ("train", "validation"))
+        self.calibration = calibration_batches(list(train.select(range(CALIBRATION))["sentence"]), self.tokenizer)
+        held = train.select(range(len(train) - SEARCH_ROWS, len(train)))
+        rows = train.select(range(len(train) - SEARCH_ROWS)).shuffle(seed=args.seed).select(range(32 * args.steps))
+        self.rows = encode_rows(rows, self.tokenizer, TOKENS)
+        self.search_quality, self.quality = (
+            Quality(self.dense, pad_batches(encode_rows(own, self.tokenizer, TOKENS), self.tokenizer, 128))
+            for own in (held, validation)
+        )
+        self.results = json.loads(args.output.read_text()) if args.output.exists() else {}
+        self.config = HeatConfig(
+            rank_search="sensitivity", target_edp_ratio=[1 / gain for gain in GAINS], sequence_length=TOKENS, seed=args.seed
+        )
+        self.costs = network_costs(self.dense, self.config)
+        start = time.perf_counter()
+        self.search = Search.prepare(self.dense, self.config, self.calibration, costs=self.costs)
+        self.moment_seconds = time.perf_counter() - start
+        self.space = self.search.supernet_space(self.arguments(args.steps))
+
+    def save(self) -> None:
+        """Write what has been found."""
+        self.args.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.args.output.with_suffix(".part")
+        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
+        temporary.replace(self.args.output)
+
+    def arguments(self, steps: int, rate: float = 1e-4) -> SuperNetArguments:
+        """How the SuperNet, and everything else, is trained."""
+        return SuperNetArguments(
+            output_dir=str(self.cache / "unused"),
+            max_steps=steps,
+            per_device_train_batch_size=32,
+            learning_rate=rate,
+            warmup_steps=max(1, steps // 10),
+            train_sampling_strategy="group_by_length",
+            save_steps=100,
+            save_total_limit=1,
+            logging_steps=50,
+            report_to=[],
+            seed=self.args.seed,
+            disable_tqdm=True,
+        )
+
+    def model_of(self, settings: dict, loss_aware: bool = True) -> torch.nn.Module:
+        """The dense model with these settings, projected on the calibration data."""
+        model = copy.deepcopy(self.dense)
+        for name, linear in encoder_linears(model).items():
+            setting = settings[name]
+            if setting is None:
+                continue
+            moments = [own[name] for own in self.search.moments[: 2 if loss_aware else 1]]
+            found = setting.codec.decompose(linear.weight, setting.shape, setting.rank, self.config.solver, *moments)
+            swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, TOKENS))
+        return model
+
+    def retrained(self, settings: dict, name: str) -> torch.nn.Module:
+        """The same short distillation for every method; dense tensors are trained as well."""
+        model = self.model_of(settings)
+        own = {n: s for n, s in settings.items() if s is not None}
+        space = RankSpace(self.costs, {n: (s,) for n, s in own.items()})
+        net = RankSuperNet(model, space, Stabilizers(sandwich=False, normalized_variance=False))
+        folder = self.cache / "retrained" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = self.arguments(self.args.retrain_steps, self.args.retrain_rate)
+        train_supernet(net, self.dense, arguments, self.rows, DataCollatorWithPadding(self.tokenizer), folder)
+        (folder / "supernet.safetensors").unlink()
+        return model
+
+    def edp_ratio(self, settings: dict) -> float:
+        """EDP of all tensors together, as a fraction of the dense ones'."""
+        return self.costs.total(settings).edp / self.costs.dense.edp
+
+
+def digest(settings: dict) -> str:
+    text = json.dumps({name: None if s is None else s.to_dict() for name, s in settings.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ranks_of(settings: dict) -> list:
+    return [None if s is None else list(s.rank) for s in settings.values()]
+
+
+def trained_supernet(bench: Bench, name: str, stabilizers: Stabilizers, steps: int) -> tuple[RankSuperNet, float]:
+    folder = bench.cache / name
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    net = RankSuperNet(bench.search.supernet_model(bench.space), bench.space, stabilizers, bench.args.seed)
+    train_supernet(net, bench.dense, bench.arguments(steps), bench.rows, DataCollatorWithPadding(bench.tokenizer), folder)
+    return net, time.perf_counter() - start
+
+
+def supernet(bench: Bench) -> None:
+    """Train, measure SubNets, fit the predictor, search: the paper's Level 2."""
+    results = bench.results.setdefault("supernet", {})
+    net, seconds = trained_supernet(bench, "full", Stabilizers(), bench.args.steps)
+    results.setdefault("train_seconds", seconds)
+    choices = sample_subnets(net, bench.args.subnets, bench.args.seed)
+    start = time.perf_counter()
+    journal = Journal(bench.cache / "subnets", {"steps": bench.args.steps}, overwrite=False)
+    journal.folder.mkdir(exist_ok=True)
+    accuracies = evaluate_subnets(net, choices, bench.search_quality, journal)
+    results.setdefault("evaluate_seconds", time.perf_counter() - start)
+    results |= {"steps": bench.args.steps, "subnets": len(choices), "accuracies": accuracies}
+    ratios = [bench.edp_ratio(bench.space.settings(choice)) for choice in choices]
+    results["edp_ratios"] = ratios
+    predictor = AccuracyPredictor(bench.space, bench.args.seed)
+    start = time.perf_counter()
+    results["fidelity"] = asdict(predictor.fit(choices, accuracies))
+    found = {}
+    for gain in GAINS:
+        best = evolve(bench.space, predictor.predict, "edp", bench.costs.dense.edp / gain)
+        settings = bench.space.settings(best.choice)
+        found[f"{gain:g}"] = settings
+        net.set(best.choice)
+        score = bench.quality.both(net.model)
+        results.setdefault("searched", {})[f"{gain:g}"] = {
+            "predicted": best.accuracy, "measured": bench.search_quality(net.model), "validation": score[0],
+            "choice": best.choice.tolist(), "ranks": ranks_of(settings), "candidates": best.candidates,
+        }  # fmt: skip
+    results["search_seconds"] = time.perf_counter() - start
+    bench.results["supernet"] = results
+    bench.save()
+
+
+def ablation(bench: Bench) -> None:
+    """Accuracy of the same SubNets after the same number of steps, each stabilizer left out in turn."""
+    results = bench.results.setdefault("ablation", {})
+    for name, stabilizers in ABLATIONS.items():
+        if name in results:
+            continue
+        net, seconds = trained_supernet(bench, f"ablation-{name.replace(' ', '-')}", stabilizers, bench.args.ablation_steps)
+        rng, scores = np.random.default_rng([bench.args.seed, 7]), []
+        for number in range(bench.args.ablation_subnets):
+            slices = None if stabilizers.first_slices else np.random.default_rng([bench.args.seed, 8, number])
+            net.set(net.draw(rng), slices)
+            scores.append(bench.quality.both(net.model))
+        results[name] = {
+            "accuracies": [a for a, _ in scores], "divergences": [d for _, d in scores], "seconds": seconds,
+            "steps": bench.args.ablation_steps,
+        }  # fmt: skip
+        print(name, statistics.median(a for a, _ in scores), statistics.median(d for _, d in scores), flush=True)
+        bench.save()
+
+
+def candidates(bench: Bench) -> list[tuple[str, float, dict]]:
+    """Method, gain and settings of everything that is compared."""
+    start = time.perf_counter()
+    space, losses = bench.search.sensitivity()
+    found: list[tuple[str, float, dict]] = []
+    for gain in GAINS:
+        choice, lost = allocate_ranks(space, losses, "edp", bench.costs.dense.edp / gain)
+        found.append(("sensitivity", gain, space.settings(choice)))
+        bench.results.setdefault("sensitivity", {})[f"{gain:g}"] = {"expected_divergence": lost}
+    seconds = time.perf_counter() - start + bench.moment_seconds
+    bench.results["sensitivity"].setdefault("seconds", seconds)
+    for gain in GAINS:
+        searched = bench.results["supernet"]["searched"][f"{gain:g}"]
+        found.append(("supernet", gain, bench.space.settings(searched["choice"])))
+        for rule, seeds in (("uniform", 1), ("tensorly", 1), ("manual", 1), ("random", bench.args.random)):
+            for seed in range(seeds):
+                config = replace(bench.config, rank_search=rule, target_edp_ratio=1 / gain, seed=seed, loss_aware=None)
+                settings = rule_settings(bench.dense, config, bench.costs, None, "edp", bench.costs.dense.edp / gain)
+                found.append((rule if seeds == 1 else f"{rule}-{seed}", gain, settings))
+    return found
+
+
+def before(bench: Bench) -> None:
+    """Every method at every budget, projected but not trained."""
+    rows = bench.results.setdefault("rows", {})
+    for method, gain, settings in candidates(bench):
+        row = rows.setdefault(f"{method} {gain:g}", {"method": method, "gain": gain})
+        if row.get("digest") != digest(settings):
+            total, dense = bench.costs.total(settings), bench.costs.dense
+            row |= {
+                "digest": digest(settings), "ranks": ranks_of(settings), "edp_ratio": total.edp / dense.edp,
+                "params_ratio": total.parameters / dense.parameters,
+            }  # fmt: skip
+            for name, aware in (("outputs", False), ("loss", True)):
+                accuracy, divergence = bench.quality.both(bench.model_of(settings, aware))
+                row[name] = {"accuracy": accuracy, "divergence": divergence}
+            row.pop("retrained", None)
+            print(method, gain, row["outputs"], row["loss"], flush=True)
+            bench.save()
+
+
+def fidelity(bench: Bench) -> None:
+    """Predicted accuracy of SubNets of all sizes beside that after re-training each alike (paper, Fig. 9, right)."""
+    results = bench.results.setdefault("retrained_subnets", [])
+    net = RankSuperNet(bench.search.supernet_model(bench.space), bench.space, Stabilizers(normalized_variance=False))
+    choices = sample_subnets(net, bench.args.subnets, bench.args.seed)
+    predictor = AccuracyPredictor(bench.space, bench.args.seed)
+    predictor.fit(choices, bench.results["supernet"]["accuracies"])
+    rng = np.random.default_rng([bench.args.seed, 9])
+    for number in range(bench.args.fidelity):
+        choice = net.draw(rng)
+        if number < len(results):
+            continue
+        settings = bench.space.settings(choice)
+        accuracy, divergence = bench.quality.both(bench.retrained(settings, f"subnet-{number}"))
+        results.append(
+            {
+                "predicted": float(predictor.predict(choice[None])[0]), "accuracy": accuracy, "divergence": divergence,
+                "edp_ratio": bench.edp_ratio(settings),
+            }
+        )  # fmt: skip
+        print(results[-1], flush=True)
+        bench.save()
+
+
+def after(bench: Bench) -> None:
+    """The same short re-training of everything that `before` lists."""
+    rows = bench.results["rows"]
+    for method, gain, settings in candidates(bench):
+        row = rows[f"{method} {gain:g}"]
+        if "retrained" in row:
+            continue
+        accuracy, divergence = bench.quality.both(bench.retrained(settings, f"{method}-{gain:g}"))
+        row["retrained"] = {"accuracy": accuracy, "divergence": divergence}
+        print(method, gain, row["loss"], row["retrained"], flush=True)
+        bench.save()
+
+
+PARTS = {"supernet": supernet, "ablation": ablation, "before": before, "fidelity": fidelity, "after": after}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--data", required=True, type=Path, help="folder with sst2")
+    parser.add_argument("--classifier", required=True, help="folder of a MiniLM fine-tuned on SST-2")
+    parser.add_argument("--cache", required=True, type=Path, help="folder for weights and measurements")
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--steps", type=int, default=600, help="of the SuperNet's training, 32 rows each")
+    parser.add_argument("--subnets", type=int, default=400)
+    parser.add_argument("--ablation-steps", type=int, default=150)
+    parser.add_argument("--ablation-subnets", type=int, default=64)
+    parser.add_argument("--retrain-steps", type=int, default=60)
+    parser.add_argument("--retrain-rate", type=float, default=1e-4)
+    parser.add_argument("--random", type=int, default=20)
+    parser.add_argument("--fidelity", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown part {sorted(unknown)[0]!r}; known are {', '.join(PARTS)}")
+    bench = Bench(args)
+    named = ("steps", "subnets", "ablation_steps", "ablation_subnets", "retrain_steps", "retrain_rate", "random", "seed")
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(args, name)}" for name in named)
+    command = f"python -m benchmarks.ranks {options} --data DATA --classifier FOLDER --cache DIR --output FILE"
+    bench.results |= {
+        "seed": args.seed,
+        "model": "MiniLM fine-tuned on SST-2",
+        "dense": bench.quality(bench.dense),
+        "dense_edp_J_s": bench.costs.dense.edp,
+        "tensors": list(bench.space.names),
+        "rows_used": {
+            "calibration": f"sst2/train[:{CALIBRATION}]",
+            "training": f"{32 * args.steps:,} of sst2/train less its last {SEARCH_ROWS:,}",
+            "SubNets": f"the last {SEARCH_ROWS:,} of sst2/train",
+            "score": "sst2/validation, 872",
+        },
+        **provenance(command, "torch", "transformers", "scikit-learn"),
+    }
+    for name in args.parts or PARTS:
+        PARTS[name](bench)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,433 @@
+"""Level 2: a rank for every tensor, by any method, within a budget of the whole network (paper, section 2.2.2)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from heat_hf.accelerators import load_accelerator
+from heat_hf.accelerators.mapper import Mapper
+from heat_hf.calibration import Batch, collect_output_moments, collect_second_moments
+from heat_hf.config import MIXED, TARGETS, HeatConfig
+from heat_hf.encoder import encoder_linears, matrix_size, runs, swap_module
+from heat_hf.formats import FORMATS, get_format
+from heat_hf.layers import FactorizedLinear
+from heat_hf.search.allocation import BudgetKind
+from heat_hf.search.evolution import Evolution, evolve, require_reachable
+from heat_hf.search.journal import Journal, require_same_key
+from heat_hf.search.level1 import weights_digest
+from heat_hf.search.predictor import AccuracyPredictor, Fidelity
+from heat_hf.search.ranks import rank_units
+from heat_hf.search.record import RankRecord, Variant
+from heat_hf.search.sensitivity import Shapes, allocate_ranks, sensitivity_curves
+from heat_hf.search.settings import choose_shape, plan_settings
+from heat_hf.search.space import Choice, Costs, Matrix, RankSpace, Settings, rank_options, undominated
+from heat_hf.search.supernet import RankSuperNet, SuperNetArguments, SuperNetTrainer, sample_subnets
+from heat_hf.search.table import CostTable
+
+Quality = Callable[[PreTrainedModel], float]
+SHARES = 24  # places of a share of parameters looked at, twice, to fit a budget
+LEAST_SHARE, LARGEST_SHARE = 0.01, 0.95
+WEIGHTS = "supernet.safetensors"
+
+
+def network_costs(model: PreTrainedModel, config: HeatConfig, mapper: Mapper | None = None) -> Costs:
+    """Costs of a model's tensors, as compression reports them: operands may be filled up with zeros."""
+    if mapper is None and config.accelerator is not None:
+        mapper = Mapper(load_accelerator(config.accelerator), padding=True)
+    linears = encoder_linears(model, config.modules, config.exclude)
+    return Costs(
+        {n: Matrix(x.out_features, x.in_features, runs(model.config, n)) for n, x in linears.items()}, config.tokens, mapper
+    )
+
+
+def budgets(config: HeatConfig, costs: Costs) -> list[tuple[BudgetKind, float, float]]:
+    """The configuration's budgets from the smallest: kind, as asked, and in J·s, s, or parameters.
+
+    Raises:
+        ValueError: if one is above the dense network's.
+    """
+    kind: BudgetKind = TARGETS[str(config.budget_name)]  # type: ignore[assignment]
+    asked = config.budget_list
+    dense = {"edp": costs.dense.edp, "seconds": costs.dense.seconds, "parameters": costs.dense.parameters}[kind]
+    found = []
+    for value in sorted(asked):
+        limit = value if kind == "seconds" else value * dense
+        if limit >= dense:
+            raise ValueError(
+                f"{config.budget_name}={value:g} is not below the dense model's {value if kind != 'seconds' else dense:.4g}: "
+                "nothing would have to be compressed"
+            )
+        found.append((kind, value, limit))
+    return found
+
+
+def fit_share(settings: Callable[[float], Settings], costs: Costs, kind: BudgetKind, budget: float) -> dict[str, Any]:
+    """The settings with the largest share of parameters that keep a budget, of a rule that turns shares into settings.
+
+    EDP does not only grow with ranks, so no bisection: shares are tried downwards, and then again between the first that fits
+    and the one before.
+
+    Args:
+        settings: of a share of parameters; raises ValueError where the share is too small.
+        costs: of the network.
+        kind: of the budget.
+        budget: in J·s, s, or parameters.
+
+    Raises:
+        ValueError: if no share keeps the budget; the message has the least that was met.
+    """
+    least = math.inf
+
+    def first(shares: Sequence[float]) -> tuple[int, Settings] | None:
+        nonlocal least
+        for place, share in enumerate(shares):
+            try:
+                own = settings(share)
+            except ValueError:
+                return None  # smaller ones do not work, either
+            found = costs.total(own)
+            spent = {"edp": found.edp, "seconds": found.seconds, "parameters": found.parameters}[kind]
+            least = min(least, spent)
+            if spent <= budget:
+                return place, own
+        return None
+
+    grid = np.geomspace(LARGEST_SHARE, LEAST_SHARE, SHARES).tolist()
+    coarse = first(grid)
+    if coarse is None:
+        dense = {"edp": costs.dense.edp, "seconds": costs.dense.seconds, "parameters": costs.dense.parameters}[kind]
+        raise ValueError(
+            f"a budget of {budget / dense:.4g} of the dense {kind} cannot be reached by this method: "
+            f"the least it comes to is {least / dense:.4g}"
+        )
+    place, own = coarse
+    finer = first(np.geomspace(grid[max(0, place - 1)], grid[place], SHARES).tolist())
+    return dict(finer[1] if finer is not None else own)
+
+
+def rule_settings(
+    model: PreTrainedModel, config: HeatConfig, costs: Costs, table: CostTable | None, kind: BudgetKind, budget: float
+) -> dict[str, Any]:
+    """Settings by "uniform", "tensorly", "manual" or "random" that fill a budget."""
+    linears = encoder_linears(model, config.modules, config.exclude)
+
+    def of_share(share: float) -> Settings:
+        wanted = replace(config, target_params_ratio=share, target_edp_ratio=None, target_latency=None)
+        return plan_settings(linears, wanted, table)
+
+    return fit_share(of_share, costs, kind, budget)
+
+
+@dataclass(frozen=True)
+class Search:
+    """All a search needs.
+
+    Attributes:
+        model: the dense model.
+        config: what is asked for.
+        costs: of the model's tensors.
+        units: widths of the accelerator.
+        shapes: (format, matrix size) → shape.
+        moments: C and G of every tensor on calibration data; None without it.
+    """
+
+    model: PreTrainedModel
+    config: HeatConfig
+    costs: Costs
+    units: tuple[int, ...]
+    shapes: Shapes
+    moments: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None
+
+    @classmethod
+    def prepare(
+        cls,
+        model: PreTrainedModel,
+        config: HeatConfig,
+        calibration: Sequence[Batch] | None,
+        table: CostTable | None = None,
+        costs: Costs | None = None,
+    ) -> Search:
+        """Look at the model and the calibration data."""
+        linears = encoder_linears(model, config.modules, config.exclude)
+        sizes = dict.fromkeys(map(matrix_size, linears.values()))
+        formats = tuple(FORMATS) if config.decomposition == MIXED else (config.decomposition,)
+        shapes = {(format, size): choose_shape(config, format, size, table) for format in formats for size in sizes}
+        units = () if config.accelerator is None else rank_units(load_accelerator(config.accelerator))
+        moments = None
+        if calibration is not None:
+            batches = list(calibration)
+            moments = (
+                collect_second_moments(model, linears, batches),
+                collect_output_moments(model, linears, batches, config.seed),
+            )
+        return cls(model, config, costs or network_costs(model, config), units, shapes, moments)
+
+    @property
+    def linears(self) -> Mapping[str, Any]:
+        """The tensors' dense layers."""
+        return encoder_linears(self.model, self.config.modules, self.config.exclude)
+
+    def sensitivity(self) -> tuple[RankSpace, list[list[float]]]:
+        """See `sensitivity_curves`."""
+        if self.moments is None:
+            raise ValueError("rank_search='sensitivity' needs a calibration_dataset")
+        return sensitivity_curves(self.linears, *self.moments, self.costs, self.shapes, self.units, self.config.solver)
+
+    def supernet_space(self, arguments: SuperNetArguments) -> RankSpace:
+        """Options of the SuperNet's tensors: one format, no dense matrix."""
+        options: dict[str, Any] = {}
+        for name, linear in self.linears.items():
+            shape = self.shapes[self.config.decomposition, matrix_size(linear)]
+
+            def errors(ranks: Any, linear: Any = linear, shape: Any = shape) -> list[float]:  # noqa: ANN401
+                codec = get_format(self.config.decomposition)
+                return codec.rank_errors(linear.weight, shape, ranks, self.config.solver)
+
+            found = rank_options(self.config.decomposition, shape, self.units, errors)
+            options[name] = tuple(setting for setting, _ in undominated(self.costs, name, found))
+        return RankSpace(self.costs, options).within(arguments.least_share, arguments.largest_share)
+
+    def supernet_model(self, space: RankSpace) -> PreTrainedModel:
+        """A copy of the model whose tensors have, for each rank index, the largest rank of the space."""
+        model = copy.deepcopy(self.model)
+        for name, linear in encoder_linears(model, self.config.modules, self.config.exclude).items():
+            settings = [setting for setting in space.options[name] if setting is not None]
+            largest = tuple(map(max, zip(*(setting.rank for setting in settings), strict=True)))
+            codec, shape = settings[-1].codec, settings[-1].shape
+            setting = replace(settings[-1], rank=codec.clip_rank(shape, largest))
+            moments = [own[name] for own in self.moments] if self.moments is not None else []
+            found = codec.decompose(linear.weight, shape, setting.rank, self.config.solver, *moments)
+            swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, self.config.tokens))
+        return model
+
+
+def train_supernet(
+    supernet: RankSuperNet,
+    teacher: PreTrainedModel,
+    arguments: SuperNetArguments,
+    rows: Any,  # noqa: ANN401
+    collator: Any,  # noqa: ANN401
+    folder: Path,
+) -> None:
+    """Train a SuperNet, or go on where an interrupted training stopped, or load it if it is done.
+
+    Args:
+        supernet: trained in place.
+        teacher: the dense model.
+        arguments: of Trainer; checkpoints go to `folder`.
+        rows: tokenized training rows.
+        collator: of Trainer.
+        folder: keeps checkpoints while it trains, then `supernet.safetensors`.
+    """
+    from safetensors.torch import load_file, save_file
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from heat_hf.storage import atomic_file
+
+    done = folder / WEIGHTS
+    cores = dict(supernet.model.named_parameters())
+    if not done.exists():
+        checkpoints = str(folder / "checkpoints")
+        own = replace(arguments, output_dir=checkpoints)
+        trainer = SuperNetTrainer(supernet, teacher, args=own, train_dataset=rows, data_collator=collator)
+        last = get_last_checkpoint(checkpoints) if Path(checkpoints).is_dir() else None
+        trainer.train(resume_from_checkpoint=last)
+        with atomic_file(done) as file:
+            save_file({name: parameter.detach().contiguous() for name, parameter in cores.items()}, file)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    for name, tensor in load_file(done).items():
+        cores[name].data.copy_(tensor)
+
+
+def evaluate_subnets(supernet: RankSuperNet, choices: Sequence[Choice], quality: Quality, journal: Journal) -> list[float]:
+    """Quality of SubNets with the SuperNet's cores, those a journal has not got yet."""
+    from tqdm.auto import tqdm
+
+    known = journal.read()
+    for choice in tqdm(choices, desc="Evaluating SubNets", unit="SubNet"):
+        name = ",".join(map(str, choice))
+        if name not in known:
+            supernet.set(choice)
+            known[name] = [[quality(supernet.model)]]
+            journal.write(name, known[name])
+    return [known[",".join(map(str, choice))][0][0] for choice in choices]
+
+
+def variant(
+    name: str, search_costs: Costs, settings: Settings, kind: BudgetKind | None, asked: float | None, **quality: float
+) -> Variant:
+    """A variant with its figures."""
+    found, dense = search_costs.total(settings), search_costs.dense
+    ratios = (1.0 if search_costs.mapper is None else found.edp / dense.edp, found.parameters / dense.parameters)
+    return Variant(name, kind, asked, dict(settings), *ratios, found.seconds, **quality)
+
+
+def search_ranks(
+    model: PreTrainedModel,
+    config: HeatConfig,
+    calibration: Sequence[Batch] | None = None,
+    table: CostTable | None = None,
+    training: tuple[Any, Any] | None = None,
+    quality: Quality | None = None,
+    arguments: SuperNetArguments | None = None,
+    evolution: Evolution | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> RankRecord:
+    """Ranks of every tensor, for every budget of the configuration, by its `rank_search`.
+
+    Args:
+        model: a dense model; not changed.
+        config: method, formats, budgets, seed.
+        calibration: batches, for "sensitivity" and the SuperNet's start.
+        table: cost table of Level 1, for shapes.
+        training: tokenized rows and a collator, for "supernet".
+        quality: score of a network between 0 and 1, for "supernet".
+        arguments: for "supernet".
+        evolution: for "supernet".
+        output: JSON file to write; an interrupted search goes on from OUTPUT.partial. If it is there already, from the same
+            search, it is returned.
+        overwrite: whether to replace another record there.
+
+    Raises:
+        ValueError: if a budget cannot be reached, data is missing, or `output` holds another search.
+    """
+    costs = network_costs(model, config)
+    limits = budgets(config, costs)
+    arguments = arguments or SuperNetArguments(output_dir="unused", report_to=[])
+    evolution = evolution or Evolution(seed=config.seed)
+    key = _key(model, config, arguments, evolution)
+    if output is not None and output.exists() and not overwrite:
+        found = RankRecord.load(output)
+        require_same_key(found.key, key, str(output))
+        return found
+    _require_data(config, calibration, training, quality)
+    started = time.perf_counter()
+    with Journal(output, key, overwrite) as journal:
+        found_by = {"sensitivity": _by_sensitivity, "supernet": _by_supernet}.get(config.rank_search, _by_rule)
+        job = _Job(model, config, calibration, table, costs, limits, training, quality, arguments, evolution, journal)
+        variants, fidelity = found_by(job)
+        record = RankRecord(
+            str(model.config._name_or_path or type(model).__name__),
+            config.rank_search,
+            key,
+            tuple(variants),
+            None if fidelity is None else asdict(fidelity),
+            round(time.perf_counter() - started, 1),
+        )
+        if output is not None and journal.main:
+            record.save(output)
+    return record
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `search_ranks`, and what follows from them."""
+
+    model: PreTrainedModel
+    config: HeatConfig
+    calibration: Sequence[Batch] | None
+    table: CostTable | None
+    costs: Costs
+    limits: Sequence[tuple[BudgetKind, float, float]]
+    training: tuple[Any, Any] | None
+    quality: Quality | None
+    arguments: SuperNetArguments
+    evolution: Evolution
+    journal: Journal
+
+    def search(self) -> Search:
+        return Search.prepare(self.model, self.config, self.calibration, self.table, self.costs)
+
+    def variants(self, find: Callable[[BudgetKind, float], tuple[Settings, dict[str, float]]]) -> list[Variant]:
+        """One for each budget, named from the smallest."""
+        found = []
+        for place, (kind, asked, limit) in enumerate(self.limits, start=1):
+            settings, quality = find(kind, limit)
+            found.append(variant(f"HEAT-a{place}", self.costs, settings, kind, asked, **quality))
+        return found
+
+
+def _by_rule(job: _Job) -> tuple[list[Variant], None]:
+    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, float]]:
+        return rule_settings(job.model, job.config, job.costs, job.table, kind, limit), {}
+
+    return job.variants(find), None
+
+
+def _by_sensitivity(job: _Job) -> tuple[list[Variant], None]:
+    space, losses = job.search().sensitivity()
+    for kind, _, limit in job.limits:
+        require_reachable(space, kind, limit)
+
+    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, float]]:
+        choice, lost = allocate_ranks(space, losses, kind, limit)
+        return space.settings(choice), {"expected_divergence": lost}
+
+    return job.variants(find), None
+
+
+def _by_supernet(job: _Job) -> tuple[list[Variant], Fidelity]:
+    assert job.training is not None and job.quality is not None
+    search, seed = job.search(), job.config.seed
+    space = search.supernet_space(job.arguments)
+    for kind, _, limit in job.limits:
+        require_reachable(space, kind, limit)
+    supernet = RankSuperNet(search.supernet_model(space), space, seed=seed)
+    with _folder(job.journal) as folder:
+        train_supernet(supernet, job.model, job.arguments, *job.training, folder)
+        choices = sample_subnets(supernet, job.arguments.subnets, seed)
+        accuracies = evaluate_subnets(supernet, choices, job.quality, job.journal)
+    predictor = AccuracyPredictor(space, seed)
+    fidelity = predictor.fit(choices, accuracies)
+
+    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, float]]:
+        best = evolve(space, predictor.predict, kind, limit, job.evolution)
+        return space.settings(best.choice), {"predicted_accuracy": best.accuracy}
+
+    return job.variants(find), fidelity
+
+
+@contextmanager
+def _folder(journal: Journal) -> Iterator[Path]:
+    """Where a SuperNet is kept while it trains: beside the journal, or for this run only."""
+    if journal.folder is not None:
+        yield journal.folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def _require_data(config: HeatConfig, calibration: object, training: object, quality: object) -> None:
+    if config.rank_search == "sensitivity" and calibration is None:
+        raise ValueError("rank_search='sensitivity' needs a calibration_dataset: sentences like those the model will see")
+    if config.rank_search == "supernet" and (training is None or quality is None):
+        raise ValueError("rank_search='supernet' needs a train_dataset to distil on and an eval_dataset to score SubNets")
+
+
+def _key(model: PreTrainedModel, config: HeatConfig, arguments: SuperNetArguments, evolution: Evolution) -> dict[str, Any]:
+    """What the result of a search depends on."""
+    own = ("decomposition", "rank_search", "target_params_ratio", "target_edp_ratio", "target_latency", "tokens", "seed")
+    key: dict[str, Any] = {
+        "weights": weights_digest(encoder_linears(model, config.modules, config.exclude)),
+        "accelerator_digest": None if config.accelerator is None else load_accelerator(config.accelerator).digest,
+        **{name: getattr(config, name) for name in own},
+    }
+    if config.rank_search == "supernet":
+        names = ["max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "subnets"]
+        names += ["gradient_accumulation_steps", "hidden_weight", "least_share", "largest_share"]
+        key |= {"supernet": {name: getattr(arguments, name) for name in names}, "evolution": asdict(evolution)}
+    return key
