@@ -219,7 +219,8 @@ def collect_output_moments(
             inputs = model_inputs(batch, device)
             mask = _padding_mask(inputs)
             probe = random_probe(output_signals(model(**inputs), inputs, model.config), generator)
-            gradients = torch.autograd.grad(probe, [output for _, output in outputs], allow_unused=True)
+            reached = [output for _, output in outputs]
+            gradients = torch.autograd.grad(probe, reached, allow_unused=True) if reached else ()
             for (name, _), gradient in zip(outputs, gradients, strict=True):
                 if gradient is None:  # a layer that the outputs do not depend on
                     continue  # type: ignore[unreachable]

@@ -220,6 +220,7 @@ class HeatCompressor:
             record = self.search_ranks(config, calibration_dataset, train_dataset=train_dataset, eval_dataset=eval_dataset)
             variant = record.variants[0]
         settings = self._settings(config, batches, variant)
+        config = config if variant is None else variant.configure(config)
         if save_directory is not None:
             planned = _plan(self.model, config, settings)
             check_target(save_directory, overwrite, planned.compressed_model_parameters * self.model.dtype.itemsize)

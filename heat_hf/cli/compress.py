@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from heat_hf.cli.values import parse_pairs, parse_rank, show
 from heat_hf.config import CALIBRATION_MEMORY, RANK_SEARCHES
 from heat_hf.formats import FORMATS
 from heat_hf.setting import EXECUTIONS
+
+if TYPE_CHECKING:
+    from heat_hf.search.record import Variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_argument_group("what to factorize, and how far")
     size.add_argument("--decomposition", default="low_rank", help=f"{', '.join(FORMATS)} (default: %(default)s)")
     size.add_argument("--target-params-ratio", type=float, metavar="R", help="parameters to keep, 0 < R < 1")
-    size.add_argument("--target-edp-ratio", type=float, metavar="R", help="EDP to keep instead, with --rank-search pareto")
+    size.add_argument("--target-edp-ratio", type=float, metavar="R", help="EDP of all matrices to keep instead, 0 < R < 1")
+    size.add_argument("--target-latency", type=float, metavar="S", help="seconds of a forward pass on the accelerator instead")
+    size.add_argument("--ranks", metavar="RECORD", help="take what heat-hf search ranks found")
+    size.add_argument("--variant", metavar="NAME", help="which of its variants, as HEAT-a1")
     size.add_argument("--rank", nargs="+", metavar="[SIZE=]R", help="rank instead: 64, or 16,24,80, or 384x1536=96 …")
     size.add_argument("--shape", nargs="+", metavar="[SIZE=]S", help="tensorization shape: 768:12x64, or 384x1536=384:32x48 …")
     size.add_argument("--rank-search", default="uniform", help=f"{', '.join(RANK_SEARCHES)} (default: %(default)s)")
@@ -50,10 +57,14 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.data import load_rows
     from heat_hf.storage import check_target
 
+    variant = _variant(args)
+    if variant is not None:
+        args.target_params_ratio = variant.params_ratio
     config = HeatConfig(
         decomposition=args.decomposition,
         target_params_ratio=args.target_params_ratio,
         target_edp_ratio=args.target_edp_ratio,
+        target_latency=args.target_latency,
         rank=parse_pairs(args.rank, parse_rank),
         shape=parse_pairs(args.shape, str),
         rank_search=args.rank_search,
@@ -75,11 +86,28 @@ def run(args: argparse.Namespace) -> int:
     rows = load_rows(args.calibration_file, args.calibration_rows) if args.calibration_file else None
     compressor = HeatCompressor.from_pretrained(args.model)
     if args.dry_run:
-        report = compressor.plan(config)
+        report = compressor.plan(config, rows, variant)
     else:
         sharding = {"max_shard_size": args.max_shard_size} if args.max_shard_size else {}
-        report = compressor.compress(config, rows, args.output, args.overwrite, **sharding)
+        report = compressor.compress(config, rows, args.output, args.overwrite, variant=variant, **sharding)
     show(args, report.to_dict(), str(report))
     if not args.dry_run:
         print(f"saved to {args.output}; load it with: import heat_hf, then AutoModel….from_pretrained", file=sys.stderr)
     return 0
+
+
+def _variant(args: argparse.Namespace) -> Variant | None:
+    """The variant to take; its record also says which decomposition it is."""
+    from heat_hf.search.record import RankRecord
+
+    if args.ranks is None:
+        if args.variant is not None:
+            raise ValueError("--variant names one of a record's: give --ranks, too")
+        return None
+    for option in ("target_params_ratio", "target_edp_ratio", "target_latency", "rank", "shape", "cost_table"):
+        if getattr(args, option) is not None:
+            raise ValueError(f"--ranks has shapes and ranks already: leave out --{option.replace('_', '-')}")
+    record = RankRecord.load(args.ranks)
+    if args.variant is None:
+        raise ValueError(f"--variant is missing: {args.ranks} has {', '.join(v.name for v in record.variants)}")
+    return record.variant(args.variant)

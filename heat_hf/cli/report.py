@@ -11,22 +11,43 @@ from heat_hf.cli.values import show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `report`."""
     parser.add_argument(
-        "what", nargs="+", metavar="MODEL | shapes TABLE", help="Hub id or folder of a compressed model; or a saved cost table"
+        "what",
+        nargs="+",
+        metavar="MODEL | shapes TABLE | ranks RECORD",
+        help="Hub id or folder of a compressed model; or a saved cost table, or what a search for ranks found",
     )
-    parser.add_argument("--output", metavar="DIR", help="of a cost table: also draw pictures and a page there")
+    parser.add_argument("--output", metavar="DIR", help="of a cost table or ranks: also draw pictures there")
     parser.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report of a compressed model, or of a cost table."""
-    if len(args.what) == 2 and args.what[0] == "shapes":
-        return _shapes(args, args.what[1])
-    if len(args.what) != 1 or args.what == ["shapes"]:
-        raise ValueError(f"name a MODEL, or: shapes TABLE, got {' '.join(args.what)!r}")
+    """Print the report of a compressed model, of a cost table, or of a search for ranks."""
+    saved = {"shapes": _shapes, "ranks": _ranks}
+    if len(args.what) == 2 and args.what[0] in saved:
+        return saved[args.what[0]](args, args.what[1])
+    if len(args.what) != 1 or args.what[0] in saved:
+        raise ValueError(f"name a MODEL, or: shapes TABLE, or: ranks RECORD, got {' '.join(args.what)!r}")
     if args.output is not None:
-        raise ValueError("--output needs a cost table: heat-hf report shapes TABLE --output DIR")
+        raise ValueError("--output needs a cost table or ranks: heat-hf report shapes TABLE --output DIR")
     return _model(args, args.what[0])
+
+
+def _ranks(args: argparse.Namespace, path: str) -> int:
+    from heat_hf.rank_plots import draw_fidelity, draw_rank_map
+    from heat_hf.search.record import RankRecord
+    from heat_hf.storage import atomic_directory
+
+    record = RankRecord.load(path)
+    if args.output is not None:
+        with atomic_directory(args.output, args.overwrite) as folder:
+            draw_rank_map(record, folder / "ranks.png")
+            if record.fidelity is not None:
+                pairs = list(zip(record.fidelity["measured"], record.fidelity["predicted"], strict=True))
+                draw_fidelity(pairs, folder / "fidelity.png", (record.fidelity["spearman"], record.fidelity["kendall"]))
+        print(f"drawn to {args.output}", file=sys.stderr)
+    show(args, record.to_dict(), str(record))
+    return 0
 
 
 def _model(args: argparse.Namespace, model: str) -> int:

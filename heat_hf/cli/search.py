@@ -6,12 +6,23 @@ import argparse
 import os
 import sys
 
+from heat_hf.cli import ranks
 from heat_hf.cli.values import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `search`."""
-    parser.add_argument("what", choices=["shapes"], help="shapes: the cost table of all shapes and ranks (Level 1)")
+    """Arguments of `search`: those of what is searched."""
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, (help, add, _) in KINDS.items():
+        add(kinds.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}."))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, and print what was found."""
+    return KINDS[args.what][2](args)
+
+
+def _add_shapes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder of the dense checkpoint")
     space = parser.add_argument_group("what is tried")
     space.add_argument("--formats", nargs="+", metavar="F", help="default: all")
@@ -38,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--json", action="store_true", help="print what was found as JSON")
 
 
-def run(args: argparse.Namespace) -> int:
+def _run_shapes(args: argparse.Namespace) -> int:
     """Fill a cost table and print what it says. Under `accelerate launch`, the first process prints."""
     from heat_hf.compressor import HeatCompressor
     from heat_hf.formats import FORMATS
@@ -87,3 +98,9 @@ def _layers(text: str) -> int | None:
 def _own_cores() -> int:
     """Cores for this process, of those it may use: its share where `accelerate launch` started several."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+KINDS = {
+    "shapes": ("the cost table of all tensorization shapes and ranks (Level 1)", _add_shapes, _run_shapes),
+    "ranks": ("a rank for every tensor within budgets of the whole network (Level 2)", ranks.add_arguments, ranks.run),
+}

@@ -266,15 +266,6 @@ def evaluate_subnets(supernet: RankSuperNet, choices: Sequence[Choice], quality:
     return [known[",".join(map(str, choice))][0][0] for choice in choices]
 
 
-def variant(
-    name: str, search_costs: Costs, settings: Settings, kind: BudgetKind | None, asked: float | None, **quality: float
-) -> Variant:
-    """A variant with its figures."""
-    found, dense = search_costs.total(settings), search_costs.dense
-    ratios = (1.0 if search_costs.mapper is None else found.edp / dense.edp, found.parameters / dense.parameters)
-    return Variant(name, kind, asked, dict(settings), *ratios, found.seconds, **quality)
-
-
 def search_ranks(
     model: PreTrainedModel,
     config: HeatConfig,
@@ -307,7 +298,7 @@ def search_ranks(
     """
     costs = network_costs(model, config)
     limits = budgets(config, costs)
-    arguments = arguments or SuperNetArguments(output_dir="unused", report_to=[])
+    arguments = arguments or SuperNetArguments(seed=config.seed)
     evolution = evolution or Evolution(seed=config.seed)
     key = _key(model, config, arguments, evolution)
     if output is not None and output.exists() and not overwrite:
@@ -354,11 +345,15 @@ class _Job:
 
     def variants(self, find: Callable[[BudgetKind, float], tuple[Settings, dict[str, float]]]) -> list[Variant]:
         """One for each budget, named from the smallest."""
-        found = []
+        variants, dense = [], self.costs.dense
         for place, (kind, asked, limit) in enumerate(self.limits, start=1):
             settings, quality = find(kind, limit)
-            found.append(variant(f"HEAT-a{place}", self.costs, settings, kind, asked, **quality))
-        return found
+            total = self.costs.total(settings)
+            edp_ratio = 1.0 if self.costs.mapper is None else total.edp / dense.edp
+            params_ratio = total.parameters / dense.parameters
+            by = (f"HEAT-a{place}", self.config.rank_search, self.config.decomposition, kind, asked)
+            variants.append(Variant(*by, dict(settings), edp_ratio, params_ratio, total.seconds, **quality))
+        return variants
 
 
 def _by_rule(job: _Job) -> tuple[list[Variant], None]:

@@ -10,12 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heat_hf.config import TARGETS, HeatConfig
 from heat_hf.search.allocation import BudgetKind
 from heat_hf.search.space import Settings
 from heat_hf.setting import TensorSetting
 from heat_hf.storage import atomic_file
+from heat_hf.text import text_table
 
 RECORD_VERSION = 1
+
+
+def rank_text(setting: TensorSetting | None) -> str:
+    """A tensor's rank in few characters; of other formats than low rank, with the format."""
+    if setting is None:
+        return "dense"
+    rank = "×".join(map(str, setting.rank))
+    return rank if setting.format == "low_rank" else f"{setting.format} {rank}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class Variant:
 
     Attributes:
         name: "HEAT-a1", "HEAT-a2", …, from the smallest budget to the largest.
-        kind: what was limited, "edp", "seconds" or "parameters"; None for the paper's objective without a budget.
+        method, decomposition: of the search, as in its configuration.
+        kind: what was limited, "edp", "seconds" or "parameters".
         budget: the limit as asked: a fraction of the dense network's, or seconds.
         settings: what every tensor gets; None for the dense matrix.
         edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
@@ -34,14 +45,22 @@ class Variant:
     """
 
     name: str
-    kind: BudgetKind | None
-    budget: float | None
+    method: str
+    decomposition: str
+    kind: BudgetKind
+    budget: float
     settings: Settings
     edp_ratio: float
     params_ratio: float
     seconds: float
     expected_divergence: float | None = None
     predicted_accuracy: float | None = None
+
+    def configure(self, config: HeatConfig) -> HeatConfig:
+        """A configuration as it would ask for this variant alone."""
+        targets = {name: self.budget if kind == self.kind else None for name, kind in TARGETS.items()}
+        own: dict[str, Any] = {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
+        return dataclasses.replace(config, **own, **targets)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -77,21 +96,51 @@ class RankRecord:
     fidelity: Mapping[str, Any] | None = None
     seconds: float = 0.0
 
-    def __getitem__(self, name: str) -> Variant:
+    def variant(self, name: str) -> Variant:
         """A variant by its name.
 
         Raises:
-            KeyError: if there is none; the message lists those there are.
+            ValueError: if there is none; the message lists those there are.
         """
         for variant in self.variants:
             if variant.name == name:
                 return variant
-        raise KeyError(f"no variant {name!r}; there are {', '.join(v.name for v in self.variants)}")
+        raise ValueError(f"no variant {name!r}; there are {', '.join(v.name for v in self.variants)}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**data, "variants": [v.to_dict() for v in self.variants], "version": RECORD_VERSION}
+
+    def __str__(self) -> str:
+        figures = [
+            (
+                v.name, f"{v.kind} ≤ {v.budget:.4g}", f"{v.edp_ratio:.4f}", f"{1 / v.edp_ratio:.2f}×",
+                f"{v.params_ratio:.3f}", f"{v.seconds * 1e6:.1f}", str(sum(s is None for s in v.settings.values())),
+                "" if v.expected_divergence is None else f"{v.expected_divergence:.5f}",
+                "" if v.predicted_accuracy is None else f"{v.predicted_accuracy:.4f}",
+            )
+            for v in self.variants
+        ]  # fmt: skip
+        columns = (
+            "variant",
+            "budget",
+            "EDP",
+            "gain",
+            "params",
+            "time, µs",
+            "dense",
+            "expected divergence",
+            "predicted accuracy",
+        )
+        table = text_table(columns, [figures], f"{self.model}, ranks by {self.method}")
+        names = list(self.variants[0].settings)
+        ranks = [(name, *(rank_text(v.settings[name]) for v in self.variants)) for name in names]
+        note = ""
+        if self.fidelity is not None:
+            count, spearman, kendall = (self.fidelity[name] for name in ("networks", "spearman", "kendall"))
+            note = f"\nAccuracy predictor on {count} held-out SubNets: Spearman {spearman:.3f}, Kendall {kendall:.3f}."
+        return f"{table}\n{text_table(('tensor', *(v.name for v in self.variants)), [ranks])}{note}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file; it appears whole or not at all."""

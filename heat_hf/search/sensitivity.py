@@ -17,7 +17,6 @@ from tqdm.auto import tqdm
 from heat_hf.encoder import matrix_size
 from heat_hf.formats import Rank, Solver, TensorShape, get_format
 from heat_hf.formats.base import whiten
-from heat_hf.formats.projection import weighted_square
 from heat_hf.search.allocation import BudgetKind, Option, allocate
 from heat_hf.search.space import Choice, Costs, RankSpace, rank_options, undominated
 from heat_hf.setting import TensorSetting
@@ -74,17 +73,15 @@ def _curve(
     codec, matrix = get_format(format), weight.detach().double()
     moments = second_moment.to(matrix), output_moment.to(matrix)
     whitened, (rows, columns) = whiten(matrix, *moments, shape)
-    # What whitening left out, as a factor: the mean of the moment over the directions of the folded side.
-    whole = weighted_square(matrix, None if columns is None else moments[0], None if rows is None else moments[1])
-    if columns is None:
-        whole = whole * moments[0].diagonal().mean()
-    if rows is None:
-        whole = whole * moments[1].diagonal().mean()
+    whole = float(whitened.square().sum())
+    for moment, inverse in zip(moments, (columns, rows), strict=True):
+        if inverse is None:
+            whole *= float(moment.diagonal().mean())
 
     def errors(ranks: Sequence[Rank]) -> list[float]:
         return codec.rank_errors(whitened, shape, ranks, solver)
 
-    return [(setting, float(whole) * error**2 / 2) for setting, error in rank_options(format, shape, units, errors)]
+    return [(setting, whole * error**2 / 2) for setting, error in rank_options(format, shape, units, errors)]
 
 
 def allocate_ranks(

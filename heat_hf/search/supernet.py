@@ -6,6 +6,7 @@ off, keep its training from becoming unstable.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,20 +141,50 @@ def _random_slices(layer: FactorizedLinear, rank: Any, rng: np.random.Generator)
     return found
 
 
+def default_subnets() -> int:
+    """SubNets to evaluate where nothing else is said: 200 for each core that may be used, at most the paper's 2,560."""
+    return min(2560, 200 * len(os.sched_getaffinity(0)))
+
+
 @dataclass
 class SuperNetArguments(TrainingArguments):
     """How the SuperNet is trained, and how many SubNets are looked at.
 
+    Trainer's own options, with defaults for a short distillation; checkpoints go beside the search's output.
+
     Attributes:
         hidden_weight: of the hidden states' distance to the teacher's, beside the outputs' divergence.
-        subnets: SubNets to evaluate for the accuracy predictor, held-out ones included; the paper takes 2,560.
-        least_share, largest_share: parameters of the smallest and largest options, as fractions of the matrix's.
+        subnets: SubNets to evaluate for the accuracy predictor, held-out ones included; see `default_subnets`.
+        least_share: parameters of the smallest options, as a fraction of the matrix's.
+        largest_share: of the largest.
+
+    Raises:
+        ValueError: for a value that cannot work.
     """
 
+    output_dir: str | None = field(default="supernet", metadata={"help": "not used by a search"})
+    max_steps: int = field(default=600, metadata={"help": "steps of the SuperNet's training"})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows in a batch"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate"})
+    warmup_steps: float = field(default=60, metadata={"help": "steps until it is reached"})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "little is padded"})
+    save_steps: float = field(default=100, metadata={"help": "steps between checkpoints, from which training is resumed"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept"})
+    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
+    report_to: str | list[str] | None = field(default_factory=list, metadata={"help": "trackers"})
     hidden_weight: float = field(default=10.0, metadata={"help": "weight of the hidden states' distance"})
-    subnets: int = field(default=400, metadata={"help": "SubNets to evaluate for the accuracy predictor"})
+    subnets: int = field(default_factory=default_subnets, metadata={"help": "SubNets to evaluate for the predictor"})
     least_share: float = field(default=0.06, metadata={"help": "smallest options, as a fraction of the parameters"})
     largest_share: float = field(default=0.8, metadata={"help": "largest options"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.least_share < self.largest_share <= 1:
+            raise ValueError(f"least_share must be below largest_share, got {self.least_share} and {self.largest_share}")
+        if self.subnets < 20:
+            raise ValueError(f"subnets must be at least 20, a fifth of them is held out, got {self.subnets}")
+        if self.hidden_weight < 0:
+            raise ValueError(f"hidden_weight must not be negative, got {self.hidden_weight}")
 
 
 class SuperNetTrainer(Trainer):
