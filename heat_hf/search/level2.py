@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from heat_hf.accelerators import load_accelerator
@@ -36,6 +37,7 @@ from heat_hf.search.settings import choose_shape, plan_settings
 from heat_hf.search.space import Choice, Costs, Matrix, RankSpace, Settings, rank_options, undominated
 from heat_hf.search.supernet import RankSuperNet, SuperNetArguments, SuperNetTrainer, sample_subnets
 from heat_hf.search.table import CostTable
+from heat_hf.storage import atomic_file
 
 Quality = Callable[[PreTrainedModel], float]
 SHARES = 24  # places of a share of parameters looked at, twice, to fit a budget
@@ -235,8 +237,6 @@ def train_supernet(
     from safetensors.torch import load_file, save_file
     from transformers.trainer_utils import get_last_checkpoint
 
-    from heat_hf.storage import atomic_file
-
     done = folder / WEIGHTS
     cores = dict(supernet.model.named_parameters())
     if not done.exists():
@@ -245,25 +245,29 @@ def train_supernet(
         trainer = SuperNetTrainer(supernet, teacher, args=own, train_dataset=rows, data_collator=collator)
         last = get_last_checkpoint(checkpoints) if Path(checkpoints).is_dir() else None
         trainer.train(resume_from_checkpoint=last)
-        with atomic_file(done) as file:
-            save_file({name: parameter.detach().contiguous() for name, parameter in cores.items()}, file)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if trainer.is_world_process_zero():
+            with atomic_file(done) as file:
+                save_file({name: parameter.detach().contiguous() for name, parameter in cores.items()}, file)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
     for name, tensor in load_file(done).items():
         cores[name].data.copy_(tensor)
 
 
 def evaluate_subnets(supernet: RankSuperNet, choices: Sequence[Choice], quality: Quality, journal: Journal) -> list[float]:
-    """Quality of SubNets with the SuperNet's cores, those a journal has not got yet."""
-    from tqdm.auto import tqdm
-
+    """Quality of SubNets with the SuperNet's cores, those a journal has not got yet; each process takes a share."""
+    names = [",".join(map(str, choice)) for choice in choices]
     known = journal.read()
-    for choice in tqdm(choices, desc="Evaluating SubNets", unit="SubNet"):
-        name = ",".join(map(str, choice))
-        if name not in known:
-            supernet.set(choice)
-            known[name] = [[quality(supernet.model)]]
-            journal.write(name, known[name])
-    return [known[",".join(map(str, choice))][0][0] for choice in choices]
+    todo = [place for place, name in enumerate(names) if name not in known]
+    journal.wait()  # until every process knows what is left
+    with journal.share(todo) as own:
+        for place in tqdm(own, desc="Evaluating SubNets", unit="SubNet", disable=not journal.main):
+            supernet.set(choices[place])
+            known[names[place]] = [[quality(supernet.model)]]
+            journal.write(names[place], known[names[place]])
+    journal.wait()
+    known |= journal.read()
+    return [known[name][0][0] for name in names]
 
 
 def search_ranks(
@@ -307,10 +311,11 @@ def search_ranks(
         return found
     _require_data(config, calibration, training, quality)
     started = time.perf_counter()
-    with Journal(output, key, overwrite) as journal:
-        found_by = {"sensitivity": _by_sensitivity, "supernet": _by_supernet}.get(config.rank_search, _by_rule)
-        job = _Job(model, config, calibration, table, costs, limits, training, quality, arguments, evolution, journal)
-        variants, fidelity = found_by(job)
+    find = {"sensitivity": _by_sensitivity, "supernet": _by_supernet}.get(config.rank_search, _by_rule)
+    solve = find(_Job(model, config, calibration, table, costs, limits, training, quality, arguments, evolution))
+    # Only the SuperNet takes long enough to be resumed. What cannot work has been refused by now, with nothing written.
+    with Journal(output if config.rank_search == "supernet" else None, key, overwrite) as journal:
+        variants, fidelity = solve(journal)
         record = RankRecord(
             str(model.config._name_or_path or type(model).__name__),
             config.rank_search,
@@ -322,6 +327,9 @@ def search_ranks(
         if output is not None and journal.main:
             record.save(output)
     return record
+
+
+Solve = Callable[[Journal], tuple[list[Variant], Fidelity | None]]
 
 
 @dataclass(frozen=True)
@@ -338,12 +346,11 @@ class _Job:
     quality: Quality | None
     arguments: SuperNetArguments
     evolution: Evolution
-    journal: Journal
 
     def search(self) -> Search:
         return Search.prepare(self.model, self.config, self.calibration, self.table, self.costs)
 
-    def variants(self, find: Callable[[BudgetKind, float], tuple[Settings, dict[str, float]]]) -> list[Variant]:
+    def variants(self, find: Callable[[BudgetKind, float], tuple[Settings, dict[str, Any]]]) -> list[Variant]:
         """One for each budget, named from the smallest."""
         variants, dense = [], self.costs.dense
         for place, (kind, asked, limit) in enumerate(self.limits, start=1):
@@ -356,44 +363,50 @@ class _Job:
         return variants
 
 
-def _by_rule(job: _Job) -> tuple[list[Variant], None]:
-    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, float]]:
+def _by_rule(job: _Job) -> Solve:
+    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, Any]]:
         return rule_settings(job.model, job.config, job.costs, job.table, kind, limit), {}
 
-    return job.variants(find), None
+    variants = job.variants(find)
+    return lambda _: (variants, None)
 
 
-def _by_sensitivity(job: _Job) -> tuple[list[Variant], None]:
+def _by_sensitivity(job: _Job) -> Solve:
     space, losses = job.search().sensitivity()
     for kind, _, limit in job.limits:
         require_reachable(space, kind, limit)
 
-    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, float]]:
+    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, Any]]:
         choice, lost = allocate_ranks(space, losses, kind, limit)
         return space.settings(choice), {"expected_divergence": lost}
 
-    return job.variants(find), None
+    return lambda _: (job.variants(find), None)
 
 
-def _by_supernet(job: _Job) -> tuple[list[Variant], Fidelity]:
+def _by_supernet(job: _Job) -> Solve:
     assert job.training is not None and job.quality is not None
+    training, quality = job.training, job.quality
     search, seed = job.search(), job.config.seed
     space = search.supernet_space(job.arguments)
     for kind, _, limit in job.limits:
         require_reachable(space, kind, limit)
-    supernet = RankSuperNet(search.supernet_model(space), space, seed=seed)
-    with _folder(job.journal) as folder:
-        train_supernet(supernet, job.model, job.arguments, *job.training, folder)
-        choices = sample_subnets(supernet, job.arguments.subnets, seed)
-        accuracies = evaluate_subnets(supernet, choices, job.quality, job.journal)
-    predictor = AccuracyPredictor(space, seed)
-    fidelity = predictor.fit(choices, accuracies)
 
-    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, float]]:
-        best = evolve(space, predictor.predict, kind, limit, job.evolution)
-        return space.settings(best.choice), {"predicted_accuracy": best.accuracy}
+    def solve(journal: Journal) -> tuple[list[Variant], Fidelity]:
+        supernet = RankSuperNet(search.supernet_model(space), space, seed=seed)
+        with _folder(journal) as folder:
+            train_supernet(supernet, job.model, job.arguments, *training, folder)
+            choices = sample_subnets(supernet, job.arguments.subnets, seed)
+            accuracies = evaluate_subnets(supernet, choices, quality, journal)
+        predictor = AccuracyPredictor(space, seed)
+        fidelity = predictor.fit(choices, accuracies)
 
-    return job.variants(find), fidelity
+        def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, Any]]:
+            best = evolve(space, predictor.predict, kind, limit, job.evolution)
+            return space.settings(best.choice), {"predicted_accuracy": best.accuracy}
+
+        return job.variants(find), fidelity
+
+    return solve
 
 
 @contextmanager

@@ -58,9 +58,9 @@ class Variant:
 
     def configure(self, config: HeatConfig) -> HeatConfig:
         """A configuration as it would ask for this variant alone."""
-        targets = {name: self.budget if kind == self.kind else None for name, kind in TARGETS.items()}
-        own: dict[str, Any] = {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
-        return dataclasses.replace(config, **own, **targets)
+        own: dict[str, Any] = {name: self.budget if kind == self.kind else None for name, kind in TARGETS.items()}
+        own |= {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
+        return dataclasses.replace(config, **own)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

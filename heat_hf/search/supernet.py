@@ -178,7 +178,7 @@ class SuperNetArguments(TrainingArguments):
     largest_share: float = field(default=0.8, metadata={"help": "largest options"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if not 0 < self.least_share < self.largest_share <= 1:
             raise ValueError(f"least_share must be below largest_share, got {self.least_share} and {self.largest_share}")
         if self.subnets < 20:
