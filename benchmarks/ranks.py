@@ -3,7 +3,8 @@
 Everything expensive is kept in a cache folder, and finished rows in the output file, so an interrupted run goes on where it
 stopped. Parts, in order: `supernet` trains it, measures SubNets, fits the predictor and searches; `ablation` trains it with
 each stabilizer left out; `before` factorizes by every method at every budget; `fidelity` re-trains SubNets of the space;
-`after` re-trains what `before` listed.
+`after` re-trains what `before` listed;
+`speed` times a sensitivity search and the evolution.
 
     python -m benchmarks.ranks --data DATA --classifier FOLDER --cache DIR --output benchmarks/results/ranks.json
 """
@@ -21,7 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from scipy.stats import spearmanr
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    DataCollatorWithPadding,
+)
 
 from benchmarks.provenance import provenance
 from heat_hf import HeatConfig
@@ -29,9 +37,16 @@ from heat_hf.calibration import calibration_batches, encode_rows, pad_batches
 from heat_hf.data import load_rows
 from heat_hf.encoder import encoder_linears, swap_module
 from heat_hf.layers import FactorizedLinear
-from heat_hf.search.evolution import evolve
+from heat_hf.search.evolution import Evolution, evolve
 from heat_hf.search.journal import Journal
-from heat_hf.search.level2 import Search, evaluate_subnets, network_costs, rule_settings, train_supernet
+from heat_hf.search.level2 import (
+    Search,
+    evaluate_subnets,
+    network_costs,
+    rule_settings,
+    search_ranks,
+    train_supernet,
+)
 from heat_hf.search.predictor import AccuracyPredictor
 from heat_hf.search.quality import Quality
 from heat_hf.search.sensitivity import allocate_ranks
@@ -274,6 +289,9 @@ def fidelity(bench: Bench) -> None:
         )  # fmt: skip
         print(results[-1], flush=True)
         bench.save()
+    pairs = [[row[key] for row in results] for key in ("predicted", "accuracy")]
+    bench.results["retrained_spearman"] = float(spearmanr(*pairs).statistic)
+    bench.save()
 
 
 def after(bench: Bench) -> None:
@@ -292,7 +310,34 @@ def after(bench: Bench) -> None:
         bench.save()
 
 
-PARTS = {"supernet": supernet, "ablation": ablation, "before": before, "fidelity": fidelity, "after": after}
+def speed(bench: Bench) -> None:
+    """Time of a sensitivity search from loaded model to variants, and networks an evolution looks at in a second."""
+    results = bench.results.setdefault("speed", {})
+    torch.manual_seed(0)
+    models = {"MiniLM": lambda: bench.dense, "BERT-base, random weights": lambda: BertModel(BertConfig()).eval()}
+    for name, load in models.items():
+        if name not in results:
+            start = time.perf_counter()
+            record = search_ranks(load(), bench.config, bench.calibration)
+            results[name] = {"seconds": time.perf_counter() - start, "matrices": len(record.variants[0].settings)}
+            print(name, results[name], flush=True)
+            bench.save()
+    predictor = AccuracyPredictor(bench.space, bench.args.seed)
+    net = RankSuperNet(bench.search.supernet_model(bench.space), bench.space, Stabilizers(normalized_variance=False))
+    choices = sample_subnets(net, bench.args.subnets, bench.args.seed)
+    predictor.fit(choices, bench.results["supernet"]["accuracies"])
+    _ = bench.space.figures
+    rates = []
+    for seed in range(3):
+        start = time.perf_counter()
+        best = evolve(bench.space, predictor.predict, "edp", bench.costs.dense.edp / 5.7, Evolution(seed=seed))
+        rates.append(best.candidates / (time.perf_counter() - start))
+    results["candidates_per_second"] = statistics.median(rates)
+    print(rates, flush=True)
+    bench.save()
+
+
+PARTS = {"supernet": supernet, "ablation": ablation, "before": before, "fidelity": fidelity, "after": after, "speed": speed}
 
 
 def main() -> None:
@@ -322,6 +367,7 @@ def main() -> None:
     command = f"python -m benchmarks.ranks {options} --data DATA --classifier FOLDER --cache DIR --output FILE"
     bench.results |= {
         "seed": args.seed,
+        "retrain_steps": args.retrain_steps,
         "model": "MiniLM fine-tuned on SST-2",
         "dense": bench.quality(bench.dense),
         "dense_edp_J_s": bench.costs.dense.edp,

@@ -121,6 +121,7 @@ def quality(args: argparse.Namespace) -> None:
                         decomposition=name,
                         target_params_ratio=args.ratio,
                         rank_search=method,
+                        loss_aware=False,
                         cost_table=None if method == "manual" else str(table),
                         sequence_length=TOKENS,
                         seed=args.seed,

@@ -21,24 +21,25 @@ README = ROOT / "README.md"
 
 
 def training_free(data: dict) -> str:
-    """Plain against activation-aware projection, a row for each format and size."""
+    """Plain, activation-aware and loss-aware projection, a row for each format and size."""
     lines = [
         f"{data['model']}, {data['task']}, Spearman; dense {data['dense']:.4f}. No training. "
-        f"Calibration: {data['calibration']}.",
+        f"Calibration: {data['calibration']}. Output error and MACs are those of the activation-aware projection.",
         "",
-        "| format | shape | parameters | plain | activation-aware | gained | output error | MACs |",
+        "| format | shape | parameters | plain | activation-aware | loss-aware | output error | MACs |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    pairs: dict[tuple, dict[bool, dict]] = {}
+    found: dict[tuple, dict[str, dict]] = {}
     for row in data["rows"]:
-        pairs.setdefault((row["decomposition"], row["shape"], row["target"]), {})[row["activation_aware"]] = row
-    for (name, shape, _), pair in pairs.items():
-        if len(pair) < 2:  # the run is not finished
+        found.setdefault((row["decomposition"], row["shape"], row["target"]), {})[row["projection"]] = row
+    for (name, shape, _), own in found.items():
+        if "outputs" not in own:  # the run is not finished
             continue
-        plain, aware = pair[False], pair[True]
+        scores = (f"{own[kind]['spearman']:.4f}" if kind in own else "" for kind in ("plain", "outputs", "loss"))
+        aware = own["outputs"]
         lines.append(
-            f"| {name} | {shape} | {aware['params_ratio']:.2f} | {plain['spearman']:.4f} | {aware['spearman']:.4f} "
-            f"| {aware['spearman'] - plain['spearman']:+.4f} | {aware['output_error']:.3f} | {aware['macs_ratio']:.2f} |"
+            f"| {name} | {shape} | {aware['params_ratio']:.2f} | {' | '.join(scores)} "
+            f"| {aware['output_error']:.3f} | {aware['macs_ratio']:.2f} |"
         )
     return "\n".join([*lines, "", source_line(data)])
 
@@ -185,6 +186,70 @@ def shapes(data: dict) -> str:
     return "\n".join([*lines, "", note, "", source_line(data)])
 
 
+def ranks(data: dict) -> str:
+    """Accuracy of every method at every budget: untrained by either projection, and re-trained alike."""
+    gains = sorted({row["gain"] for row in data["rows"].values()})
+    stages = (("outputs", "outputs"), ("loss", "loss"), ("retrained", "re-trained"))
+    heads = " | ".join(f"{gain:g}× {label}" for gain in gains for _, label in stages)
+    lines = [f"| ranks by | {heads} |", "|---" + "|---:" * (len(gains) * len(stages)) + "|"]
+    methods = [name for name in dict.fromkeys(row["method"] for row in data["rows"].values()) if not name.startswith("random-")]
+    groups = {name: [name] for name in methods}
+    drawn = {row["method"] for row in data["rows"].values()} - set(methods)
+    groups |= {f"random, {label} of {len(drawn)}": sorted(drawn) for label in ("median", "best")}
+    for label, own in groups.items():
+        pick = max if "best" in label else statistics.median
+        cells = []
+        for gain in gains:
+            for stage, _ in stages:
+                found = [data["rows"][f"{name} {gain:g}"].get(stage) for name in own]
+                scores = [score["accuracy"] for score in found if score is not None]
+                cells.append(f"{pick(scores):.4f}" if scores else "")
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    used = data["rows_used"]
+    note = (
+        f"{data['model']}, dense {data['dense']:.4f}, at EDP gains of {', '.join(f'{gain:g}×' for gain in gains)} (ΣE·ΣT of "
+        "the 36 linears, 128 tokens, simba-l, every row within the budget). Low rank, but for the manual rows that say "
+        "otherwise: a hand-tuned low rank is a uniform one. Outputs: untrained, projected on the layers' outputs "
+        "(activation-aware). Loss: untrained, projected on the model's (loss-aware). Re-trained: from there, "
+        f"{data['retrain_steps']} steps of 32 rows. Calibration {used['calibration']}, training {used['training']}, score "
+        f"{used['score']}; seed {data['seed']}."
+    )
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
+def ranks_supernet(data: dict) -> str:
+    """What the SuperNet took and gave, and its ablation."""
+    net, sensitivity, fidelity = data["supernet"], data["sensitivity"], data["supernet"]["fidelity"]
+    whole = net["train_seconds"] + net["evaluate_seconds"] + net["search_seconds"]
+    searched = " | ".join(
+        f"{gain}×: {own['predicted']:.4f} / {own['measured']:.4f} / {own['validation']:.4f}"
+        for gain, own in net["searched"].items()
+    )
+    lines = [
+        f"SuperNet: {net['steps']} steps in {net['train_seconds'] / 60:.1f} min, {net['subnets']} SubNets measured on "
+        f"{data['rows_used']['SubNets']} in {net['evaluate_seconds'] / 60:.1f} min; with the search {whole / 60:.1f} min. "
+        f"Sensitivity: {sensitivity['seconds']:.0f} s, 1/{whole / sensitivity['seconds']:.0f} of it; "
+        + ", ".join(f"{name} {own['seconds']:.0f} s" for name, own in data["speed"].items() if isinstance(own, dict))
+        + f" from loaded model to variants. The evolution looks at {data['speed']['candidates_per_second']:,.0f} networks a "
+        "second, predictions included, on one core.",
+        "",
+        f"The accuracy predictor on {fidelity['networks']} held-out SubNets: Spearman {fidelity['spearman']:.3f}, Kendall "
+        f"{fidelity['kendall']:.3f}. {len(data['retrained_subnets'])} SubNets re-trained alike: Spearman "
+        f"{data['retrained_spearman']:.3f} between predicted and re-trained accuracy. Searched networks with the SuperNet's "
+        f"own cores, predicted / measured on those rows / on validation: {searched}.",
+        "",
+        "| SuperNet's training | median accuracy of SubNets | median divergence | steps |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, own in data["ablation"].items():
+        accuracy, lost = statistics.median(own["accuracies"]), statistics.median(own["divergences"])
+        label = name if name == "full recipe" else f"without it: {name}"
+        lines.append(f"| {label} | {accuracy:.4f} | {lost:.4f} | {own['steps']} |")
+    count = len(next(iter(data["ablation"].values()))["accuracies"])
+    note = f"The same {count} SubNets of all sizes each, on {data['rows_used']['score']} rows."
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
 # Marker in the README → the result file's stem and what makes the table.
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "training_free": ("training_free", training_free),
@@ -194,6 +259,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "cost_paper": ("cost", cost_paper),
     "shapes_speed": ("shapes_speed", shapes_speed),
     "shapes": ("shapes", shapes),
+    "ranks": ("ranks", ranks),
+    "ranks_supernet": ("ranks", ranks_supernet),
 }
 
 

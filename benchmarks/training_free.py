@@ -1,4 +1,4 @@
-"""Quality without training: plain against activation-aware projection, for every format at the same parameters.
+"""Quality without training: plain, activation-aware and loss-aware projection, every format at the same parameters.
 
 STS-B test Spearman of all-MiniLM-L6-v2 with factorized encoder linears. Rows already in the output file are kept, so an
 interrupted run goes on where it stopped.
@@ -27,6 +27,7 @@ from heat_hf.formats import balanced_factors
 from heat_hf.formats.shape import fold_shorter_side
 from recipes.demo.run import find_model
 
+PROJECTIONS = ("plain", "outputs", "loss")  # of the weights, of the layers' outputs, of the model's
 # decomposition, what its shapes are, ratios
 CASES = [
     ("low_rank", "order 2", (0.6, 0.42)),
@@ -65,16 +66,22 @@ def main() -> None:
     results = json.loads(args.output.read_text()) if args.output.exists() else describe(args)
     if "dense" not in results:
         results["dense"] = evaluate_task(dense, tokenizer, "sentence-similarity", test)["spearman"]
-    done = {(row["decomposition"], row["shape"], row["target"], row["activation_aware"]) for row in results["rows"]}
+    done = {(row["decomposition"], row["shape"], row["target"], row["projection"]) for row in results["rows"]}
     for decomposition, kind, ratios in CASES:
         for target in ratios:
-            for aware in (False, True):
-                if (decomposition, kind, target, aware) in done:
+            for projection in PROJECTIONS:
+                if (decomposition, kind, target, projection) in done:
                     continue
                 shapes = {f"{m}x{n}": str(shape_of(kind, m, n)) for m, n in sorted(sizes)}
-                config = HeatConfig(decomposition=decomposition, target_params_ratio=target, shape=shapes, seed=args.seed)
+                config = HeatConfig(
+                    decomposition=decomposition,
+                    target_params_ratio=target,
+                    shape=shapes,
+                    seed=args.seed,
+                    loss_aware=projection == "loss",
+                )
                 model, start = copy.deepcopy(dense), time.perf_counter()
-                report = factorize(model, config, batches if aware else None)
+                report = factorize(model, config, None if projection == "plain" else batches)
                 seconds = time.perf_counter() - start
                 score = evaluate_task(model, tokenizer, "sentence-similarity", test)["spearman"]
                 results["rows"].append(
@@ -83,7 +90,7 @@ def main() -> None:
                         "shape": kind,
                         "target": target,
                         "params_ratio": report.params_ratio,
-                        "activation_aware": aware,
+                        "projection": projection,
                         "spearman": score,
                         "weight_error": sum(t.relative_error for t in report.tensors) / len(report.tensors),
                         "output_error": report.output_error,

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from heat_hf.encoder import matrix_size
 from heat_hf.formats import Rank, Solver, TensorShape, get_format
-from heat_hf.formats.base import whiten
+from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 from heat_hf.search.allocation import BudgetKind, Option, allocate
 from heat_hf.search.space import Choice, Costs, RankSpace, rank_options, undominated
 from heat_hf.setting import TensorSetting
@@ -70,18 +70,25 @@ def _curve(
     units: Sequence[int],
     solver: Solver | None,
 ) -> list[tuple[TensorSetting | None, float]]:
-    codec, matrix = get_format(format), weight.detach().double()
-    moments = second_moment.to(matrix), output_moment.to(matrix)
-    whitened, (rows, columns) = whiten(matrix, *moments, shape)
-    whole = float(whitened.square().sum())
-    for moment, inverse in zip(moments, (columns, rows), strict=True):
-        if inverse is None:
-            whole *= float(moment.diagonal().mean())
+    codec, whitened, scale = get_format(format), weight.detach().double(), 1.0
+    if _is_folded(shape.out_modes):
+        scale *= float(output_moment.diagonal().mean())
+    else:
+        whitened = triangular_root(output_moment.to(whitened), OUTPUT_DAMPING).T @ whitened
+    if _is_folded(shape.in_modes):
+        scale *= float(second_moment.diagonal().mean())
+    else:
+        whitened = whitened @ triangular_root(second_moment.to(whitened))
+    whole = scale * float(whitened.square().sum())
 
     def errors(ranks: Sequence[Rank]) -> list[float]:
         return codec.rank_errors(whitened, shape, ranks, solver)
 
     return [(setting, whole * error**2 / 2) for setting, error in rank_options(format, shape, units, errors)]
+
+
+def _is_folded(modes: Sequence[int]) -> bool:
+    return sum(extent > 1 for extent in modes) > 1
 
 
 def allocate_ranks(
