@@ -216,7 +216,7 @@ class HeatCompressor:
             check_target(save_directory, overwrite)
         batches = self._batches(config, calibration_dataset)
         if variant is None and config.rank_search == "supernet":
-            config.single(str(config.budget_name))
+            config.require_one_budget()
             record = self.search_ranks(config, calibration_dataset, train_dataset=train_dataset, eval_dataset=eval_dataset)
             variant = record.variants[0]
         settings = self._settings(config, batches, variant)
@@ -320,8 +320,7 @@ def model_settings(model: PreTrainedModel, config: HeatConfig, calibration: Sequ
     Raises:
         ValueError: if the configuration or its cost table do not fit the model, or there are several budgets.
     """
-    if config.budget_name is not None:
-        config.single(config.budget_name)
+    config.require_one_budget()
     table = _table(model, config)
     by_network = config.target_edp_ratio is not None or config.target_latency is not None
     if config.rank_search in NETWORK_SEARCHES or (by_network and config.rank_search != "pareto"):

@@ -46,9 +46,9 @@ class HeatConfig(QuantizationConfigMixin):
     """How to factorize a model's encoder linears.
 
     Give the size by exactly one of `target_params_ratio`, `target_edp_ratio`, `target_latency` and `rank`; with
-    `rank_search="pareto"` it may be left open. A target may be a list: `HeatCompressor.search_ranks` then finds a variant for
-    each in one search. The saved form of this object is the `quantization_config` of a compressed model's config.json, where
-    `tensors` says what every matrix got.
+    `rank_search="pareto"` or "supernet" it may be left open. A target may be a list: `HeatCompressor.search_ranks` then finds
+    a variant for each in one search. The saved form of this object is the `quantization_config` of a compressed model's
+    config.json, where `tensors` says what every matrix got.
 
     Args:
         decomposition: "low_rank", "cp", "tucker" or "ttm"; or "mixed": every tensor gets the format that suits it, with
@@ -67,8 +67,9 @@ class HeatConfig(QuantizationConfigMixin):
             and rank of each matrix size from the Pareto front of its cost table, within the target or at the knee (paper,
             section 2.2.1). "sensitivity": for every tensor a rank of its own, or none where it stays dense, by the exact
             allocation of what the model's outputs mind; needs calibration data, trains nothing. "supernet": a rank for every
-            tensor by weight-sharing SuperNet, accuracy predictor and evolution (paper, section 2.2.2). To compare with:
-            "tensorly" takes TensorLy's rule, "manual" hand-tuned high-order shapes with uniform ranks, "random" random ranks.
+            tensor by weight-sharing SuperNet, accuracy predictor and evolution, without a target by the objective
+            (1 − Acc)(E·T)^γ (paper, section 2.2.2). To compare with: "tensorly" takes TensorLy's rule, "manual" hand-tuned
+            high-order shapes with uniform ranks, "random" random ranks.
         cost_table: Parquet file that `heat-hf search shapes` made of the same weights for the same accelerator and tokens.
             Default: none; "pareto" then searches before it compresses, which takes minutes.
         activation_aware: project the layers' outputs on calibration inputs instead of their weights. Default: whenever there
@@ -151,7 +152,7 @@ class HeatConfig(QuantizationConfigMixin):
     def _check_size(self) -> None:
         sizes = {name: getattr(self, name) for name in (*TARGETS, "rank")}
         given = [name for name, value in sizes.items() if value is not None]
-        if self.tensors is None and len(given) != 1 and (given or self.rank_search != "pareto"):
+        if self.tensors is None and len(given) != 1 and (given or self.rank_search not in ("pareto", "supernet")):
             values = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
             raise ValueError(f"give exactly one of {', '.join(TARGETS)} and rank, got {values}")
         for name in TARGETS:
@@ -199,15 +200,14 @@ class HeatConfig(QuantizationConfigMixin):
 
     @property
     def budget_list(self) -> list[float]:
-        """The target, as a list.
+        """The target as a list; empty if none is given."""
+        value = None if self.budget_name is None else getattr(self, self.budget_name)
+        return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
-        Raises:
-            ValueError: if none is given.
-        """
-        if self.budget_name is None:
-            raise ValueError(f"name a budget of the whole network: {', '.join(TARGETS)}")
-        value = getattr(self, self.budget_name)
-        return list(value) if isinstance(value, (list, tuple)) else [value]
+    def require_one_budget(self) -> None:
+        """Raise ValueError if several variants are asked for."""
+        if self.budget_name is not None:
+            self.single(self.budget_name)
 
     @property
     def tokens(self) -> int:

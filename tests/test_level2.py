@@ -134,6 +134,14 @@ def test_supernet_search_end_to_end(tmp_path: Path) -> None:
     assert "Spearman" in str(record)
 
 
+def test_supernet_without_a_budget_takes_the_papers_objective() -> None:
+    dense, options = small_model("bert"), HeatConfig(rank_search="supernet", sequence_length=16)
+    job = {"training": (ROWS, collate), "quality": Size(), "arguments": ARGUMENTS, "evolution": EVOLUTION}
+    (variant,) = search_ranks(dense, options, BATCHES, **job).variants
+    assert variant.budget is None
+    assert variant.configure(HeatConfig(rank=3)).budget_name is None
+
+
 @pytest.mark.parametrize("stop", [1, 13, 24])
 def test_an_interrupted_search_goes_on(tmp_path: Path, stop: int) -> None:
     """Stopped while SubNets are measured: the rest alone is measured then, and the result is the same."""
@@ -205,7 +213,7 @@ def test_fit_share_takes_the_largest_that_fits() -> None:
     [
         ("sensitivity", {"target_edp_ratio": 1e-6}, "must lie between"),
         ("uniform", {"target_edp_ratio": 1e-6}, "cannot be reached by this method"),
-        ("sensitivity", {"target_latency": 10.0}, "is not below the dense model's"),
+        ("sensitivity", {"target_latency": 10.0}, "must be below the dense model's"),
         ("supernet", {"target_edp_ratio": 0.5}, "needs a train_dataset"),
     ],
 )

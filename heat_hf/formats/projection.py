@@ -52,7 +52,8 @@ def square_roots(moment: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tens
 def triangular_root(moment: Tensor, damping: float = DAMPING) -> Tensor:
     """L with L Lᵀ = C, damped as in `square_roots`: as good as C^{1/2} where norms alone matter, and far cheaper."""
     ridge = damping * moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
-    return torch.linalg.cholesky(moment + ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device))
+    root: Tensor = torch.linalg.cholesky(moment + ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device))
+    return root
 
 
 def refine(

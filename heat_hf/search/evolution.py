@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heat_hf.search.allocation import BudgetKind
-from heat_hf.search.space import Choice, RankSpace
+from heat_hf.search.space import Choice, Figures, RankSpace
 
 Array = NDArray[np.float64]
 GAMMA = 0.25  # exponent of the cost in the paper's objective
@@ -128,19 +128,13 @@ def evolve(
 
 def require_reachable(space: RankSpace, kind: BudgetKind, budget: float) -> None:
     """Raise ValueError, with the reachable range, if a budget is below what the smallest options need."""
-    cheapest = [_least(space, measure) for measure in ("edp", "seconds", "parameters")]
-    least = dict(zip(("edp", "seconds", "parameters"), cheapest, strict=True))[kind]
+    energy, seconds, parameters = (float(table.min(axis=1).sum()) for table in space.figures)
+    least, dense = Figures(energy, seconds, parameters).of(kind), space.costs.dense.of(kind)
     if budget < least * (1 - TOLERANCE):
-        dense = {"edp": space.costs.dense.edp, "seconds": space.costs.dense.seconds, "parameters": space.costs.dense.parameters}
         raise ValueError(
-            f"a budget of {budget / dense[kind]:.4g} of the dense {kind} cannot be reached: "
-            f"it must lie between {least / dense[kind]:.4g} (the smallest ranks) and 1"
+            f"a budget of {budget / dense:.4g} of the dense {kind} cannot be reached: "
+            f"it must lie between {least / dense:.4g} (the smallest ranks) and 1"
         )
-
-
-def _least(space: RankSpace, kind: str) -> float:
-    energy, seconds, parameters = (table.min(axis=1).sum() for table in space.figures)
-    return float({"edp": energy * 1e-12 * seconds, "seconds": seconds, "parameters": parameters}[kind])
 
 
 def _first(space: RankSpace, options: Evolution, rng: np.random.Generator, seeds: Sequence[Choice]) -> Choice:

@@ -55,24 +55,36 @@ def network_costs(model: PreTrainedModel, config: HeatConfig, mapper: Mapper | N
     )
 
 
-def budgets(config: HeatConfig, costs: Costs) -> list[tuple[BudgetKind, float, float]]:
-    """The configuration's budgets from the smallest: kind, as asked, and in J·s, s, or parameters.
+@dataclass(frozen=True)
+class Budget:
+    """A limit of the whole network.
+
+    Attributes:
+        kind: what is limited; None for the paper's objective, which limits nothing.
+        asked: the limit as the configuration has it.
+        limit: in J·s, s, or parameters.
+    """
+
+    kind: BudgetKind | None = None
+    asked: float | None = None
+    limit: float | None = None
+
+
+def budgets(config: HeatConfig, costs: Costs) -> list[Budget]:
+    """The configuration's budgets from the smallest; without a target, the one that limits nothing.
 
     Raises:
-        ValueError: if one is above the dense network's.
+        ValueError: if one is not below the dense network's figure.
     """
-    kind: BudgetKind = TARGETS[str(config.budget_name)]  # type: ignore[assignment]
-    asked = config.budget_list
-    dense = {"edp": costs.dense.edp, "seconds": costs.dense.seconds, "parameters": costs.dense.parameters}[kind]
-    found = []
-    for value in sorted(asked):
-        limit = value if kind == "seconds" else value * dense
+    if config.budget_name is None:
+        return [Budget()]
+    kind: BudgetKind = TARGETS[config.budget_name]  # type: ignore[assignment]
+    dense, found = costs.dense.of(kind), []
+    for asked in sorted(config.budget_list):
+        limit = asked if kind == "seconds" else asked * dense
         if limit >= dense:
-            raise ValueError(
-                f"{config.budget_name}={value:g} is not below the dense model's {value if kind != 'seconds' else dense:.4g}: "
-                "nothing would have to be compressed"
-            )
-        found.append((kind, value, limit))
+            raise ValueError(f"{config.budget_name}={asked:g} must be below the dense model's {dense:.4g} {kind}")
+        found.append(Budget(kind, asked, limit))
     return found
 
 
@@ -100,8 +112,7 @@ def fit_share(settings: Callable[[float], Settings], costs: Costs, kind: BudgetK
                 own = settings(share)
             except ValueError:
                 return None  # smaller ones do not work, either
-            found = costs.total(own)
-            spent = {"edp": found.edp, "seconds": found.seconds, "parameters": found.parameters}[kind]
+            spent = costs.total(own).of(kind)
             least = min(least, spent)
             if spent <= budget:
                 return place, own
@@ -110,7 +121,7 @@ def fit_share(settings: Callable[[float], Settings], costs: Costs, kind: BudgetK
     grid = np.geomspace(LARGEST_SHARE, LEAST_SHARE, SHARES).tolist()
     coarse = first(grid)
     if coarse is None:
-        dense = {"edp": costs.dense.edp, "seconds": costs.dense.seconds, "parameters": costs.dense.parameters}[kind]
+        dense = costs.dense.of(kind)
         raise ValueError(
             f"a budget of {budget / dense:.4g} of the dense {kind} cannot be reached by this method: "
             f"the least it comes to is {least / dense:.4g}"
@@ -341,7 +352,7 @@ class _Job:
     calibration: Sequence[Batch] | None
     table: CostTable | None
     costs: Costs
-    limits: Sequence[tuple[BudgetKind, float, float]]
+    limits: Sequence[Budget]
     training: tuple[Any, Any] | None
     quality: Quality | None
     arguments: SuperNetArguments
@@ -350,22 +361,29 @@ class _Job:
     def search(self) -> Search:
         return Search.prepare(self.model, self.config, self.calibration, self.table, self.costs)
 
-    def variants(self, find: Callable[[BudgetKind, float], tuple[Settings, dict[str, Any]]]) -> list[Variant]:
+    def variants(self, find: Callable[[Budget], tuple[Settings, dict[str, Any]]]) -> list[Variant]:
         """One for each budget, named from the smallest."""
         variants, dense = [], self.costs.dense
-        for place, (kind, asked, limit) in enumerate(self.limits, start=1):
-            settings, quality = find(kind, limit)
+        for place, budget in enumerate(self.limits, start=1):
+            settings, quality = find(budget)
             total = self.costs.total(settings)
             edp_ratio = 1.0 if self.costs.mapper is None else total.edp / dense.edp
             params_ratio = total.parameters / dense.parameters
-            by = (f"HEAT-a{place}", self.config.rank_search, self.config.decomposition, kind, asked)
+            by = (f"HEAT-a{place}", self.config.rank_search, self.config.decomposition, budget.kind, budget.asked)
             variants.append(Variant(*by, dict(settings), edp_ratio, params_ratio, total.seconds, **quality))
         return variants
 
+    def require_reachable(self, space: RankSpace) -> None:
+        """Raise ValueError if a budget is below what the smallest options need."""
+        for budget in self.limits:
+            if budget.kind is not None and budget.limit is not None:
+                require_reachable(space, budget.kind, budget.limit)
+
 
 def _by_rule(job: _Job) -> Solve:
-    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, Any]]:
-        return rule_settings(job.model, job.config, job.costs, job.table, kind, limit), {}
+    def find(budget: Budget) -> tuple[Settings, dict[str, Any]]:
+        assert budget.kind is not None and budget.limit is not None
+        return rule_settings(job.model, job.config, job.costs, job.table, budget.kind, budget.limit), {}
 
     variants = job.variants(find)
     return lambda _: (variants, None)
@@ -373,11 +391,11 @@ def _by_rule(job: _Job) -> Solve:
 
 def _by_sensitivity(job: _Job) -> Solve:
     space, losses = job.search().sensitivity()
-    for kind, _, limit in job.limits:
-        require_reachable(space, kind, limit)
+    job.require_reachable(space)
 
-    def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, Any]]:
-        choice, lost = allocate_ranks(space, losses, kind, limit)
+    def find(budget: Budget) -> tuple[Settings, dict[str, Any]]:
+        assert budget.kind is not None and budget.limit is not None
+        choice, lost = allocate_ranks(space, losses, budget.kind, budget.limit)
         return space.settings(choice), {"expected_divergence": lost}
 
     return lambda _: (job.variants(find), None)
@@ -388,8 +406,7 @@ def _by_supernet(job: _Job) -> Solve:
     training, quality = job.training, job.quality
     search, seed = job.search(), job.config.seed
     space = search.supernet_space(job.arguments)
-    for kind, _, limit in job.limits:
-        require_reachable(space, kind, limit)
+    job.require_reachable(space)
 
     def solve(journal: Journal) -> tuple[list[Variant], Fidelity]:
         supernet = RankSuperNet(search.supernet_model(space), space, seed=seed)
@@ -400,8 +417,8 @@ def _by_supernet(job: _Job) -> Solve:
         predictor = AccuracyPredictor(space, seed)
         fidelity = predictor.fit(choices, accuracies)
 
-        def find(kind: BudgetKind, limit: float) -> tuple[Settings, dict[str, Any]]:
-            best = evolve(space, predictor.predict, kind, limit, job.evolution)
+        def find(budget: Budget) -> tuple[Settings, dict[str, Any]]:
+            best = evolve(space, predictor.predict, budget.kind, budget.limit, job.evolution)
             return space.settings(best.choice), {"predicted_accuracy": best.accuracy}
 
         return job.variants(find), fidelity

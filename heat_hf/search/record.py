@@ -35,7 +35,7 @@ class Variant:
     Attributes:
         name: "HEAT-a1", "HEAT-a2", …, from the smallest budget to the largest.
         method, decomposition: of the search, as in its configuration.
-        kind: what was limited, "edp", "seconds" or "parameters".
+        kind: what was limited, "edp", "seconds" or "parameters"; None for the paper's objective, which limits nothing.
         budget: the limit as asked: a fraction of the dense network's, or seconds.
         settings: what every tensor gets; None for the dense matrix.
         edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
@@ -47,8 +47,8 @@ class Variant:
     name: str
     method: str
     decomposition: str
-    kind: BudgetKind
-    budget: float
+    kind: BudgetKind | None
+    budget: float | None
     settings: Settings
     edp_ratio: float
     params_ratio: float
@@ -115,8 +115,8 @@ class RankRecord:
     def __str__(self) -> str:
         figures = [
             (
-                v.name, f"{v.kind} ≤ {v.budget:.4g}", f"{v.edp_ratio:.4f}", f"{1 / v.edp_ratio:.2f}×",
-                f"{v.params_ratio:.3f}", f"{v.seconds * 1e6:.1f}", str(sum(s is None for s in v.settings.values())),
+                v.name, "" if v.budget is None else f"{v.kind} ≤ {v.budget:.4g}", f"{v.edp_ratio:.4f}",
+                f"{1 / v.edp_ratio:.2f}×", f"{v.params_ratio:.3f}", f"{v.seconds * 1e6:.1f}", str(sum(s is None for s in v.settings.values())),
                 "" if v.expected_divergence is None else f"{v.expected_divergence:.5f}",
                 "" if v.predicted_accuracy is None else f"{v.predicted_accuracy:.4f}",
             )

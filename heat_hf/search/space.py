@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from heat_hf.accelerators.mapper import Mapper, MisfitError
 from heat_hf.cost import cost_linear, cost_setting
 from heat_hf.formats import Rank, TensorShape, get_format
+from heat_hf.search.allocation import BudgetKind
 from heat_hf.search.ranks import choose_ranks
 from heat_hf.setting import Execution, TensorSetting
 
@@ -50,6 +51,10 @@ class Figures:
     def edp(self) -> float:
         """Energy-delay product in J·s."""
         return self.energy_pJ * 1e-12 * self.seconds
+
+    def of(self, kind: BudgetKind) -> float:
+        """What a budget of some kind limits."""
+        return {"edp": self.edp, "seconds": self.seconds, "parameters": self.parameters}[kind]
 
     def __add__(self, other: Figures) -> Figures:
         return Figures(self.energy_pJ + other.energy_pJ, self.seconds + other.seconds, self.parameters + other.parameters)
