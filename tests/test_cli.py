@@ -111,7 +111,7 @@ def test_sharded_output(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "{model}", "--output", "{out}"], "exactly one of target_params_ratio, target_edp_ratio and rank"),
+        (["compress", "{model}", "--output", "{out}"], "exactly one of target_params_ratio, target_edp_ratio, target_latency"),
         (["compress", "{model}", "--target-params-ratio", "1.2", "--output", "{out}"], "between 0 and 1"),
         (["compress", "{model}", "--target-params-ratio", "0.5"], "--output is missing"),
         (["compress", "{model}", "--target-params-ratio", "0.5", "--output", "{model}"], "is not empty; pass overwrite"),
@@ -212,7 +212,7 @@ def test_search_report_and_compress_with_the_table(checkpoint: Path, capsys: pyt
         (["search", "shapes", "{model}", "--output", "t", "--orders", "12"], "cannot be folded to order 12"),
         (["search", "shapes", "{model}", "--output", "t", "--accelerator", "tpu"], "tpu"),
         (["report", "shapes"], "name a MODEL, or: shapes TABLE"),
-        (["report", "a", "b"], "name a MODEL, or: shapes TABLE, got 'a b'"),
+        (["report", "a", "b"], "name a MODEL, or: shapes TABLE, or: ranks RECORD, got 'a b'"),
         (["report", "{model}", "--output", "t"], "--output needs a cost table"),
         (["report", "shapes", "nowhere.parquet"], "no cost table nowhere.parquet"),
         (["report", "shapes", "{model}/config.json"], "not a readable Parquet file"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -84,9 +85,13 @@ def test_readme_names_every_format_family_and_verb() -> None:
 def test_readme_options_exist() -> None:
     prose = re.sub(r"<!-- results:.*?<!-- end -->|accelerate launch .*? -m", "", README, flags=re.DOTALL)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
-    actions = build_parser()._subparsers._group_actions[0].choices.values()
-    known = {option for parser in actions for action in parser._actions for option in action.option_strings}
-    assert options <= known
+    assert options <= known_options(build_parser())
+
+
+def known_options(parser: argparse.ArgumentParser) -> set[str]:
+    found = {option for action in parser._actions for option in action.option_strings}
+    verbs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found.union(*(known_options(own) for action in verbs for own in action.choices.values()))
 
 
 def test_tables_agree_with_the_results() -> None:

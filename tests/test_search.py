@@ -447,9 +447,12 @@ def test_a_table_gives_baselines_its_shapes(encoder: transformers.PreTrainedMode
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank_search": "best"}, "rank_search must be one of uniform, pareto, tensorly, manual, random, got 'best'"),
-        ({"rank_search": "tensorly"}, "give exactly one of target_params_ratio, target_edp_ratio and rank"),
-        ({"target_edp_ratio": 0.2}, "target_edp_ratio needs rank_search='pareto', got 'uniform'"),
+        (
+            {"rank_search": "best"},
+            "rank_search must be one of uniform, pareto, sensitivity, supernet, tensorly, manual, random, got 'best'",
+        ),
+        ({"rank_search": "tensorly"}, "give exactly one of target_params_ratio, target_edp_ratio, target_latency and rank"),
+        ({"target_edp_ratio": 0.2, "accelerator": None}, "target_edp_ratio needs an accelerator"),
         ({"rank_search": "pareto", "target_edp_ratio": 1.5}, "target_edp_ratio must be between 0 and 1, both excluded"),
         ({"rank_search": "pareto", "target_edp_ratio": 0.5, "target_params_ratio": 0.5}, "give exactly one of"),
         ({"rank_search": "tensorly", "rank": 4}, "rank_search='tensorly' finds the ranks: leave out rank, got 4"),

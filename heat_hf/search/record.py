@@ -62,6 +62,20 @@ class Variant:
         own |= {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
         return dataclasses.replace(config, **own)
 
+    def row(self) -> tuple[str, ...]:
+        """Cells of the record's table."""
+        return (
+            self.name,
+            "" if self.budget is None else f"{self.kind} ≤ {self.budget:.4g}",
+            f"{self.edp_ratio:.4f}",
+            f"{1 / self.edp_ratio:.2f}×",
+            f"{self.params_ratio:.3f}",
+            f"{self.seconds * 1e6:.1f}",
+            str(sum(setting is None for setting in self.settings.values())),
+            "" if self.expected_divergence is None else f"{self.expected_divergence:.5f}",
+            "" if self.predicted_accuracy is None else f"{self.predicted_accuracy:.4f}",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         settings = {name: None if setting is None else setting.to_dict() for name, setting in self.settings.items()}
@@ -113,15 +127,6 @@ class RankRecord:
         return {**data, "variants": [v.to_dict() for v in self.variants], "version": RECORD_VERSION}
 
     def __str__(self) -> str:
-        figures = [
-            (
-                v.name, "" if v.budget is None else f"{v.kind} ≤ {v.budget:.4g}", f"{v.edp_ratio:.4f}",
-                f"{1 / v.edp_ratio:.2f}×", f"{v.params_ratio:.3f}", f"{v.seconds * 1e6:.1f}", str(sum(s is None for s in v.settings.values())),
-                "" if v.expected_divergence is None else f"{v.expected_divergence:.5f}",
-                "" if v.predicted_accuracy is None else f"{v.predicted_accuracy:.4f}",
-            )
-            for v in self.variants
-        ]  # fmt: skip
         columns = (
             "variant",
             "budget",
@@ -133,6 +138,7 @@ class RankRecord:
             "expected divergence",
             "predicted accuracy",
         )
+        figures = [v.row() for v in self.variants]
         table = text_table(columns, [figures], f"{self.model}, ranks by {self.method}")
         names = list(self.variants[0].settings)
         ranks = [(name, *(rank_text(v.settings[name]) for v in self.variants)) for name in names]
