@@ -22,8 +22,6 @@ from transformers import (
 )
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from heat_hf.accelerators import load_accelerator
-from heat_hf.accelerators.mapper import Mapper
 from heat_hf.calibration import (
     Batch,
     calibration_batches,
@@ -33,12 +31,12 @@ from heat_hf.calibration import (
     pad_batches,
 )
 from heat_hf.config import METHOD, NETWORK_SEARCHES, HeatConfig, package_version
-from heat_hf.cost import cost_linear, cost_setting
-from heat_hf.encoder import block_of, encoder_linears, runs, swap_module
+from heat_hf.cost import reporting_mapper
+from heat_hf.encoder import block_of, encoder_linears, swap_module
 from heat_hf.formats import Factorization, match_variance
 from heat_hf.formats.base import require_finite
 from heat_hf.layers import FactorizedLinear
-from heat_hf.report import CompressionReport, HardwareCost, TensorReport
+from heat_hf.report import CompressionReport, report_of
 from heat_hf.search.evolution import Evolution
 from heat_hf.search.level1 import ShapeSearch, require_fit, search_shapes
 from heat_hf.search.level2 import search_ranks
@@ -268,7 +266,7 @@ def factorize(
         ValueError: if the configuration does not fit, weights are not finite, or calibration data is missing.
     """
     linears = encoder_linears(model, config.modules, config.exclude)
-    mapper = _mapper(config)
+    reporting_mapper(config)  # an unknown accelerator is refused before any work
     for name in ("activation_aware", "loss_aware"):
         if getattr(config, name) and calibration is None:
             raise ValueError(f"{name}=True needs a calibration_dataset")
@@ -290,7 +288,7 @@ def factorize(
                 found = _decompose(linear, setting, config, moments.pop(name, None), gradients.pop(name, None))
                 results[name] = setting, found
                 progress.update()
-    report = _report(model, config, results, mapper, calibration_rows=_rows(batches))
+    report = report_of(model, config, results, _rows(batches))
     for name, (setting, factorization) in results.items():
         if setting is None or factorization is None:
             continue
@@ -346,7 +344,7 @@ def _table(model: PreTrainedModel, config: HeatConfig) -> CostTable | None:
 
 
 def _plan(model: PreTrainedModel, config: HeatConfig, settings: Settings) -> CompressionReport:
-    return _report(model, config, {name: (setting, None) for name, setting in settings.items()}, _mapper(config))
+    return report_of(model, config, {name: (setting, None) for name, setting in settings.items()})
 
 
 def _decompose(
@@ -368,46 +366,6 @@ def _groups(linears: Mapping[str, nn.Linear], config: HeatConfig) -> list[dict[s
     for name, linear in linears.items():
         groups.setdefault(block_of(name), {})[name] = linear
     return list(groups.values())
-
-
-def _report(
-    model: PreTrainedModel,
-    config: HeatConfig,
-    results: Mapping[str, tuple[TensorSetting | None, Factorization | None]],
-    mapper: Mapper | None,
-    calibration_rows: int = 0,
-) -> CompressionReport:
-    tensors = []
-    linears = encoder_linears(model, config.modules, config.exclude)
-    for name, (setting, found) in results.items():
-        rows, columns = linears[name].out_features, linears[name].in_features
-        macs = rows * columns if setting is None else setting.plan(config.tokens).macs / config.tokens
-        quality = {} if found is None else {
-            key: getattr(found, key) for key in ("relative_error", "output_error", "sweeps", "converged")
-        }  # fmt: skip
-        hardware = None if mapper is None else _hardware(rows, columns, setting, config.tokens, mapper)
-        tensors.append(TensorReport(name, rows, columns, setting, macs, hardware, runs(model.config, name), **quality))
-    return CompressionReport(
-        base_model=model.config._name_or_path or type(model).__name__,
-        model_parameters=model.num_parameters(),
-        tokens=config.tokens,
-        tensors=tuple(tensors),
-        accelerator=None if mapper is None else mapper.accelerator.name,
-        accelerator_digest=None if mapper is None else mapper.accelerator.digest,
-        calibration_rows=calibration_rows,
-        heat_version=package_version(),
-    )
-
-
-def _mapper(config: HeatConfig) -> Mapper | None:
-    """The mapper for reported costs; ranks found by ratio are often odd, so operands may be filled up with zeros."""
-    return None if config.accelerator is None else Mapper(load_accelerator(config.accelerator), padding=True)
-
-
-def _hardware(rows: int, columns: int, setting: TensorSetting | None, tokens: int, mapper: Mapper) -> HardwareCost:
-    dense = cost_linear(rows, columns, tokens, mapper)
-    cost = dense if setting is None else cost_setting(setting, tokens, mapper)
-    return HardwareCost(cost.energy_pJ, cost.seconds, dense.energy_pJ, dense.seconds)
 
 
 def _rows(batches: list[Batch] | None) -> int:

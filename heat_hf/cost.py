@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from heat_hf.accelerators import load_accelerator
 from heat_hf.accelerators.fusion import CascadeCost, cost_gemm, cost_plan, join, least_edp
 from heat_hf.accelerators.mapper import Mapper
 from heat_hf.accelerators.mapping import Gemm
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 # What the paper's ΣE·ΣT over linear layers leaves out.
 EXTRAS = ("attention", "embeddings", "elementwise")
+
+
+def reporting_mapper(config: HeatConfig) -> Mapper | None:
+    """The mapper for what a configuration's reports and budgets are about; None without an accelerator.
+
+    Ranks found by ratio are often odd, so operands may be filled up with zeros.
+    """
+    return None if config.accelerator is None else Mapper(load_accelerator(config.accelerator), padding=True)
 
 
 def cost_setting(setting: TensorSetting, tokens: int, mapper: Mapper, fused: bool = True) -> CascadeCost:

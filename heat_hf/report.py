@@ -7,10 +7,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from heat_hf.accelerators.mapper import Mapper
+from heat_hf.config import HeatConfig, package_version
+from heat_hf.cost import cost_linear, cost_setting, reporting_mapper
+from heat_hf.encoder import encoder_linears, runs
+from heat_hf.formats import Factorization
 from heat_hf.setting import TensorSetting
 from heat_hf.text import text_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 REPORT_NAME = "heat_report.json"
 
@@ -254,3 +262,44 @@ def _gain(cost: HardwareCost | None) -> str:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def report_of(
+    model: PreTrainedModel,
+    config: HeatConfig,
+    results: Mapping[str, tuple[TensorSetting | None, Factorization | None]],
+    calibration_rows: int = 0,
+) -> CompressionReport:
+    """The report of a model that is still dense.
+
+    Args:
+        model: the dense model.
+        config: tokens, accelerator, and which linears.
+        results: what every linear gets, None where it stays dense, and what its decomposition reached, None in a plan.
+        calibration_rows: sequences of the calibration data.
+    """
+    tensors, mapper = [], reporting_mapper(config)
+    linears = encoder_linears(model, config.modules, config.exclude)
+    for name, (setting, found) in results.items():
+        rows, columns = linears[name].out_features, linears[name].in_features
+        macs = rows * columns if setting is None else setting.plan(config.tokens).macs / config.tokens
+        reached = ("relative_error", "output_error", "sweeps", "converged")
+        quality = {} if found is None else {key: getattr(found, key) for key in reached}
+        hardware = None if mapper is None else _hardware(rows, columns, setting, config.tokens, mapper)
+        tensors.append(TensorReport(name, rows, columns, setting, macs, hardware, runs(model.config, name), **quality))
+    return CompressionReport(
+        base_model=model.config._name_or_path or type(model).__name__,
+        model_parameters=model.num_parameters(),
+        tokens=config.tokens,
+        tensors=tuple(tensors),
+        accelerator=None if mapper is None else mapper.accelerator.name,
+        accelerator_digest=None if mapper is None else mapper.accelerator.digest,
+        calibration_rows=calibration_rows,
+        heat_version=package_version(),
+    )
+
+
+def _hardware(rows: int, columns: int, setting: TensorSetting | None, tokens: int, mapper: Mapper) -> HardwareCost:
+    dense = cost_linear(rows, columns, tokens, mapper)
+    cost = dense if setting is None else cost_setting(setting, tokens, mapper)
+    return HardwareCost(cost.energy_pJ, cost.seconds, dense.energy_pJ, dense.seconds)

@@ -13,8 +13,9 @@ from heat_hf import FORMATS, HeatCompressor, HeatConfig
 from heat_hf.compressor import factorize
 from heat_hf.cost import cost_model
 from heat_hf.encoder import encoder_linears, factorized_layers
+from heat_hf.search.budgets import fit_share, network_costs
 from heat_hf.search.evolution import Evolution
-from heat_hf.search.level2 import fit_share, network_costs, search_ranks
+from heat_hf.search.level2 import search_ranks
 from heat_hf.search.quality import Quality
 from heat_hf.search.record import RankRecord
 from heat_hf.search.supernet import SuperNetArguments
