@@ -36,6 +36,8 @@ from heat_hf import HeatConfig
 from heat_hf.calibration import calibration_batches, encode_rows, pad_batches
 from heat_hf.data import load_rows
 from heat_hf.encoder import encoder_linears, swap_module
+from heat_hf.formats import Factorization
+from heat_hf.formats.base import balanced
 from heat_hf.layers import FactorizedLinear
 from heat_hf.search.budgets import network_costs, rule_settings
 from heat_hf.search.evolution import Evolution, evolve
@@ -51,6 +53,7 @@ from heat_hf.search.quality import Quality
 from heat_hf.search.sensitivity import allocate_ranks
 from heat_hf.search.space import RankSpace
 from heat_hf.search.supernet import RankSuperNet, Stabilizers, SuperNetArguments, sample_subnets
+from heat_hf.setting import TensorSetting
 
 TOKENS = 128
 GAINS = (3.0, 5.7, 10.0)
@@ -71,6 +74,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.cache = args.cache
+        self.factorized: dict = {}
         self.cache.mkdir(parents=True, exist_ok=True)
         self.tokenizer = AutoTokenizer.from_pretrained(args.classifier)
         self.dense = AutoModelForSequenceClassification.from_pretrained(args.classifier).eval()
@@ -122,12 +126,22 @@ class Bench:
         model = copy.deepcopy(self.dense)
         for name, linear in encoder_linears(model).items():
             setting = settings[name]
-            if setting is None:
-                continue
-            moments = [own[name] for own in self.search.moments[: 2 if loss_aware else 1]]
-            found = setting.codec.decompose(linear.weight, setting.shape, setting.rank, self.config.solver, *moments)
-            swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, TOKENS))
+            if setting is not None:
+                found = self.projection(name, linear, setting, loss_aware)
+                swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, TOKENS))
         return model
+
+    def projection(self, name: str, linear: torch.nn.Linear, setting: TensorSetting, loss_aware: bool) -> Factorization:
+        """Of low rank, the first slices of one factorization are that of any rank."""
+        moments = [own[name] for own in self.search.moments[: 2 if loss_aware else 1]]
+        if setting.format != "low_rank":
+            return setting.codec.decompose(linear.weight, setting.shape, setting.rank, self.config.solver, *moments)
+        if (name, loss_aware) not in self.factorized:
+            whole = setting.codec.max_rank(setting.shape)
+            found = setting.codec.decompose(linear.weight, setting.shape, whole, self.config.solver, *moments)
+            self.factorized[name, loss_aware] = found
+        whole = self.factorized[name, loss_aware]
+        return replace(whole, cores=balanced(setting.codec.truncate(whole.cores, setting.shape, setting.rank)))
 
     def retrained(self, settings: dict, name: str) -> torch.nn.Module:
         """The same short distillation for every method; dense tensors are trained as well."""

@@ -174,6 +174,18 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, stop: int) -> None:
         by_supernet(output, target_edp_ratio=0.7)
 
 
+def test_a_record_belongs_to_its_data(tmp_path: Path) -> None:
+    output, model = tmp_path / "ranks.json", small_model("bert")
+    first = search_ranks(model, config(), BATCHES, output=output)
+    assert search_ranks(model, config(), BATCHES, output=output).variants == first.variants
+    with pytest.raises(ValueError, match="holds another search: its calibration"):
+        search_ranks(model, config(), [{"input_ids": token_ids(25, 6)}], output=output)
+    with pytest.raises(ValueError, match="holds another search: its weights"):
+        search_ranks(small_model("bert", seed=1), config(), BATCHES, output=output)
+    other = search_ranks(small_model("bert", seed=1), config(), BATCHES, output=output, overwrite=True)
+    assert RankRecord.load(output).variants == other.variants
+
+
 def test_an_untrusted_predictor_is_refused(tmp_path: Path) -> None:
     noise = iter(torch.rand(1000, generator=torch.Generator().manual_seed(0)).tolist())
     with pytest.raises(ValueError, match="rank correlation"):

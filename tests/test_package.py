@@ -62,7 +62,17 @@ def test_imports_point_one_way() -> None:
         "report",
         "data",
     ]
-    order += ["metrics", "evaluation", "compressor", "integrations", "cost_report", "search_report", "search_plots", "rank_plots", "cli"]
+    order += [
+        "metrics",
+        "evaluation",
+        "compressor",
+        "integrations",
+        "cost_report",
+        "search_report",
+        "search_plots",
+        "rank_plots",
+        "cli",
+    ]
     rank = {name: place for place, name in enumerate(order)}
     for file in (ROOT / "heat_hf").rglob("*.py"):
         here = file.relative_to(ROOT / "heat_hf").parts[0].removesuffix(".py")

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from heat_hf.accelerators import load_accelerator
-from heat_hf.calibration import Batch, collect_output_moments, collect_second_moments
-from heat_hf.config import MIXED, HeatConfig
+from heat_hf.calibration import Batch, collect_output_moments, collect_second_moments, data_digest
+from heat_hf.config import MIXED, TARGETS, HeatConfig
 from heat_hf.encoder import encoder_linears, matrix_size, swap_module
 from heat_hf.formats import FORMATS, get_format
 from heat_hf.layers import FactorizedLinear
@@ -211,17 +211,19 @@ def search_ranks(
     limits = budgets(config, costs)
     arguments = arguments or SuperNetArguments(seed=config.seed)
     evolution = evolution or Evolution(seed=config.seed)
-    key = _key(model, config, arguments, evolution)
+    _require_data(config, calibration, training, quality)
+    job = _Job(model, config, calibration, table, costs, limits, training, quality, arguments, evolution)
+    key = _key(job)
     if output is not None and output.exists() and not overwrite:
         found = RankRecord.load(output)
         require_same_key(found.key, key, str(output))
         return found
-    _require_data(config, calibration, training, quality)
     started = time.perf_counter()
     find = {"sensitivity": _by_sensitivity, "supernet": _by_supernet}.get(config.rank_search, _by_rule)
-    solve = find(_Job(model, config, calibration, table, costs, limits, training, quality, arguments, evolution))
+    solve = find(job)
     # Only the SuperNet takes long enough to be resumed. What cannot work has been refused by now, with nothing written.
-    with Journal(output if config.rank_search == "supernet" else None, key, overwrite) as journal:
+    resumable = Journal(output, key, overwrite) if config.rank_search == "supernet" else nullcontext()
+    with resumable as journal:
         variants, fidelity = solve(journal)
         record = RankRecord(
             str(model.config._name_or_path or type(model).__name__),
@@ -231,12 +233,12 @@ def search_ranks(
             None if fidelity is None else asdict(fidelity),
             round(time.perf_counter() - started, 1),
         )
-        if output is not None and journal.main:
+        if output is not None and (journal is None or journal.main):
             record.save(output)
     return record
 
 
-Solve = Callable[[Journal], tuple[list[Variant], Fidelity | None]]
+Solve = Callable[[Journal | None], tuple[list[Variant], Fidelity | None]]
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,8 @@ def _by_supernet(job: _Job) -> Solve:
     space = search.supernet_space(job.arguments)
     job.require_reachable(space)
 
-    def solve(journal: Journal) -> tuple[list[Variant], Fidelity]:
+    def solve(journal: Journal | None) -> tuple[list[Variant], Fidelity]:
+        assert journal is not None
         supernet = RankSuperNet(search.supernet_model(space), space, seed=seed)
         with _folder(journal) as folder:
             train_supernet(supernet, job.model, job.arguments, *training, folder)
@@ -339,16 +342,21 @@ def _require_data(config: HeatConfig, calibration: object, training: object, qua
         raise ValueError("rank_search='supernet' needs a train_dataset to distil on and an eval_dataset to score SubNets")
 
 
-def _key(model: PreTrainedModel, config: HeatConfig, arguments: SuperNetArguments, evolution: Evolution) -> dict[str, Any]:
+def _key(job: _Job) -> dict[str, Any]:
     """What the result of a search depends on."""
-    own = ("decomposition", "rank_search", "target_params_ratio", "target_edp_ratio", "target_latency", "tokens", "seed")
+    config = job.config
+    own = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed")
     key: dict[str, Any] = {
-        "weights": weights_digest(encoder_linears(model, config.modules, config.exclude)),
+        "weights": weights_digest(encoder_linears(job.model, config.modules, config.exclude)),
         "accelerator_digest": None if config.accelerator is None else load_accelerator(config.accelerator).digest,
+        "calibration": None if job.calibration is None else data_digest(job.calibration),
         **{name: getattr(config, name) for name in own},
     }
-    if config.rank_search == "supernet":
+    if config.rank_search == "supernet" and job.training is not None:
         names = ["max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "subnets"]
         names += ["gradient_accumulation_steps", "hidden_weight", "least_share", "largest_share"]
-        key |= {"supernet": {name: getattr(arguments, name) for name in names}, "evolution": asdict(evolution)}
+        key["supernet"] = {name: getattr(job.arguments, name) for name in names}
+        key["evolution"] = asdict(job.evolution)
+        key["training"] = data_digest(job.training[0])
+        key["evaluation"] = data_digest(getattr(job.quality, "batches", ()))
     return key
