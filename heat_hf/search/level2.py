@@ -31,7 +31,7 @@ from heat_hf.search.ranks import rank_units
 from heat_hf.search.record import RankRecord, Variant
 from heat_hf.search.sensitivity import Shapes, allocate_ranks, sensitivity_curves
 from heat_hf.search.settings import choose_shape
-from heat_hf.search.space import Choice, Costs, RankSpace, Settings, rank_options, undominated
+from heat_hf.search.space import Choice, Costs, RankSpace, Settings, setting_options, undominated
 from heat_hf.search.supernet import RankSuperNet, SuperNetArguments, SuperNetTrainer, sample_subnets
 from heat_hf.search.table import CostTable
 from heat_hf.storage import atomic_file
@@ -93,7 +93,8 @@ class Search:
         """See `sensitivity_curves`."""
         if self.moments is None:
             raise ValueError("rank_search='sensitivity' needs a calibration_dataset")
-        return sensitivity_curves(self.linears, *self.moments, self.costs, self.shapes, self.units, self.config.solver)
+        solver, execution = self.config.solver, self.config.execution
+        return sensitivity_curves(self.linears, *self.moments, self.costs, self.shapes, self.units, solver, execution)
 
     def supernet_space(self, arguments: SuperNetArguments) -> RankSpace:
         """Options of the SuperNet's tensors: one format, no dense matrix."""
@@ -105,7 +106,7 @@ class Search:
                 codec = get_format(self.config.decomposition)
                 return codec.rank_errors(linear.weight, shape, ranks, self.config.solver)
 
-            found = rank_options(self.config.decomposition, shape, self.units, errors)
+            found = setting_options(self.config.decomposition, shape, self.units, errors, execution=self.config.execution)
             options[name] = tuple(setting for setting, _ in undominated(self.costs, name, found))
         return RankSpace(self.costs, options).within(arguments.least_share, arguments.largest_share)
 
@@ -117,7 +118,8 @@ class Search:
             largest = tuple(map(max, zip(*(setting.rank for setting in settings), strict=True)))
             codec, shape = settings[-1].codec, settings[-1].shape
             setting = replace(settings[-1], rank=codec.clip_rank(shape, largest))
-            moments = [own[name] for own in self.moments] if self.moments is not None else []
+            used = self.moments[: 1 + self.config.uses_gradients] if self.moments is not None else ()
+            moments = [own[name] for own in used]
             found = codec.decompose(linear.weight, shape, setting.rank, self.config.solver, *moments)
             swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, self.config.tokens))
         return model

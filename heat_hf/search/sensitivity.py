@@ -9,6 +9,7 @@ labels are used. Losses add over tensors; the choice is `heat_hf.search.allocati
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from heat_hf.encoder import matrix_size
 from heat_hf.formats import Rank, Solver, TensorShape, get_format
 from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 from heat_hf.search.allocation import BudgetKind, Option, allocate
-from heat_hf.search.space import Choice, Costs, RankSpace, rank_options, undominated
-from heat_hf.setting import TensorSetting
+from heat_hf.search.space import Choice, Costs, RankSpace, setting_options, undominated
+from heat_hf.setting import Execution, TensorSetting
 
 Shapes = Mapping[tuple[str, str], TensorShape]  # (format, matrix size) → shape
 
@@ -32,6 +33,7 @@ def sensitivity_curves(
     shapes: Shapes,
     units: Sequence[int],
     solver: Solver | None = None,
+    execution: Execution = "auto",
 ) -> tuple[RankSpace, list[list[float]]]:
     """Every tensor's options, dense included, and the loss of each.
 
@@ -45,6 +47,7 @@ def sensitivity_curves(
         shapes: the shape of each format and matrix size; all formats of a size compete.
         units: widths of the accelerator, see `rank_units`.
         solver: limits of the iterative methods.
+        execution: of the settings, see `TensorSetting`.
 
     Returns:
         The space, and the divergence caused by each option of each tensor; 0 for the dense matrix.
@@ -55,6 +58,7 @@ def sensitivity_curves(
         for (format, size), shape in shapes.items():
             if size == matrix_size(linear):
                 curve += _curve(linear.weight, format, shape, second_moments[name], output_moments[name], units, solver)
+        curve = [(setting and replace(setting, execution=execution), loss) for setting, loss in curve]
         kept = undominated(costs, name, [*curve, (None, 0.0)])
         options[name] = tuple(setting for setting, _ in kept)
         losses.append([loss for _, loss in kept])
@@ -84,7 +88,7 @@ def _curve(
     def errors(ranks: Sequence[Rank]) -> list[float]:
         return codec.rank_errors(whitened, shape, ranks, solver)
 
-    return [(setting, whole * error**2 / 2) for setting, error in rank_options(format, shape, units, errors)]
+    return [(setting, whole * error**2 / 2) for setting, error in setting_options(format, shape, units, errors)]
 
 
 def _is_folded(modes: Sequence[int]) -> bool:

@@ -178,7 +178,7 @@ class RankSpace:
         return RankSpace(self.costs, kept)
 
 
-def rank_options(
+def setting_options(
     format: str,
     shape: TensorShape,
     units: Sequence[int],
