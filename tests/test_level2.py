@@ -287,3 +287,9 @@ def test_shared_layers_count_once_in_parameters_and_by_runs_in_cost() -> None:
     name = next(iter(costs.matrices))
     assert costs.matrices[name].runs == 2
     assert costs.dense.parameters == sum(m.rows * m.columns for m in costs.matrices.values())
+
+
+def test_settings_keep_the_configured_execution() -> None:
+    for method in ("sensitivity", "uniform"):
+        record = search_ranks(small_model("bert"), config(method, target_edp_ratio=0.8, execution="contract"), BATCHES)
+        assert {s.execution for s in record.variants[0].settings.values() if s is not None} == {"contract"}
