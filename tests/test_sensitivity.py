@@ -16,7 +16,7 @@ from heat_hf.accelerators import load_accelerator
 from heat_hf.accelerators.mapper import Mapper
 from heat_hf.encoder import encoder_linears
 from heat_hf.formats import get_format
-from heat_hf.formats.projection import DAMPING, OUTPUT_DAMPING, weighted_square
+from heat_hf.formats.projection import DAMPING, OUTPUT_DAMPING, triangular_root, weighted_square
 from heat_hf.search.level2 import Search
 from heat_hf.search.sensitivity import allocate_ranks, sensitivity_curves
 from heat_hf.search.space import Costs, Matrix, RankSpace
@@ -62,6 +62,15 @@ def test_loss_aware_is_never_worse_than_plain(name: str, shape: tuple) -> None:
     weight, c, g = torch.randn(16, 24, dtype=torch.float64), moment(24, 1), moment(16, 2)
     plain, aware = codec.decompose(weight, shape, rank), codec.decompose(weight, shape, rank, None, c, g)
     assert lost(weight, aware.cores, name, shape, c, g) < lost(weight, plain.cores, name, shape, c, g)
+
+
+def test_roots_of_moments_that_rounding_made_indefinite() -> None:
+    vectors = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    exact = (vectors * torch.tensor([1.0, 0.5, 0.1, 0, 0, 0])) @ vectors.T
+    rounded = (vectors * torch.tensor([1.0, 0.5, 0.1, -1e-4, 0, 0])) @ vectors.T
+    for given in (exact, rounded):
+        root = triangular_root(given)
+        torch.testing.assert_close(root @ root.T, exact, rtol=0, atol=2e-4)
 
 
 def space_of(tensors: int, options: int, seed: int) -> tuple[RankSpace, list[list[float]]]:

@@ -52,8 +52,10 @@ def square_roots(moment: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tens
 def triangular_root(moment: Tensor, damping: float = DAMPING) -> Tensor:
     """L with L Lᵀ = C, damped as in `square_roots`: as good as C^{1/2} where norms alone matter, and far cheaper."""
     ridge = damping * moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
-    root: Tensor = torch.linalg.cholesky(moment + ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device))
-    return root
+    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    root, failed = torch.linalg.cholesky_ex(moment + ridge * eye)
+    # Summed in float32, a singular moment can have eigenvalues a little below zero, beyond what damping makes up for.
+    return square_roots(moment, damping)[0] if failed else root
 
 
 def refine(
