@@ -68,8 +68,8 @@ def test_roots_of_moments_that_rounding_made_indefinite() -> None:
     vectors = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
     exact = (vectors * torch.tensor([1.0, 0.5, 0.1, 0, 0, 0])) @ vectors.T
     rounded = (vectors * torch.tensor([1.0, 0.5, 0.1, -1e-4, 0, 0])) @ vectors.T
-    for given in (exact, rounded):
-        root = triangular_root(given)
+    for moment_ in (exact, rounded):
+        root = triangular_root(moment_)
         torch.testing.assert_close(root @ root.T, exact, rtol=0, atol=2e-4)
 
 
