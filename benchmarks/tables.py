@@ -202,19 +202,26 @@ def ranks(data: dict) -> str:
         for gain in gains:
             for stage, _ in stages:
                 found = [data["rows"][f"{name} {gain:g}"].get(stage) for name in own]
-                scores = [score["accuracy"] for score in found if score is not None]
-                cells.append(f"{pick(scores):.4f}" if scores else "")
+                scores = [score for score in found if score is not None]
+                cells.append(_score(scores, pick) if scores else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     used = data["rows_used"]
     note = (
         f"{data['model']}, dense {data['dense']:.4f}, at EDP gains of {', '.join(f'{gain:g}×' for gain in gains)} (ΣE·ΣT of "
         "the 36 linears, 128 tokens, simba-l, every row within the budget). Low rank, but for the manual rows that say "
-        "otherwise: a hand-tuned low rank is a uniform one. Outputs: untrained, projected on the layers' outputs "
+        "otherwise: a hand-tuned low rank is a uniform one. In brackets the divergence from the dense model in nats, which "
+        "tells apart what 872 rows cannot. Outputs: untrained, projected on the layers' outputs "
         "(activation-aware). Loss: untrained, projected on the model's (loss-aware). Re-trained: from there, "
         f"{data['retrain_steps']} steps of 32 rows. Calibration {used['calibration']}, training {used['training']}, score "
         f"{used['score']}; seed {data['seed']}."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
+
+
+def _score(scores: list[dict], pick: Callable[[Iterable[float]], float]) -> str:
+    """Accuracy, and the divergence that a picker of accuracies would pick: small is good."""
+    apart = -pick(-score["divergence"] for score in scores)
+    return f"{pick(score['accuracy'] for score in scores):.4f} ({apart:.3f})"
 
 
 def ranks_supernet(data: dict) -> str:
