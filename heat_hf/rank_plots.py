@@ -173,10 +173,11 @@ def draw_tradeoff(panels: Mapping[str, Mapping[str, Points]], cloud: str, dense:
     for axes, (name, own) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         if cloud in own:
             axes.scatter(*zip(*own[cloud], strict=True), s=16, c="#9aa0aa", alpha=0.6, linewidths=0, label=cloud)
-        for method in methods:
+        for number, method in enumerate(methods):
             if method in own:
-                line = sorted(own[method])
-                axes.plot(*zip(*line, strict=True), marker="o", ms=6, lw=1.5, color=colours[method], label=method)
+                # Different markers and dashes: methods that find the same settings lie on top of each other.
+                style = {"marker": "osD^vP"[number % 6], "ms": 8 - number % 6, "ls": ("-", "--", ":")[number // 2 % 3]}
+                axes.plot(*zip(*sorted(own[method]), strict=True), lw=1.6, color=colours[method], label=method, **style)
         axes.axhline(dense, color="black", lw=1, ls="--", label="dense")
         axes.set_xscale("log")
         ticks = [0.1, 0.15, 0.2, 0.3, 0.4]
