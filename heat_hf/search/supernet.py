@@ -200,6 +200,7 @@ class SuperNetTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = False
+    args: SuperNetArguments
 
     def __init__(self, supernet: RankSuperNet, teacher: PreTrainedModel, **kwargs: Any) -> None:
         for module in supernet.model.modules():  # the teacher's outputs are to be met, not to be robust to noise
@@ -233,8 +234,8 @@ class SuperNetTrainer(Trainer):
     def _distance(self, outputs: Any, target: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
         config = self.teacher.config
         lost = divergence(output_signals(outputs, inputs, config), output_signals(target, inputs, config))
-        weight = getattr(self.args, "hidden_weight", 1.0)
-        return lost + weight * hidden_distance(outputs.hidden_states, target.hidden_states, inputs.get("attention_mask"))
+        apart = hidden_distance(outputs.hidden_states, target.hidden_states, inputs.get("attention_mask"))
+        return lost + self.args.hidden_weight * apart
 
 
 def hidden_distance(student: Any, teacher: Any, mask: Tensor | None) -> Tensor:  # noqa: ANN401
