@@ -1,6 +1,6 @@
-"""How far a model's outputs are from the dense model's, and which directions of them matter.
+"""How far a model is from the dense model: its outputs, its hidden states, its attention maps.
 
-One notion serves the SuperNet's distillation, the Fisher information of the loss-aware projection, and the measure of a
+One notion of outputs serves all distillation, the Fisher information of the loss-aware projection, and the measure of a
 compressed model without labels: for classes the Kullback-Leibler divergence of the dense model's distribution to the other's,
 for numbers half the squared distance, for a headless encoder one minus the cosine of the mean-pooled embeddings.
 """
@@ -59,18 +59,61 @@ def output_signals(outputs: Any, inputs: Mapping[str, Tensor], config: Any) -> l
     return [Signal(values.float(), not numbers, rows)]
 
 
-def divergence(student: Sequence[Signal], teacher: Sequence[Signal]) -> Tensor:
-    """Mean over the batch's sequences; differentiable in the student's values. 0 where both say the same."""
+def divergence(student: Sequence[Signal], teacher: Sequence[Signal], temperature: float = 1.0) -> Tensor:
+    """Mean over the batch's sequences; differentiable in the student's values. 0 where both say the same.
+
+    Args:
+        student: what it says.
+        teacher: likewise.
+        temperature: classes are compared by their logits divided by it.
+    """
     lost = student[0].values.new_zeros(())
     for own, other in zip(student, teacher, strict=True):
         if own.categorical:
-            target = other.values.log_softmax(-1)
-            per_row = torch.nn.functional.kl_div(own.values.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)
+            said, target = ((values / temperature).log_softmax(-1) for values in (own.values, other.values))
+            per_row = torch.nn.functional.kl_div(said, target, reduction="none", log_target=True).sum(-1)
         else:
             per_row = (own.values - other.values).square().sum(-1) / 2
         lost = lost + (per_row * own.weights).sum()
     sequences = sum(float(own.weights.sum()) for own in student)
     return lost / sequences
+
+
+def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Mean over blocks of 1 − cos of the hidden states, CosEmbed of Eq. 3; padding does not count, every sequence the same.
+
+    Args:
+        student: the embeddings' output and that of every block, each of extents (sequences, tokens, hidden size).
+        teacher: likewise.
+        mask: of extents (sequences, tokens), 0 for padding.
+    """
+    pairs = list(zip(student, teacher, strict=True))[1:]
+    return torch.stack([_mean(_apart(own, other), mask) for own, other in pairs]).mean()
+
+
+def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Mean over blocks and heads of 1 − cos of each token's attention, CosEmbed of Eq. 3; padding does not count.
+
+    Args:
+        student: the maps of every block, each of extents (sequences, heads, tokens, tokens).
+        teacher: likewise.
+        mask: of extents (sequences, tokens), 0 for padding.
+    """
+    keys = None if mask is None else mask[:, None, None, :]
+    lost = []
+    for own, other in zip(student, teacher, strict=True):
+        pair = (own, other) if keys is None else (own * keys, other * keys)
+        lost.append(_mean(_apart(*pair).mean(1), mask))
+    return torch.stack(lost).mean()
+
+
+def _apart(own: Tensor, other: Tensor) -> Tensor:
+    return 1 - torch.nn.functional.cosine_similarity(own.float(), other.float(), dim=-1)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens of a sequence, then over sequences: the same for a batch and for its parts."""
+    return values.mean() if mask is None else ((values * mask).sum(-1) / mask.sum(-1).clamp_min(1)).mean()
 
 
 def random_probe(signals: Sequence[Signal], generator: torch.Generator) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from heat_hf.question_answering import predict_answers
+
 
 def sentence_embeddings(
     model: PreTrainedModel,
@@ -59,19 +61,55 @@ def predicted_labels(
     return labels
 
 
+def predicted_tags(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    first: Sequence[Sequence[str]],
+    second: Sequence[str] | None = None,
+    batch_size: int = 64,
+    max_length: int = 256,
+) -> list[list[str]]:
+    """Name of the class with the largest logit for each word, that of its first token; words cut off get class 0.
+
+    Raises:
+        ValueError: if there is a second text.
+    """
+    if second is not None:
+        raise ValueError("token classification takes one column of words, and no second text")
+    names = _label_names(model)
+    tags = [[names[0]] * len(words) for words in first]
+    for batch, output in _forward(model, tokenizer, first, None, batch_size, max_length, words=True):
+        for place, (row, classes) in enumerate(zip(batch.rows, output.logits.argmax(-1).tolist(), strict=True)):
+            for word, own in reversed(list(zip(batch.inputs.word_ids(place), classes, strict=True))):
+                if word is not None:
+                    tags[row][word] = names[own]
+    return tags
+
+
+def _label_names(model: PreTrainedModel) -> list[str]:
+    config: Any = model.config
+    return [config.id2label[number] for number in range(config.num_labels)]
+
+
+def _tag_names(model: PreTrainedModel, rows: Sequence[Sequence[int | str]]) -> list[list[str]]:
+    names = _label_names(model)
+    return [[own if isinstance(own, str) else names[own] for own in row] for row in rows]
+
+
 @dataclass(frozen=True)
 class _Batch:
     rows: list[int]
-    inputs: Mapping[str, Tensor]
+    inputs: Any
 
 
 def _forward(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    first: Sequence[str],
+    first: Sequence[Any],
     second: Sequence[str] | None,
     batch_size: int,
     max_length: int,
+    words: bool = False,
 ) -> Any:  # noqa: ANN401
     """Run the model over rows in order of length, so that little is padded."""
     order = sorted(range(len(first)), key=lambda row: len(first[row]) + (len(second[row]) if second else 0))
@@ -81,7 +119,9 @@ def _forward(
         for start in tqdm(range(0, len(order), batch_size), desc="Evaluating", unit="batch"):
             rows = order[start : start + batch_size]
             pairs = [[first[row] for row in rows], *([[second[row] for row in rows]] if second else [])]
-            inputs = tokenizer(*pairs, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+            inputs = tokenizer(
+                *pairs, padding=True, truncation=True, max_length=max_length, return_tensors="pt", is_split_into_words=words
+            )
             with torch.inference_mode():
                 yield _Batch(rows, inputs), model(**inputs.to(model.device))
     finally:
@@ -97,18 +137,34 @@ class Task:
         columns: default column names: first text, second text ("" for none), reference.
         predict: model, tokenizer, first texts, second texts or None → predictions.
         metrics: names in `heat_hf.metrics`.
+        references: model, reference column → references as the metrics take them; default: as they are.
+        main: the score that decides.
     """
 
     model_class: str
     columns: tuple[str, str, str]
     predict: Callable[..., list[Any]]
     metrics: tuple[str, ...]
+    main: str
+    references: Callable[[PreTrainedModel, Any], Any] = lambda _, references: references
 
 
 TASKS = {
-    "sentence-similarity": Task("AutoModel", ("sentence1", "sentence2", "score"), sentence_similarity, ("spearman",)),
+    "sentence-similarity": Task(
+        "AutoModel", ("sentence1", "sentence2", "score"), sentence_similarity, ("spearman",), "spearman"
+    ),
     "text-classification": Task(
-        "AutoModelForSequenceClassification", ("sentence", "", "label"), predicted_labels, ("accuracy", "matthews")
+        "AutoModelForSequenceClassification",
+        ("sentence", "", "label"),
+        predicted_labels,
+        ("accuracy", "matthews", "f1"),
+        "accuracy",
+    ),
+    "question-answering": Task(
+        "AutoModelForQuestionAnswering", ("question", "context", "answers"), predict_answers, ("squad",), "f1"
+    ),
+    "token-classification": Task(
+        "AutoModelForTokenClassification", ("tokens", "", "ner_tags"), predicted_tags, ("entities",), "f1", _tag_names
     ),
 }
 
@@ -123,7 +179,7 @@ def evaluate_task(
     """Score a model on labelled rows.
 
     Args:
-        model: a headless encoder for "sentence-similarity", a classifier for "text-classification".
+        model: a headless encoder for "sentence-similarity", else with the task's head.
         tokenizer: the model's tokenizer.
         task: a key of `TASKS`.
         rows: a `datasets.Dataset`, or a mapping from column names to lists.
@@ -151,6 +207,7 @@ def evaluate_task(
     predictions = spec.predict(model, tokenizer, first, second)
     from heat_hf.metrics import load_metric
 
+    references = spec.references(model, references)
     scores: dict[str, float] = {}
     for metric in spec.metrics:
         scores.update(load_metric(metric).compute(predictions=predictions, references=references))

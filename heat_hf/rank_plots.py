@@ -8,26 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heat_hf.encoder import block_of
+from heat_hf.plotting import COLOURS, save_figure, tidy_axes
 from heat_hf.search.record import RankRecord, rank_text
-from heat_hf.storage import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
-COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#efb118")
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=130, format="png")
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
 
 
 def draw_rank_map(record: RankRecord, path: str | Path) -> None:
@@ -71,7 +58,7 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
     figure.colorbar(drawn, ax=panels.tolist(), label="share of the parameters kept", pad=0.02)
     name = "/".join(record.model.split("/")[-2:])[-60:]
     figure.suptitle(f"Ranks of {name}, {record.method}", parse_math=False, fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _kind(name: str) -> str:
@@ -108,7 +95,7 @@ def draw_fidelity(
     if retrained:
         _draw_pairs(panels[1], retrained, f"{len(retrained)} SubNets re-trained: Spearman {retrained_spearman:.3f}", COLOURS[1])
         panels[1].set_xlabel("accuracy after re-training")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_pairs(axes: Axes, points: Points, title: str, colour: str) -> None:
@@ -116,7 +103,7 @@ def _draw_pairs(axes: Axes, points: Points, title: str, colour: str) -> None:
     axes.scatter(measured, predicted, s=30, c=colour, alpha=0.75, linewidths=0)
     axes.set_ylabel("predicted accuracy")
     axes.set_title(title, fontsize=11)
-    _tidy(axes)
+    tidy_axes(axes)
 
 
 def draw_ablation(accuracies: Mapping[str, Sequence[float]], path: str | Path, title: str) -> None:
@@ -148,8 +135,8 @@ def draw_ablation(accuracies: Mapping[str, Sequence[float]], path: str | Path, t
     axes.invert_yaxis()
     axes.set_xlabel("accuracy of SubNets")
     axes.set_title(title, fontsize=11)
-    _tidy(axes)
-    _save(figure, path)
+    tidy_axes(axes)
+    save_figure(figure, path)
 
 
 def draw_tradeoff(panels: Mapping[str, Mapping[str, Points]], cloud: str, dense: float, path: str | Path, title: str) -> None:
@@ -187,6 +174,6 @@ def draw_tradeoff(panels: Mapping[str, Mapping[str, Points]], cloud: str, dense:
         axes.set_ylabel("accuracy")
         axes.set_title(name, fontsize=11)
         axes.legend(loc="lower right", frameon=False, fontsize=9)
-        _tidy(axes)
+        tidy_axes(axes)
     figure.suptitle(title, fontsize=12)
-    _save(figure, path)
+    save_figure(figure, path)

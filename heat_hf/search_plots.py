@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.plotting import tidy_axes
 from heat_hf.search.level1 import NO_MAPPING
 from heat_hf.search.pareto import front
 from heat_hf.search.table import Candidate, CostTable
@@ -87,13 +88,7 @@ def _scatter(axes: Axes, table: CostTable, size: str, x: str, y: str, dense_x: f
         [MEASURES[y](c) for c in points],
         s=9, c=[colours[c.format] for c in points], alpha=alpha, linewidths=0,
     )  # fmt: skip
-    _tidy(axes)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
+    tidy_axes(axes)
 
 
 def _log_axis(axis: Axis) -> None:
@@ -252,7 +247,7 @@ def _draw_space(axes: Axes, table: CostTable, size: str, best: Sequence[Candidat
     )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel=LABELS["latency"], ylabel=LABELS["energy"])
     axes.set_title("Energy, latency, error, ratio; outlined: on the front")
-    _tidy(axes)
+    tidy_axes(axes)
     _log_axis(axes.xaxis)
     _log_axis(axes.yaxis)
     axes.figure.colorbar(drawn, ax=axes, label=LABELS["error"], pad=0.01)

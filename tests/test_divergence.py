@@ -9,7 +9,14 @@ import torch
 from conftest import small_model, token_ids
 
 from heat_hf.calibration import collect_output_moments, collect_second_moments
-from heat_hf.divergence import Signal, divergence, output_signals, random_probe
+from heat_hf.divergence import (
+    Signal,
+    attention_distance,
+    divergence,
+    hidden_distance,
+    output_signals,
+    random_probe,
+)
 from heat_hf.encoder import encoder_linears
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
@@ -120,3 +127,35 @@ def test_output_moments_of_frozen_models_and_unreached_layers() -> None:
     model.unused = torch.nn.Linear(3, 3)
     with pytest.raises(ValueError, match="no finite gradient at 'unused'"):
         collect_output_moments(model, {"unused": model.unused}, batches)
+
+
+def test_hidden_distance_leaves_out_padding() -> None:
+    torch.manual_seed(0)
+    student = [torch.randn(2, 4, 6) for _ in range(3)]
+    teacher = [x.clone() for x in student]
+    for x in student:
+        x[0, 3] = 7.0
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    assert float(hidden_distance(student, teacher, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(hidden_distance(student, teacher, None)) > 0.01
+
+
+def test_attention_distance_leaves_out_padding() -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    student = [torch.rand(2, 3, 4, 4) for _ in range(2)]
+    teacher = [x.clone() for x in student]
+    for x in student:
+        x[0, :, 3] = torch.rand(3, 4)  # where a padded token looks
+        x[0, :, :, 3] = torch.rand(3, 4)  # who looks at a padded token
+    assert float(attention_distance(student, teacher, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(attention_distance(student, teacher, None)) > 0.001
+    parts = [attention_distance([x[i : i + 1] for x in student], [torch.ones(1, 3, 4, 4)] * 2, mask[i : i + 1]) for i in (0, 1)]
+    whole = attention_distance(student, [torch.ones(2, 3, 4, 4)] * 2, mask)
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+
+
+def test_temperature_softens_both_distributions() -> None:
+    student, teacher = ([Signal(values, True, torch.ones(2))] for values in (torch.randn(2, 5), torch.randn(2, 5)))
+    halves = [[Signal(own[0].values / 2, True, torch.ones(2))] for own in (student, teacher)]
+    torch.testing.assert_close(divergence(student, teacher, 2.0), divergence(*halves))

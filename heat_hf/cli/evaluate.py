@@ -11,7 +11,8 @@ from heat_hf.cli.values import show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `evaluate`."""
     parser.add_argument("model", help="Hub id or folder, dense or compressed")
-    parser.add_argument("--task", required=True, help="sentence-similarity or text-classification")
+    tasks = "sentence-similarity, text-classification, question-answering or token-classification"
+    parser.add_argument("--task", required=True, help=tasks)
     parser.add_argument("--data", required=True, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
     parser.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "REFERENCE"), help="column names; '' for no SECOND")
     parser.add_argument("--rows", type=int, metavar="N", help="use only the first rows")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from heat_hf.divergence import divergence, output_signals
+from heat_hf.divergence import divergence, hidden_distance, output_signals
 from heat_hf.encoder import factorized_layers
 from heat_hf.layers import FactorizedLinear
 from heat_hf.search.space import Choice, RankSpace
@@ -236,15 +236,6 @@ class SuperNetTrainer(Trainer):
         lost = divergence(output_signals(outputs, inputs, config), output_signals(target, inputs, config))
         apart = hidden_distance(outputs.hidden_states, target.hidden_states, inputs.get("attention_mask"))
         return lost + self.args.hidden_weight * apart
-
-
-def hidden_distance(student: Any, teacher: Any, mask: Tensor | None) -> Tensor:  # noqa: ANN401
-    """Mean over blocks and tokens that are not padding of 1 − cos of the hidden states (CosEmbed of Eq. 3)."""
-    lost: Tensor = student[0].new_zeros(())
-    for own, other in zip(student[1:], teacher[1:], strict=True):
-        distance = 1 - torch.nn.functional.cosine_similarity(own.float(), other.float(), dim=-1)
-        lost = lost + (distance.mean() if mask is None else (distance * mask).sum() / mask.sum())
-    return lost / (len(student) - 1)
 
 
 def sample_subnets(supernet: RankSuperNet, count: int, seed: int) -> list[Choice]:

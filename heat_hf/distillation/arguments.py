@@ -1,0 +1,102 @@
+"""How a factorized model is distilled: Trainer's options, and the recipe's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from heat_hf.distillation.stages import RECIPES, Stage
+
+TARGETS = ("teacher", "labels")
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """Options of `DistillationTrainer`, beside all of Trainer's.
+
+    `learning_rate` is that of the first stage; each stage has its warm-up and decay of its own, and starts with a fresh
+    optimizer state.
+
+    Attributes:
+        recipe: a key of `heat_hf.distillation.RECIPES`; the default is the paper's.
+        layer_share: of all steps, those of the first stage, where the recipe has two.
+        logit_learning_rate: of the second stage; default: `learning_rate`.
+        attention_weight, hidden_weight: of the two parts of Eq. 3.
+        kept_hidden_weight: of the hidden states' distance in stages that match outputs; 0 is the paper's Eq. 4.
+        temperature: τ of Eq. 4.
+        scale_by_temperature: multiply the divergence by τ², so that its gradients keep their size.
+        targets: of Eq. 4's cross entropy: the "teacher"'s distribution, as in the paper, or the data's "labels".
+        similarity_weight: of the pairwise similarities of a sentence encoder's batch.
+        student_dropout: leave the student's dropout on. Off by default: the teacher's outputs are to be met, not noise.
+        train_embeddings: also train the embeddings, which the factorization did not change.
+        teacher_cache_gib: memory for the teacher's answers to training rows, so that each row is asked once; 0: none.
+
+    Raises:
+        ValueError: for a value that cannot work.
+    """
+
+    output_dir: str | None = field(default="distilled", metadata={"help": "folder of checkpoints"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of the first stage"})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows in a batch"})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "epochs of all stages together"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "steps of a stage until its peak, below 1 a fraction of it"})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "little is padded"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept"})
+    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
+    report_to: str | list[str] | None = field(default_factory=list, metadata={"help": "trackers"})
+    recipe: str = field(default="two-stage", metadata={"help": f"one of {', '.join(RECIPES)}"})
+    layer_share: float = field(default=0.5, metadata={"help": "share of the steps that the first of two stages takes"})
+    logit_learning_rate: float | None = field(default=None, metadata={"help": "peak learning rate of the second stage"})
+    attention_weight: float = field(default=1.0, metadata={"help": "weight of the attention maps' distance"})
+    hidden_weight: float = field(default=1.0, metadata={"help": "weight of the hidden states' distance"})
+    kept_hidden_weight: float = field(default=0.0, metadata={"help": "the same, in stages that match outputs"})
+    temperature: float = field(default=1.0, metadata={"help": "of the outputs' divergence"})
+    scale_by_temperature: bool = field(default=True, metadata={"help": "multiply the divergence by temperature squared"})
+    targets: str = field(default="teacher", metadata={"help": "of the cross entropy: teacher or labels"})
+    similarity_weight: float = field(default=1.0, metadata={"help": "weight of pairwise similarities of sentence embeddings"})
+    student_dropout: bool = field(default=False, metadata={"help": "leave the student's dropout on"})
+    train_embeddings: bool = field(default=False, metadata={"help": "train the embeddings, too"})
+    teacher_cache_gib: float = field(default=0.0, metadata={"help": "GiB for the teacher's answers, asked once a row"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        for name, allowed in (("recipe", tuple(RECIPES)), ("targets", TARGETS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0 < self.layer_share < 1:
+            raise ValueError(f"layer_share must be between 0 and 1, both excluded, got {self.layer_share}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.logit_learning_rate is not None and self.logit_learning_rate <= 0:
+            raise ValueError(f"logit_learning_rate must be positive, got {self.logit_learning_rate}")
+        weights = ("attention_weight", "hidden_weight", "kept_hidden_weight", "similarity_weight", "teacher_cache_gib")
+        for name in weights:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if any(s.by_layer for s in self.stages) and not self.attention_weight + self.hidden_weight:
+            raise ValueError("attention_weight and hidden_weight are both 0: the first stage would have nothing to do")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Of the recipe."""
+        return RECIPES[self.recipe]
+
+    def rates(self) -> list[float]:
+        """Peak learning rate of every stage."""
+        later = self.learning_rate if self.logit_learning_rate is None else self.logit_learning_rate
+        return [self.learning_rate, later][: len(self.stages)]
+
+    def stage_steps(self, steps: int) -> list[int]:
+        """Optimizer steps of every stage, of so many together.
+
+        Raises:
+            ValueError: if a stage gets none.
+        """
+        if len(self.stages) == 1:
+            return [steps]
+        first = round(self.layer_share * steps)
+        if not 0 < first < steps:
+            raise ValueError(f"{steps} steps are too few for {len(self.stages)} stages with layer_share={self.layer_share}")
+        return [first, steps - first]

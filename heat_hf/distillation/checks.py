@@ -1,0 +1,86 @@
+"""What can go wrong with a distillation, found before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from heat_hf.distillation.stages import LABEL_COLUMNS, Stage
+
+if TYPE_CHECKING:
+    from heat_hf.distillation.arguments import DistillationArguments
+
+IGNORED = -100  # label of tokens that do not count
+
+
+def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  # noqa: ANN401
+    """Raise ValueError if the student's outputs, tokens or blocks are not the teacher's.
+
+    Args:
+        student: its configuration.
+        teacher: likewise.
+        stages: of the recipe.
+    """
+    if all(stage.labels for stage in stages):
+        return
+    same = {"vocab_size": "vocabularies", "num_labels": "numbers of labels"}
+    if any(stage.attention or stage.hidden for stage in stages):
+        same["num_hidden_layers"] = "numbers of layers"
+    if any(stage.hidden for stage in stages):
+        same["hidden_size"] = "hidden sizes"
+    if any(stage.attention for stage in stages):
+        same["num_attention_heads"] = "numbers of attention heads"
+    for name, words in same.items():
+        own, other = (getattr(config, name, None) for config in (student, teacher))
+        if own != other:
+            raise ValueError(f"student and teacher have different {words}: {name} is {own} and {other}")
+    own, other = (_labels(config) for config in (student, teacher))
+    if own != other:
+        raise ValueError(f"student and teacher name their labels differently: id2label is {own} and {other}")
+
+
+def _labels(config: Any) -> dict[int, str]:  # noqa: ANN401
+    return {int(number): str(name) for number, name in (getattr(config, "id2label", None) or {}).items()}
+
+
+def check_data(rows: Any, config: Any, args: DistillationArguments) -> None:  # noqa: ANN401
+    """Raise ValueError if training rows lack columns that the recipe reads, or a label is out of range.
+
+    Args:
+        rows: the training data; one that cannot be indexed is looked at while it trains.
+        config: of the student.
+        args: of the distillation.
+    """
+    if not hasattr(rows, "__len__"):
+        return
+    if len(rows) == 0:
+        raise ValueError("train_dataset has no rows")
+    columns = list(getattr(rows, "column_names", None) or rows[0])
+    if "input_ids" not in columns and "inputs_embeds" not in columns:
+        raise ValueError(f"train_dataset has no column 'input_ids': tokenize it first; it has {', '.join(columns)}")
+    names = [name for name in LABEL_COLUMNS if name in columns]
+    reads = any(stage.labels or (stage.logits and args.targets == "labels") for stage in args.stages)
+    if reads and not names:
+        why = f"recipe={args.recipe!r}" if args.targets == "teacher" else "targets='labels'"
+        raise ValueError(f"{why} reads labels, and train_dataset has no column of {', '.join(LABEL_COLUMNS)}")
+    for name in names:
+        if name in ("labels", "label", "label_ids"):
+            _check_labels(rows, name, config)
+
+
+def _check_labels(rows: Any, name: str, config: Any) -> None:  # noqa: ANN401
+    count = getattr(config, "num_labels", 0)
+    if count < 2 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
+        return
+    for place, item in enumerate(_column(rows, name)):
+        value = item.tolist() if hasattr(item, "tolist") else item
+        for label in value if isinstance(value, (list, tuple)) else [value]:
+            whole = isinstance(label, int) and not isinstance(label, bool)
+            if not whole or (label != IGNORED and not 0 <= label < count):
+                raise ValueError(f"train_dataset has {name}={label!r} in row {place}; the model has labels 0 to {count - 1}")
+
+
+def _column(rows: Any, name: str) -> Iterable[Any]:  # noqa: ANN401
+    if hasattr(rows, "column_names"):
+        return rows[name]  # type: ignore[no-any-return]
+    return (rows[place][name] for place in range(len(rows)))

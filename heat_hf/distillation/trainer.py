@@ -1,0 +1,232 @@
+"""DistillationTrainer: Trainer with the paper's two stages (section 2.2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
+from transformers.modeling_utils import unwrap_model
+
+from heat_hf.distillation.arguments import DistillationArguments
+from heat_hf.distillation.checks import check_data, check_models
+from heat_hf.distillation.stages import Stage, label_columns, layer_losses, output_losses, total
+from heat_hf.distillation.teacher import Teacher, set_attention
+from heat_hf.divergence import output_signals
+
+ROW = "distillation_row"  # column with a row's number, by which the teacher's answers are kept
+
+
+class DistillationTrainer(Trainer):
+    """Trains a factorized student to be like its dense teacher: first layer by layer, then in what it says.
+
+    Accelerate, mixed precision, gradient accumulation, checkpoints and resuming are Trainer's; the stage follows from the step
+    alone, so a resumed run equals an uninterrupted one. Evaluation reports the loss of the last stage.
+
+    Args:
+        model: the student, a factorized model or a PEFT model around one.
+        teacher: the dense model, or a `Teacher` that is shared with other trainings on the same rows.
+        args: see `DistillationArguments`.
+        train_dataset: tokenized rows, with labels where the recipe needs them.
+        data_collator: of Trainer; the default one pads.
+        **kwargs: of Trainer.
+
+    Raises:
+        ValueError: if student, teacher and data do not go together; raised before the first step.
+    """
+
+    loss_is_scaled_for_ga = False
+    args: DistillationArguments
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401
+        teacher: PreTrainedModel | Teacher,
+        args: DistillationArguments | None = None,
+        train_dataset: Any = None,  # noqa: ANN401
+        data_collator: Any = None,  # noqa: ANN401
+        **kwargs: Any,
+    ) -> None:
+        args = args or DistillationArguments()
+        asked = teacher if isinstance(teacher, Teacher) else Teacher(teacher, args.teacher_cache_gib)
+        check_models(model.config, asked.model.config, args.stages)
+        if train_dataset is not None:
+            check_data(train_dataset, model.config, args)
+        _freeze(model, args)
+        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
+        asked.model.to(args.device)
+        self.teacher = asked
+        if asked.limit and self.train_dataset is not None:
+            self.train_dataset = _Numbered(self.train_dataset)
+            self.data_collator = _KeepRows(self.data_collator)
+        self.model_accepts_loss_kwargs = False
+        self._stage: Stage | None = None
+        self._parts: dict[str, list[float]] = {}
+        self.add_callback(_FreshOptimizer(self))
+
+    def stage_ends(self) -> list[int]:
+        """Steps after which the stages end."""
+        ends, total_steps = [], 0
+        for steps in self.args.stage_steps(self.state.max_steps):
+            total_steps += steps
+            ends.append(total_steps)
+        return ends
+
+    def _stage_now(self, training: bool) -> Stage:
+        stages = self.args.stages
+        if not training:
+            return stages[-1]
+        place = sum(self.state.global_step >= end for end in self.stage_ends()[:-1])
+        return stages[place]
+
+    def _enter(self, stage: Stage) -> None:
+        if stage is not self._stage:
+            set_attention(unwrap_model(self.model), stage.attention)  # type: ignore[arg-type]
+            self.teacher.prepare(stage.attention)
+            self._stage = stage
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """The current stage's loss; its parts go to the log."""
+        stage = self._stage_now(model.training)
+        self._enter(stage)
+        references = label_columns(inputs)
+        given = {key: value for key, value in inputs.items() if key not in references and key != ROW}
+        rows = inputs[ROW].tolist() if ROW in inputs else None
+        hidden = stage.hidden or (not stage.by_layer and self.args.kept_hidden_weight > 0)
+        by_labels = stage.labels or (stage.logits and self.args.targets == "labels")
+        asked = {**given, **references} if by_labels else given
+        outputs = model(**asked, output_hidden_states=hidden, output_attentions=stage.attention)
+        if stage.labels:
+            parts = {"own_loss": outputs.loss}
+        else:
+            target = self.teacher(given, rows, hidden, stage.attention)
+            parts = layer_losses(stage, self.args, outputs, target, given.get("attention_mask"))
+            if stage.logits:
+                config = self.teacher.model.config
+                said, right = (output_signals(own, given, config) for own in (outputs, target))
+                parts |= output_losses(self.args, said, right, outputs.loss if by_labels else None)
+        if model.training:
+            for name, value in parts.items():
+                self._parts.setdefault(name, []).append(value.detach())
+        loss = total(parts)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """As Trainer's; hidden states and attention maps are no predictions."""
+        ignored = [*(ignore_keys or []), "hidden_states", "attentions", "past_key_values"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignored)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:  # noqa: ANN401
+        """Every stage has Trainer's schedule to itself: warm-up, decay, and its own peak.
+
+        Raises:
+            ValueError: if `lr_scheduler_type` is no function of the step alone.
+        """
+        if self.lr_scheduler is None:
+            own = optimizer or self.optimizer
+            assert own is not None
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(own, self._multipliers(num_training_steps))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _multipliers(self, steps: int) -> Any:  # noqa: ANN401
+        args, curves = self.args, []
+        lengths = args.stage_steps(steps)
+        for length, rate in zip(lengths, args.rates(), strict=True):
+            scratch = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+            schedule = get_scheduler(
+                args.lr_scheduler_type, scratch, args.get_warmup_steps(length), length,
+                scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+            )  # fmt: skip
+            if not hasattr(schedule, "lr_lambdas"):
+                raise ValueError(
+                    f"lr_scheduler_type={args.lr_scheduler_type} is no function of the step: take linear or cosine"
+                )
+            curves.append((schedule.lr_lambdas[0], rate / args.learning_rate))
+
+        def at(step: int) -> float:
+            place, start = 0, 0
+            while place + 1 < len(lengths) and step >= start + lengths[place]:
+                start += lengths[place]
+                place += 1
+            curve, factor = curves[place]
+            return float(curve(step - start)) * factor
+
+        return at
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns or []
+        self._signature_columns = columns if ROW in columns else [*columns, ROW]  # type: ignore[assignment]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, with the stage and the parts of its loss."""
+        if "loss" in logs and self._parts:
+            logs |= {name: float(torch.stack(values).mean()) for name, values in self._parts.items()}  # type: ignore[arg-type]
+            self._parts.clear()
+            if self._stage is not None:
+                logs["stage"] = self.args.stages.index(self._stage) + 1
+        super().log(logs, start_time)
+
+
+class _FreshOptimizer(TrainerCallback):
+    """Forgets Adam's moments where a stage ends: the gradients of the next loss have another scale."""
+
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Runs before a checkpoint of the step is written."""
+        if state.global_step in self.trainer.stage_ends()[:-1]:
+            assert self.trainer.optimizer is not None
+            self.trainer.optimizer.state.clear()
+
+
+class _Numbered(Dataset[Any]):
+    """Rows with their numbers."""
+
+    def __init__(self, rows: Any) -> None:  # noqa: ANN401
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.rows[place], ROW: place}
+
+
+class _KeepRows:
+    """A collator that does not mind rows' numbers."""
+
+    def __init__(self, collator: Any) -> None:  # noqa: ANN401
+        self.collator = collator
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        plain = [{key: value for key, value in row.items() if key != ROW} for row in rows]
+        numbers = {ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {}
+        return {**self.collator(plain), **numbers}
+
+
+def _freeze(model: Any, args: DistillationArguments) -> None:  # noqa: ANN401
+    if not args.student_dropout:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    if not args.train_embeddings:
+        embeddings = getattr(model.base_model, "embeddings", None) or model.get_input_embeddings()
+        embeddings.requires_grad_(False)
