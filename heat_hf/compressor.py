@@ -37,6 +37,7 @@ from heat_hf.formats import Factorization, match_variance
 from heat_hf.formats.base import require_finite
 from heat_hf.layers import FactorizedLinear
 from heat_hf.report import CompressionReport, report_of
+from heat_hf.saving import save_compressed
 from heat_hf.search.evolution import Evolution
 from heat_hf.search.level1 import ShapeSearch, require_fit, search_shapes
 from heat_hf.search.level2 import search_ranks
@@ -47,7 +48,7 @@ from heat_hf.search.space import Settings
 from heat_hf.search.supernet import SuperNetArguments
 from heat_hf.search.table import CostTable
 from heat_hf.setting import TensorSetting
-from heat_hf.storage import atomic_directory, check_target
+from heat_hf.storage import check_target
 
 
 class HeatCompressor:
@@ -241,11 +242,7 @@ class HeatCompressor:
         """
         if self.report is None:
             raise RuntimeError("nothing to save: call compress first")
-        with atomic_directory(save_directory, overwrite) as folder:
-            self.model.save_pretrained(folder, **kwargs)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
-            self.report.save(folder)
+        save_compressed(self.model, self.tokenizer, self.report, save_directory, overwrite, **kwargs)
 
 
 def factorize(

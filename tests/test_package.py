@@ -64,10 +64,16 @@ def test_imports_point_one_way() -> None:
     ]
     order += [
         "metrics",
+        "question_answering",
         "evaluation",
+        "distillation",
+        "saving",
+        "card",
         "compressor",
         "integrations",
         "cost_report",
+        "plotting",
+        "distillation_plots",
         "search_report",
         "search_plots",
         "rank_plots",

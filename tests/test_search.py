@@ -196,7 +196,7 @@ def search_command(checkpoint: Path, output: Path, *options: str) -> list[str]:
 def test_any_number_of_processes_gives_the_same_bytes(table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
     table = replace(table, model=str(checkpoint))
     table.save(tmp_path / "here.parquet")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name, command in (
         ("launched", [*launch, *search_command(checkpoint, tmp_path / "launched.parquet")]),

@@ -144,6 +144,8 @@ def save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike[st
     only_adapter = getattr(model, "_hf_peft_config_loaded", False)
     own_name = not (only_adapter or _TRAINER_CHECKPOINT.fullmatch(folder.name))
     config.weights_file = None
+    if not only_adapter:  # ranks may have grown, by merged adapters
+        config.tensors = {name: layer.setting for name, layer in factorized_layers(model).items()}
     type(model).save_pretrained(model, save_directory, **kwargs)
     if own_name and kwargs.get("is_main_process", True):
         config.weights_file = _rename_weights(folder)

@@ -1,0 +1,369 @@
+"""Level 3 measured: searched networks distilled in two stages, beside others re-trained alike, and the paper's Table 4.
+
+Rows are kept as soon as they are there, so an interrupted run goes on where it stopped; trained weights go to the cache folder.
+Parts: `sst2` distils classifiers by every method at every gain, and the headline ones for three seeds; `recipes` is Table 4;
+`embeddings` distils the sentence encoder without labels; `step` times a step beside its parts.
+
+    python -m benchmarks.distillation --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer, DataCollatorWithPadding
+from transformers.trainer_utils import get_last_checkpoint
+
+from benchmarks.provenance import provenance
+from heat_hf import CompressionReport, HeatConfig
+from heat_hf.calibration import calibration_batches, encode_rows
+from heat_hf.card import Origin, inherited_license
+from heat_hf.compressor import factorize
+from heat_hf.data import load_rows
+from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
+from heat_hf.distillation.teacher import set_attention
+from heat_hf.distillation_plots import draw_attention, draw_training
+from heat_hf.evaluation import TASKS, evaluate_task
+from heat_hf.search.budgets import network_costs, rule_settings
+from heat_hf.search.level2 import Search
+from heat_hf.search.sensitivity import allocate_ranks
+from recipes.evidence import card_of, result_row, write_json
+from recipes.pipeline import training_text
+
+TOKENS = 128
+GAINS = {"HEAT-a1": 10.0, "HEAT-a2": 5.7, "HEAT-a3": 3.0}
+CALIBRATION = 2048
+MANUAL, RANDOM, TENSORLY, HEAT = "manual", "random", "tensorly", "sensitivity"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compressed, on what it is trained, and how it is scored.
+
+    Attributes:
+        name: of the data.
+        task: key of `heat_hf.evaluation.TASKS`.
+        train: file and column of the sentences.
+        least_words: shorter sentences are left out: much of SST-2's training data are phrases of a few words.
+        test: file of labelled rows.
+        rows: sentences drawn for training.
+        cache_gib: for the teacher's answers.
+    """
+
+    name: str
+    task: str
+    train: tuple[str, str]
+    least_words: int
+    test: str
+    rows: int
+    cache_gib: float
+
+
+SST2 = Subject("SST-2", "text-classification", ("sst2/train.parquet", "sentence"), 12, "sst2/validation.parquet", 16000, 12)
+STSB = Subject("STS-B", "sentence-similarity", ("text/train.parquet", "text"), 4, "stsb/test.parquet", 32000, 0)
+SCHEDULE = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
+
+
+class Bench:
+    """A subject's dense model, rows and calibration, and the rows found so far."""
+
+    def __init__(self, subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
+        self.subject, self.checkpoint, self.args = subject, checkpoint, args
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.dense = self.load()
+        file, column = subject.train
+        data = load_rows(args.data / file)
+        long = [place for place, text in enumerate(data[column]) if len(text.split()) >= subject.least_words]
+        order = torch.randperm(len(long), generator=torch.Generator().manual_seed(0)).tolist()
+        drawn = data.select([long[place] for place in order[: max(CALIBRATION, subject.rows)]])
+        calibration = list(drawn.select(range(CALIBRATION))[column])
+        self.calibration = calibration_batches(calibration, self.tokenizer, max_length=TOKENS)
+        self.rows = encode_rows(drawn.select(range(subject.rows)), self.tokenizer, TOKENS)
+        self.test = load_rows(args.data / subject.test)
+        self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
+        self.file = args.results / "distillation.json"
+        self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
+        self.metric = TASKS[subject.task].main
+
+    def load(self) -> Any:
+        return getattr(transformers, TASKS[self.subject.task].model_class).from_pretrained(self.checkpoint).eval()
+
+    def save(self) -> None:
+        write_json(self.file, {**provenance(self.args.command, "torch", "transformers"), **self.found})
+
+    def score(self, model: Any) -> float:
+        return evaluate_task(model.eval(), self.tokenizer, self.subject.task, self.test)[self.metric]
+
+    @cached_property
+    def teacher_score(self) -> float:
+        return self.score(self.dense)
+
+    @cached_property
+    def searches(self) -> dict[str, Search]:
+        return {}
+
+    def config(self, decomposition: str, method: str, gain: float, shape: Any = None) -> HeatConfig:
+        return HeatConfig(
+            decomposition=decomposition, rank_search=method, target_edp_ratio=1 / gain, sequence_length=TOKENS, shape=shape,
+            activation_aware=None,
+        )  # fmt: skip
+
+    def settings(self, decomposition: str, method: str, gain: float, shape: Any = None) -> dict[str, Any]:
+        """Ranks by a method within an EDP budget; sensitivities are found once for each format."""
+        config = self.config(decomposition, method, gain, shape)
+        costs = network_costs(self.dense, config)
+        if method != HEAT:
+            return rule_settings(self.dense, config, costs, None, "edp", costs.dense.edp / gain)
+        if decomposition not in self.searches:
+            known = next(iter(self.searches.values()), None)
+            own = Search.prepare(self.dense, config, None if known else self.calibration, costs=costs)
+            self.searches[decomposition] = replace(own, moments=known.moments) if known else own
+        search = self.searches[decomposition]
+        space, losses = search.sensitivity()
+        choice, _ = allocate_ranks(space, losses, "edp", costs.dense.edp / gain)
+        return dict(space.settings(choice))
+
+    def student(self, decomposition: str, method: str, gain: float, shape: Any = None) -> tuple[Any, CompressionReport]:
+        """The compressed model before training, from the cache if it is there."""
+        folder = self.args.cache / f"{self.subject.name}-{decomposition}-{method}-{gain:g}"
+        if not (folder / "heat_report.json").is_file():
+            settings = self.settings(decomposition, method, gain, shape)
+            model = copy.deepcopy(self.dense)
+            report = factorize(model, self.config(decomposition, method, gain, shape), self.calibration, settings)
+            model.save_pretrained(folder)
+            report.save(folder)
+        model = type(self.dense).from_pretrained(folder)
+        return model, CompressionReport.load(folder)
+
+    def distil(self, model: Any, name: str, **options: Any) -> DistillationTrainer:
+        """Train; goes on from a checkpoint of the same name."""
+        folder = self.args.cache / f"{self.subject.name}-{name}-checkpoints"
+        arguments = DistillationArguments(
+            output_dir=str(folder), disable_tqdm=True, save_steps=250, logging_steps=25, use_cpu=not torch.cuda.is_available(),
+            **{**SCHEDULE, **options},
+        )  # fmt: skip
+        trainer = DistillationTrainer(model, self.teacher, arguments, self.rows, DataCollatorWithPadding(self.tokenizer))
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        shutil.rmtree(folder, ignore_errors=True)
+        set_attention(model, False)
+        return trainer
+
+
+def measure(
+    bench: Bench, decomposition: str, method: str, variant: str, seed: int = 0, card: bool = False, **options: Any
+) -> dict[str, Any] | None:
+    """One row: compress, distil, score; None if the budget is out of the method's reach."""
+    gain = GAINS[variant]
+    key = f"{bench.subject.name} {decomposition} {method} {gain:g} {seed}"
+    rows = bench.found["rows"]
+    if key in rows:
+        return rows[key]
+    try:
+        model, report = bench.student(decomposition, method, gain)
+    except ValueError as error:
+        if "cannot be reached" not in str(error):
+            raise
+        rows[key] = {"decomposition": decomposition, "rank_search": method, "variant": variant, "unreachable": str(error)}
+        bench.save()
+        return rows[key]
+    untrained = bench.score(model)
+    started = time.perf_counter()
+    trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed, **options)
+    seconds = time.perf_counter() - started
+    rows[key] = row = result_row(
+        report, bench.subject.task, bench.metric, bench.score(model), bench.teacher_score, dataset=bench.subject.name,
+        decomposition=decomposition, variant=variant, rank_search=method, recipe=trainer.args.recipe, seed=seed,
+        train_rows=len(bench.rows), steps=trainer.state.global_step, seconds=round(seconds, 1), untrained_score=untrained,
+        command=bench.args.command,
+    )  # fmt: skip
+    print(
+        key,
+        f"untrained {untrained:.4f} distilled {row['score']:.4f} dense {bench.teacher_score:.4f} {seconds:.0f} s",
+        flush=True,
+    )
+    bench.save()
+    if card:
+        write_card(bench, trainer, report, row)
+    return row
+
+
+def write_card(bench: Bench, trainer: DistillationTrainer, report: CompressionReport, row: dict[str, Any]) -> None:
+    """The model's card and the picture of its training."""
+    base = Path(bench.checkpoint).name if bench.subject is SST2 else "sentence-transformers/all-MiniLM-L6-v2"
+    name = f"minilm-{bench.subject.name.lower()}-{row['decomposition']}-{row['variant']}".replace("_", "-")
+    folder = bench.args.cards / name
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_training(trainer.state.log_history, folder / "training.png")
+    origin = Origin(
+        name, base, inherited_license(bench.checkpoint), training=training_text(trainer.args, row, bench.subject.name),
+        command=row["command"], figures={"Losses over the steps of training": "training.png"}, language="en",
+    )  # fmt: skip
+    split = Path(bench.subject.test).stem
+    card_of(replace(report, base_model=base), row, origin, bench.subject.name, split, len(bench.test)).save(
+        folder / "README.md"
+    )
+    write_json(folder / "metrics.json", row)
+
+
+def sst2(bench: Bench) -> None:
+    """Searched networks, the headline ones for three seeds, and what others choose."""
+    for variant in ("HEAT-a2", "HEAT-a1", "HEAT-a3"):
+        measure(bench, "low_rank", HEAT, variant, card=True)
+    for seed in (1, 2):
+        for variant in ("HEAT-a2", "HEAT-a1"):
+            measure(bench, "low_rank", HEAT, variant, seed)
+    for decomposition, method in others():
+        for variant in GAINS:
+            measure(bench, decomposition, method, variant)
+
+
+def others() -> Iterator[tuple[str, str]]:
+    """Formats and methods beside the headline's, the ones that tell most first."""
+    yield from [("low_rank", MANUAL), ("low_rank", RANDOM), ("tucker", HEAT), ("cp", MANUAL), ("tucker", MANUAL)]
+    yield from [("ttm", MANUAL), ("cp", RANDOM), ("tucker", RANDOM), ("ttm", RANDOM), ("low_rank", TENSORLY)]
+    yield from [("tucker", TENSORLY), ("cp", TENSORLY), ("ttm", TENSORLY), ("cp", HEAT), ("ttm", HEAT)]
+
+
+TTM_SHAPE = {"384x384": "96x4:4x96", "1536x384": "192x8:4x96", "384x1536": "96x4:8x192"}  # no mode of extent 1
+SENTENCE = "the acting is stiff , but the story has a warmth that grows on you"
+HEADS = ((0, 3), (1, 7), (3, 5), (5, 10))
+
+
+def recipes(bench: Bench) -> None:
+    """The paper's Table 4: ways to re-train a TTM network, the same number of steps each."""
+    table = bench.found.setdefault("recipes", {})
+    names = ("labels", "one-stage", "logits", "hidden-logits", "attention-logits", "two-stage")
+    maps = {"dense": attention_maps(bench, bench.dense)}
+    labels = dict(
+        zip(
+            names, ("labels only", "one stage", "logits only", "hidden, logits", "attention, logits", "two stages"), strict=True
+        )
+    )
+    for name in names:
+        folder = bench.args.cache / f"recipe-{name}"
+        if name not in table:
+            model, report = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
+            untrained = bench.score(model)
+            trainer = bench.distil(model, f"recipe-{name}", recipe=name, max_steps=bench.args.recipe_steps)
+            cost = report.hardware
+            assert cost is not None
+            table[name] = {
+                "score": bench.score(model), "untrained_score": untrained, "teacher_score": bench.teacher_score,
+                "steps": trainer.state.global_step, "edp_gain": cost.dense_edp / cost.edp, "params_ratio": report.params_ratio,
+                "shape": TTM_SHAPE, "rank_search": "uniform", "seed": 0, "train_rows": len(bench.rows),
+            }  # fmt: skip
+            print(name, table[name]["score"], flush=True)
+            model.save_pretrained(folder)
+            bench.save()
+        maps[labels[name]] = attention_maps(bench, type(bench.dense).from_pretrained(folder))
+    untrained, _ = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
+    maps["not re-trained"] = attention_maps(bench, untrained)
+    tokens = bench.tokenizer.convert_ids_to_tokens(bench.tokenizer(SENTENCE)["input_ids"])
+    draw_attention(maps, HEADS, tokens, bench.args.figures / "table-4-attention.png")
+
+
+def attention_maps(bench: Bench, model: Any) -> torch.Tensor:
+    """Of one sentence."""
+    set_attention(model, True)
+    with torch.no_grad():
+        found = model.eval()(**bench.tokenizer(SENTENCE, return_tensors="pt"), output_attentions=True).attentions
+    set_attention(model, False)
+    return torch.cat(found)
+
+
+def embeddings(bench: Bench) -> None:
+    """The sentence encoder, without labels."""
+    for variant in ("HEAT-a3", "HEAT-a2"):
+        measure(bench, "low_rank", HEAT, variant, card=True, **EMBEDDING)
+
+
+EMBEDDING = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
+
+
+def step(bench: Bench) -> None:
+    """A step of either stage beside the teacher's forward pass, the student's, and its backward pass, in turn."""
+    model, _ = bench.student("low_rank", HEAT, 5.7)
+    collate = DataCollatorWithPadding(bench.tokenizer)
+    batches = [collate(bench.rows[start : start + 32]) for start in range(0, 32 * bench.args.repeats, 32)]
+    for recipe in ("layers", "logits"):
+        arguments = DistillationArguments(output_dir="unused", recipe=recipe, max_steps=1000, report_to=[], use_cpu=True)
+        trainer = DistillationTrainer(model, Teacher(bench.dense), arguments, bench.rows, collate)
+        trainer.create_optimizer_and_scheduler(1000)
+        trainer.state.max_steps = 1000
+        ratios = [step_ratio(trainer, model, bench.dense, dict(batch), recipe) for batch in batches][2:]
+        lower, median, upper = statistics.quantiles(ratios, n=4)
+        bench.found.setdefault("step", {})[recipe] = {"median": median, "lower": lower, "upper": upper, "repeats": len(ratios)}
+        print(recipe, bench.found["step"][recipe], flush=True)
+        bench.save()
+
+
+def step_ratio(trainer: DistillationTrainer, model: Any, teacher: Any, batch: dict[str, Any], recipe: str) -> float:
+    """Seconds of a distillation step, over those of its parts: what any distillation has to do."""
+    layers = recipe == "layers"
+    asked = {"output_hidden_states": layers, "output_attentions": layers}
+    for own in (model, teacher):
+        set_attention(own, layers)
+    start = time.perf_counter()
+    with torch.no_grad():
+        teacher(**batch, **asked)
+    model.train()
+    outputs = model(**batch, **asked)
+    aim = (
+        sum(h.sum() for h in outputs.hidden_states) + sum(a.sum() for a in outputs.attentions)
+        if layers
+        else outputs.logits.sum()
+    )
+    aim.backward()
+    middle = time.perf_counter()
+    model.zero_grad()
+    between = time.perf_counter()
+    trainer.training_step(model, batch)
+    end = time.perf_counter()
+    model.zero_grad()
+    return (end - between) / (middle - start)
+
+
+PARTS = {"sst2": sst2, "recipes": recipes, "embeddings": embeddings, "step": step}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--classifier", required=True)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--cards", type=Path, default=Path("model_cards"))
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--ttm-gain", type=float, default=3.0)
+    parser.add_argument("--recipe-steps", type=int, default=600)
+    parser.add_argument("--repeats", type=int, default=22)
+    args = parser.parse_args()
+    args.command = (
+        "python -m benchmarks.distillation --data DATA --classifier FOLDER --encoder FOLDER --cache DIR "
+        f"--ttm-gain {args.ttm_gain:g} --recipe-steps {args.recipe_steps} --repeats {args.repeats}"
+    )
+    benches: dict[str, Bench] = {}
+    for part in args.parts:
+        subject, checkpoint = (STSB, args.encoder) if part == "embeddings" else (SST2, args.classifier)
+        if subject.name not in benches:
+            benches.clear()
+            benches[subject.name] = Bench(subject, checkpoint, args)
+        PARTS[part](benches[subject.name])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What a run leaves behind: a row of figures, pictures, and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from heat_hf import CompressionReport
+from heat_hf.card import Evaluation, Origin, model_card
+from heat_hf.storage import atomic_file
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tensorly")
+PERCENT = {"exact_match"}  # scores that are percentages; F1 of answers is one, too
+
+
+def points(task: str, metric: str, difference: float) -> float:
+    """A difference of scores in points: hundredths, or as it is where scores are percentages."""
+    return difference if metric in PERCENT or task == "question-answering" else 100 * difference
+
+
+def result_row(
+    report: CompressionReport, task: str, metric: str, score: float, teacher_score: float, **about: Any
+) -> dict[str, Any]:
+    """One measured model, as the result tables take it.
+
+    Args:
+        report: of its compression.
+        task: of `heat_hf.evaluation.TASKS`.
+        metric: name of the score.
+        score: the model's.
+        teacher_score: the dense model's on the same rows.
+        **about: decomposition, variant, rank_search, seed, train_rows, command and what else is to be kept.
+    """
+    cost = report.hardware
+    figures = {
+        "task": task,
+        "metric": metric,
+        "score": score,
+        "teacher_score": teacher_score,
+        "accuracy_drop": points(task, metric, teacher_score - score),
+        "edp_uJs": None if cost is None else cost.edp * 1e6,
+        "edp_gain": None if cost is None else cost.dense_edp / cost.edp,
+        "params_M": report.compressed_model_parameters / 1e6,
+        "params_ratio": report.params_ratio,
+        "accelerator": report.accelerator,
+        "tokens": report.tokens,
+    }
+    versions = {name: version(name) for name in PACKAGES} | {"heat-hf": report.heat_version}
+    return {**about, **figures, "versions": versions}
+
+
+def write_json(path: Path, data: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def card_of(report: CompressionReport, row: Mapping[str, Any], origin: Origin, dataset: str, split: str, rows: int) -> Any:  # noqa: ANN401
+    """The model card of a measured row."""
+    own = Evaluation(row["task"], dataset, split, rows, row["metric"], row["score"], row["teacher_score"])
+    return model_card(report, origin, [own])

@@ -1,0 +1,146 @@
+"""Options of the recipes: a YAML file for a whole run, and any of its options again on the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from heat_hf import HeatConfig
+from heat_hf.distillation import DistillationArguments
+
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+
+
+@dataclass
+class ModelOptions:
+    """Where the dense model comes from."""
+
+    teacher: str | None = field(default=None, metadata={"help": "Hub id or folder of a fine-tuned dense model"})
+    model: str | None = field(default=None, metadata={"help": "pretrained encoder to fine-tune into one where there is none"})
+    revision: str = field(default="main", metadata={"help": "of either, on the Hub"})
+    teacher_epochs: float = field(default=3.0, metadata={"help": "of fine-tuning it"})
+    teacher_learning_rate: float = field(default=5e-5, metadata={"help": "of fine-tuning it"})
+    name: str | None = field(default=None, metadata={"help": "of the result, on its card; default: the output folder's"})
+
+
+@dataclass
+class DataOptions:
+    """Rows to train on and rows to score, from the Hub or from files."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Hub id of a data set"})
+    dataset_config: str | None = field(default=None, metadata={"help": "which of its configurations"})
+    train_split: str = field(default="train", metadata={"help": "split of the Hub's data set"})
+    validation_split: str = field(default="validation", metadata={"help": "likewise"})
+    train_files: list[str] = field(default_factory=list, metadata={"help": "instead: parquet, csv, tsv, json, jsonl or txt"})
+    validation_file: str | None = field(default=None, metadata={"help": "likewise"})
+    data_name: str | None = field(default=None, metadata={"help": "of the data, on the card; default: that of the data set"})
+    columns: list[str] | None = field(default=None, metadata={"help": "first text, second text ('' for none), reference"})
+    train_columns: list[str] | None = field(default=None, metadata={"help": "the same for training; default: columns"})
+    max_length: int = field(default=128, metadata={"help": "tokens after which a row is cut, or of a question's window"})
+    stride: int = field(default=64, metadata={"help": "tokens that neighbouring windows of a question share"})
+    train_rows: int | None = field(default=None, metadata={"help": "use so many rows, drawn by the seed"})
+    validation_rows: int | None = field(default=None, metadata={"help": "score only the first rows"})
+    calibration_rows: int = field(default=2048, metadata={"help": "training rows for search and projection"})
+
+
+@dataclass
+class CompressionOptions:
+    """What the student is."""
+
+    decomposition: str = field(default="low_rank", metadata={"help": "low_rank, cp, tucker, ttm or mixed"})
+    rank_search: str = field(default="sensitivity", metadata={"help": "how ranks are found"})
+    target_edp_ratio: float | None = field(default=None, metadata={"help": "EDP to keep, as a fraction of the dense one"})
+    target_params_ratio: float | None = field(default=None, metadata={"help": "parameters to keep instead"})
+    ranks: str | None = field(default=None, metadata={"help": "take what heat-hf search ranks found instead"})
+    variant: str | None = field(default=None, metadata={"help": "which of its variants"})
+    cost_table: str | None = field(default=None, metadata={"help": "what heat-hf search shapes found, for shapes"})
+    accelerator: str = field(default="simba-l", metadata={"help": "whose EDP counts"})
+    sequence_length: int = field(default=128, metadata={"help": "tokens for which it counts"})
+
+    def config(self, seed: int) -> HeatConfig:
+        """As compression takes it."""
+        own = ("decomposition", "target_edp_ratio", "target_params_ratio", "cost_table", "accelerator", "sequence_length")
+        values = {name: getattr(self, name) for name in own}
+        if self.ranks is not None:  # the record says the rest
+            return HeatConfig(**{**values, "target_params_ratio": 0.5, "target_edp_ratio": None}, seed=seed)
+        return HeatConfig(**values, rank_search=self.rank_search, seed=seed)
+
+
+@dataclass
+class Options:
+    """All of a run's."""
+
+    model: ModelOptions
+    data: DataOptions
+    compression: CompressionOptions
+    training: DistillationArguments
+    command: str
+
+
+def parse(module: str, argv: Sequence[str] | None = None) -> Options:
+    """Read a command line: an optional YAML file first, then options that override it.
+
+    `$NAME` in the file's values stands for the environment variable.
+
+    Args:
+        module: the recipe's, for the command that reproduces a run.
+        argv: default: the process's.
+
+    Raises:
+        ValueError: if the file has an unknown option, or an environment variable is not set.
+        FileNotFoundError: if there is no such file.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    command = " ".join(["python -m", module, *given])
+    parser = HfArgumentParser((ModelOptions, DataOptions, CompressionOptions, DistillationArguments))  # type: ignore[arg-type]
+    if given and given[0].endswith((".yaml", ".yml")):
+        parser.set_defaults(**_read(Path(given.pop(0)), {action.dest for action in parser._actions}))
+    model, data, compression, training = parser.parse_args_into_dataclasses(given)
+    data.train_files = [_expanded(path) for path in data.train_files]
+    options = Options(model, data, compression, training, command)
+    _check(options)
+    return options
+
+
+def _read(path: Path, known: set[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe file {path}")
+    values = yaml.safe_load(path.read_text()) or {}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{path} has an unknown option {unknown[0]!r}")
+    return {name: _expanded(value) for name, value in values.items()}
+
+
+def _expanded(value: Any) -> Any:  # noqa: ANN401
+    """Environment variables in strings and lists of strings."""
+    if isinstance(value, list):
+        return [_expanded(own) for own in value]
+    if not isinstance(value, str):
+        return value
+    for name in _VARIABLE.findall(value):
+        if name not in os.environ:
+            raise ValueError(f"{value} needs the environment variable {name}, which is not set")
+    return os.path.expandvars(value)
+
+
+def _check(options: Options) -> None:
+    model, data, compression = options.model, options.data, options.compression
+    if (model.teacher is None) == (model.model is None):
+        raise ValueError("give either teacher, a fine-tuned dense model, or model, an encoder to fine-tune")
+    if (data.dataset is None) != bool(data.train_files) or (data.dataset is None and data.validation_file is None):
+        raise ValueError("give either dataset, or train_files and validation_file")
+    if compression.ranks is not None and compression.variant is None:
+        raise ValueError("variant is missing: it names one of the record given by ranks")
+    for name in ("train_rows", "validation_rows", "calibration_rows"):
+        value = getattr(data, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")

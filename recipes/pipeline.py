@@ -1,0 +1,249 @@
+"""What all recipes do: a teacher, a compressed student, distillation, scores, and the evidence of it.
+
+Every part is kept in the output folder as soon as it is done, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from heat_hf import CompressionReport, HeatCompressor
+from heat_hf.calibration import pad_batches
+from heat_hf.card import Origin, inherited_license
+from heat_hf.data import load_rows
+from heat_hf.distillation import DistillationTrainer
+from heat_hf.distillation_plots import draw_training
+from heat_hf.evaluation import TASKS, evaluate_task
+from heat_hf.saving import save_compressed
+from heat_hf.search.record import RankRecord
+from heat_hf.storage import atomic_directory
+from recipes.evidence import card_of, result_row, write_json
+from recipes.options import DataOptions, Options, parse
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a task adds.
+
+    Attributes:
+        task: key of `heat_hf.evaluation.TASKS`.
+        encode: rows, their columns, tokenizer, options → rows of model inputs with labels, if there are any.
+        collator: of a tokenizer.
+        labels: rows, their columns → names of the classes; None where the task has none.
+        fine_tunes: whether a teacher can be made here.
+    """
+
+    task: str
+    encode: Callable[[Any, tuple[str, str, str], Any, DataOptions], Any]
+    collator: Callable[[Any], Any]
+    labels: Callable[[Any, tuple[str, str, str]], list[str] | None] = lambda _rows, _columns: None
+    fine_tunes: bool = True
+
+    @property
+    def model_class(self) -> Any:  # noqa: ANN401
+        """The Transformers class with the task's head."""
+        return getattr(transformers, TASKS[self.task].model_class)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows, as read and as the model takes them."""
+
+    train: Any
+    validation: Any
+    columns: tuple[str, str, str]
+    train_columns: tuple[str, str, str]
+    name: str
+
+
+def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str, Any]:
+    """Run a recipe; returns what goes to metrics.json."""
+    options = parse(module, argv)
+    if options.model.teacher is None and not recipe.fine_tunes:
+        raise ValueError(f"{recipe.task} has no labels to fine-tune on: name a teacher, the encoder itself")
+    output = Path(str(options.training.output_dir))
+    training = dataclasses.replace(options.training, output_dir=str(output / "checkpoints"))
+    with training.main_process_first(local=False):
+        material = _material(recipe, options)
+    tokenizer = AutoTokenizer.from_pretrained(options.model.teacher or options.model.model, revision=options.model.revision)
+    encoded = recipe.encode(material.train, material.train_columns, tokenizer, options.data)
+    teacher = _teacher(recipe, options, material, encoded, tokenizer, output)
+    with training.main_process_first(local=False):
+        student, report = _student(recipe, options, teacher, encoded, tokenizer, output)
+
+    def score(model: Any) -> dict[str, float]:  # noqa: ANN401
+        return evaluate_task(model, tokenizer, recipe.task, material.validation, material.columns)
+
+    before = score(student)
+    started = time.perf_counter()
+    trainer = DistillationTrainer(
+        student, teacher, training, encoded, recipe.collator(tokenizer), processing_class=tokenizer
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=_last(output / "checkpoints"))
+    seconds = time.perf_counter() - started
+    found = {"scores": score(student.eval()), "teacher_scores": score(teacher), "untrained_scores": before}
+    row = _row(recipe, options, report, found, len(material.train), trainer.state.global_step, seconds)
+    if trainer.is_world_process_zero():
+        _keep(options, material, student, tokenizer, report, row, trainer.state.log_history, output)
+    return row
+
+
+def _material(recipe: Recipe, options: Options) -> Material:
+    data = options.data
+    if data.dataset is not None:
+        import datasets
+
+        train, validation = (
+            datasets.load_dataset(data.dataset, data.dataset_config, split=split)
+            for split in (data.train_split, data.validation_split)
+        )
+    else:
+        train, validation = _joined(data.train_files), load_rows(str(data.validation_file), data.validation_rows)
+    if data.validation_rows is not None:
+        validation = validation.select(range(min(data.validation_rows, len(validation))))
+    if data.train_rows is not None and data.train_rows < len(train):
+        train = train.shuffle(seed=options.training.seed).select(range(data.train_rows))
+    columns = tuple(data.columns or TASKS[recipe.task].columns)
+    train_columns = tuple(data.train_columns or columns)
+    for rows, names, which in ((train, train_columns, "train"), (validation, columns, "validation")):
+        missing = [name for name in names if name and name not in rows.column_names]
+        if len(names) != 3 or missing:
+            what = f"no column {missing[0]!r}" if missing else f"columns {list(names)!r} named, which must be three"
+            raise ValueError(f"the {which} data has {what}; it has {', '.join(rows.column_names)}")
+    name = data.data_name or data.dataset or Path(data.train_files[0]).parent.name
+    return Material(train, validation, columns, train_columns, name)  # type: ignore[arg-type]
+
+
+def _joined(paths: list[str]) -> Any:  # noqa: ANN401
+    import datasets
+
+    parts = [load_rows(path) for path in paths]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _last(folder: Path) -> str | None:
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _teacher(recipe: Recipe, options: Options, material: Material, encoded: Any, tokenizer: Any, output: Path) -> Any:  # noqa: ANN401
+    """The dense model: as given, or fine-tuned here."""
+    own, folder = options.model, output / "teacher"
+    if own.teacher is not None or folder.is_dir():
+        return recipe.model_class.from_pretrained(own.teacher or folder, revision=own.revision).eval()
+    names = recipe.labels(material.train, material.train_columns)
+    about = {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    model = recipe.model_class.from_pretrained(own.model, revision=own.revision, **about)
+    shared = ("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16", "use_cpu")
+    shared += ("save_steps", "logging_steps", "train_sampling_strategy", "disable_tqdm")
+    args = TrainingArguments(
+        output_dir=str(output / "teacher-checkpoints"),
+        num_train_epochs=own.teacher_epochs,
+        learning_rate=own.teacher_learning_rate,
+        warmup_steps=0.1,
+        save_total_limit=1,
+        report_to=[],
+        **{name: getattr(options.training, name) for name in shared},
+    )
+    trainer = Trainer(model=model, args=args, train_dataset=encoded, data_collator=recipe.collator(tokenizer))
+    trainer.train(resume_from_checkpoint=_last(output / "teacher-checkpoints"))
+    if trainer.is_world_process_zero():
+        with atomic_directory(folder, overwrite=True) as place:
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+    trainer.accelerator.wait_for_everyone()
+    return recipe.model_class.from_pretrained(folder).eval()
+
+
+def _student(recipe: Recipe, options: Options, teacher: Any, encoded: Any, tokenizer: Any, output: Path) -> Any:  # noqa: ANN401
+    """The compressed model before training, and its report; made once."""
+    folder = output / "untrained"
+    if not folder.is_dir():
+        own = options.compression
+        variant = None if own.ranks is None else RankRecord.load(own.ranks).variant(str(own.variant))
+        count = min(options.data.calibration_rows, len(encoded))
+        names = tokenizer.model_input_names
+        rows = [{name: encoded[place][name] for name in names if name in encoded[place]} for place in range(count)]
+        dense = recipe.model_class.from_pretrained(options.model.teacher or output / "teacher", revision=options.model.revision)
+        config = own.config(options.training.seed)
+        config = config if variant is None else variant.configure(config)
+        HeatCompressor(dense.eval(), tokenizer).compress(config, pad_batches(rows, tokenizer), folder, variant=variant)
+    return recipe.model_class.from_pretrained(folder).to(teacher.device), CompressionReport.load(folder)
+
+
+def _row(
+    recipe: Recipe,
+    options: Options,
+    report: CompressionReport,
+    found: dict[str, dict[str, float]],
+    rows: int,
+    steps: int,
+    seconds: float,
+) -> dict[str, Any]:
+    own, metric = options.compression, TASKS[recipe.task].main
+    return result_row(
+        report,
+        recipe.task,
+        metric,
+        found["scores"][metric],
+        found["teacher_scores"][metric],
+        decomposition=own.decomposition,
+        variant=own.variant or "",
+        rank_search=own.rank_search,
+        recipe=options.training.recipe,
+        seed=options.training.seed,
+        train_rows=rows,
+        steps=steps,
+        seconds=round(seconds, 1),
+        **found,
+        command=options.command,
+    )
+
+
+def _keep(
+    options: Options,
+    material: Material,
+    student: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    report: CompressionReport,
+    row: dict[str, Any],
+    history: list[dict[str, float]],
+    output: Path,
+) -> None:
+    """metrics.json, the picture of the training, and the model with its card."""
+    dense = options.model.teacher or str(options.model.model)
+    picture = output / "training.png"
+    draw_training(history, picture)
+    origin = Origin(
+        name=options.model.name or output.name,
+        base_model=Path(dense).name if Path(dense).is_dir() else dense,
+        license=inherited_license(dense) if Path(dense).is_dir() else None,
+        datasets=[options.data.dataset] if options.data.dataset else [],
+        training=training_text(options.training, row, material.name),
+        command=options.command,
+        figures={"Losses over the steps of training": picture.name},
+    )
+    split = options.data.validation_split if options.data.dataset else Path(str(options.data.validation_file)).stem
+    card = card_of(report, row, origin, material.name, split, int(row["scores"]["rows"]))
+    save_compressed(student, tokenizer, report, output / "model", overwrite=True, card=card, files={picture.name: picture})
+    write_json(output / "metrics.json", row)
+    print(f"{row['metric']} {row['score']:.4f}, dense {row['teacher_score']:.4f}; the model is in {output / 'model'}")
+
+
+def training_text(training: Any, row: dict[str, Any], data: str) -> str:  # noqa: ANN401
+    """A card's sentences on how a model was trained."""
+    rates = " and ".join(f"{rate:g}" for rate in training.rates())
+    return (
+        f"Ranks by {row['rank_search']}, projected on {data} training rows; then distilled from the dense model by the recipe "
+        f"“{training.recipe}” on {row['train_rows']:,} rows of {data}: {row['steps']:,} steps of "
+        f"{training.per_device_train_batch_size * training.gradient_accumulation_steps} rows, learning rates {rates}, seed "
+        f"{row['seed']}."
+    )
