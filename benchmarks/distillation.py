@@ -95,6 +95,7 @@ class Bench:
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
         self.file = args.results / "distillation.json"
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
+        self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
         self.metric = TASKS[subject.task].main
 
     def load(self) -> Any:

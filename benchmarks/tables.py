@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks import distillation_tables as distilled
 from benchmarks.provenance import source_line
 
 ROOT = Path(__file__).parents[1]
@@ -268,6 +269,10 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "shapes": ("shapes", shapes),
     "ranks": ("ranks", ranks),
     "ranks_supernet": ("ranks", ranks_supernet),
+    "distilled": ("distillation", distilled.classification),
+    "recipes": ("distillation", distilled.recipes),
+    "embeddings": ("distillation", distilled.embeddings),
+    "step_cost": ("distillation", distilled.step_cost),
 }
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -32,7 +30,7 @@ from heat_hf.calibration import (
 )
 from heat_hf.config import METHOD, NETWORK_SEARCHES, HeatConfig, package_version
 from heat_hf.cost import reporting_mapper
-from heat_hf.encoder import block_of, encoder_linears, swap_module
+from heat_hf.encoder import block_of, encoder_linears, model_class_of, swap_module
 from heat_hf.formats import Factorization, match_variance
 from heat_hf.formats.base import require_finite
 from heat_hf.layers import FactorizedLinear
@@ -95,7 +93,7 @@ class HeatCompressor:
         }
         config = AutoConfig.from_pretrained(model, **hub)
         _require_dense(config)
-        loaded = (model_class or _architecture(config)).from_pretrained(model, use_safetensors=True, **kwargs)
+        loaded = (model_class or model_class_of(config)).from_pretrained(model, use_safetensors=True, **kwargs)
         return cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
 
     def plan(self, config: HeatConfig, calibration_dataset: Any = None, variant: Variant | None = None) -> CompressionReport:  # noqa: ANN401
@@ -380,11 +378,6 @@ def _require_dense(config: Any) -> None:  # noqa: ANN401
             "or call model.dequantize() first to factorize its approximation again"
         )
     raise ValueError(f"the model is quantized with {method}; compress the unquantized checkpoint")
-
-
-def _architecture(config: Any) -> Any:  # noqa: ANN401
-    names = config.architectures or []
-    return getattr(transformers, names[0], AutoModel) if names else AutoModel
 
 
 def _load_tokenizer(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:

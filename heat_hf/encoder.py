@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -150,3 +150,11 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str
 def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:
     """All factorized layers by module name, shared ones once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FactorizedLinear)}
+
+
+def model_class_of(config: Any) -> Any:  # noqa: ANN401
+    """The Transformers class that a checkpoint's configuration names; `AutoModel` if it names none that is known."""
+    import transformers
+
+    names = getattr(config, "architectures", None) or []
+    return getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heat_hf.cli import compress, cost, evaluate, report, search
+from heat_hf.cli import compress, cost, distill, evaluate, report, search
 
 BAD_INPUT = 2
 
@@ -27,6 +27,7 @@ class Verb:
 VERBS = {
     "compress": Verb("factorize a checkpoint's encoder linears", compress.add_arguments, compress.run),
     "cost": Verb("what a product, a matrix or a model costs on an accelerator", cost.add_arguments, cost.run),
+    "distill": Verb("train a compressed model to say again what the dense one says", distill.add_arguments, distill.run),
     "evaluate": Verb("score a model on labelled rows", evaluate.add_arguments, evaluate.run),
     "report": Verb("show what a compressed model's tensors got, or a cost table", report.add_arguments, report.run),
     "search": Verb("find tensorization shapes and ranks for a checkpoint", search.add_arguments, search.run),

@@ -1,0 +1,114 @@
+"""README's tables of Level 3, from benchmarks/results/distillation.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+from benchmarks.provenance import source_line
+
+METHODS = {"sensitivity": "HEAT", "manual": "hand-tuned", "tensorly": "TensorLy's ranks", "random": "random"}
+RECIPES = {
+    "labels": "labels only (cross entropy)",
+    "one-stage": "one stage: attention, hidden states and logits together",
+    "logits": "logits only",
+    "hidden-logits": "hidden states, then logits",
+    "attention-logits": "attention maps, then logits",
+    "two-stage": "two stages: attention maps and hidden states, then logits",
+}
+
+
+def measured(data: dict, dataset: str) -> list[dict]:
+    """Rows of a data set that could be measured."""
+    return [row for row in data["rows"].values() if row.get("dataset") == dataset]
+
+
+def mean(values: Iterable[float]) -> str:
+    """Mean, and the range where there are several."""
+    found = list(values)
+    spread = f" ({min(found):.4f}–{max(found):.4f}, {len(found)} seeds)" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.4f}{spread}"
+
+
+def classification(data: dict) -> str:
+    """SST-2: every format and method at every EDP gain, before and after distillation."""
+    rows = measured(data, "SST-2")
+    first = rows[0]
+    lines = [
+        "| format | ranks by | variant | EDP gain | EDP, µJ·s | parameters, M | untrained | distilled | drop, points |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        f"| dense | | | 1 | {first['edp_uJs'] * first['edp_gain']:.3f} | {data['dense_params_M']['SST-2']:.2f} | "
+        f"| {first['teacher_score']:.4f} | 0 |",
+    ]
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["decomposition"], row["rank_search"], row["variant"]), []).append(row)
+    for (decomposition, method, variant), own in groups.items():
+        one = own[0]
+        drop = statistics.mean(row["accuracy_drop"] for row in own)
+        lines.append(
+            f"| {decomposition} | {METHODS[method]} | {variant if method == 'sensitivity' else ''} | {one['edp_gain']:.2f}× "
+            f"| {one['edp_uJs']:.4f} | {one['params_M']:.2f} | {one['untrained_score']:.4f} "
+            f"| {mean(row['score'] for row in own)} | {drop:.2f} |"
+        )
+    note = (
+        f"A MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points). {first['train_rows']:,} training "
+        f"sentences of at least 12 words, {first['steps']:,} steps of 32, half of them in each stage; labels are not used. "
+        "EDP: ΣE·ΣT of the 36 encoder matrices, 128 tokens, simba-l; parameters: of the whole model, embeddings included."
+    )
+    return "\n".join([*lines, "", note, *_unreachable(data), "", source_line(data)])
+
+
+def _unreachable(data: dict) -> list[str]:
+    """What cannot keep a budget, and the same networks under two names."""
+    rows = [row for row in data["rows"].values() if "unreachable" in row]
+    if not rows:
+        return []
+    texts = [f"{row['decomposition']} {METHODS[row['rank_search']]} at {row['variant']}'s EDP" for row in rows]
+    return ["", f"Out of reach: {'; '.join(texts)}."]
+
+
+def recipes(data: dict) -> str:
+    """The paper's Table 4."""
+    table = data["recipes"]
+    first = table["two-stage"]
+    lines = ["| re-training | accuracy |", "|---|---:|", f"| none | {first['untrained_score']:.4f} |"]
+    lines += [f"| {label} | {table[name]['score']:.4f} |" for name, label in RECIPES.items() if name in table]
+    shapes = ", ".join(f"{size} as {shape}" for size, shape in first["shape"].items())
+    note = (
+        f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
+        f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way, seed {first['seed']}."
+    )
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
+def embeddings(data: dict) -> str:
+    """STS-B."""
+    rows = measured(data, "STS-B")
+    lines = [
+        "| variant | EDP gain | parameters, M | untrained | distilled | dense |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row['variant']} | {row['edp_gain']:.2f}× | {row['params_M']:.2f} | {row['untrained_score']:.4f} "
+        f"| {row['score']:.4f} | {row['teacher_score']:.4f} |"
+        for row in rows
+    ]
+    first = rows[0]
+    note = (
+        f"all-MiniLM-L6-v2, STS-B test (1,379 pairs, Spearman). Distilled without labels on {first['train_rows']:,} sentences "
+        f"of text/train, {first['steps']:,} steps of 32, seed {first['seed']}."
+    )
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
+def step_cost(data: dict) -> str:
+    """What a step costs."""
+    texts = [
+        f"{'first' if name == 'layers' else 'second'} stage {own['median']:.2f} ({own['lower']:.2f}–{own['upper']:.2f})"
+        for name, own in data["step"].items()
+    ]
+    return (
+        "Time of a distillation step over that of the teacher's forward pass, the student's, and its backward pass, measured "
+        f"in turn on the same batches, median and quartiles: {', '.join(texts)}.\n\n{source_line(data)}"
+    )

@@ -1,0 +1,90 @@
+"""`heat-hf distill`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `distill`."""
+    parser.add_argument("model", help="folder of the compressed model")
+    parser.add_argument("--teacher", required=True, metavar="MODEL", help="Hub id or folder of the dense model it came from")
+    parser.add_argument("--train-file", required=True, metavar="FILE", help="sentences or pairs; labels are not needed")
+    parser.add_argument("--train-rows", type=int, metavar="N", help="rows of it to use (default: all)")
+    parser.add_argument("--max-length", type=int, default=128, metavar="L", help="tokens of a row (default: %(default)s)")
+    how = parser.add_argument_group("training")
+    how.add_argument("--recipe", default="two-stage", help="two-stage, one-stage, layers, logits … (default: %(default)s)")
+    how.add_argument("--epochs", type=float, default=2.0, help="of both stages together (default: %(default)s)")
+    how.add_argument("--max-steps", type=int, default=-1, metavar="N", help="steps instead")
+    how.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows in a batch (default: %(default)s)")
+    how.add_argument("--learning-rate", type=float, default=3e-4, help="peak of the first stage (default: %(default)s)")
+    how.add_argument("--logit-learning-rate", type=float, default=1e-4, help="of the second (default: %(default)s)")
+    how.add_argument("--layer-share", type=float, default=0.5, help="share of the first stage's steps (default: %(default)s)")
+    how.add_argument("--targets", default="teacher", help="of the cross entropy: teacher or labels (default: %(default)s)")
+    how.add_argument("--teacher-cache-gib", type=float, default=0.0, help="memory to keep the teacher's answers in")
+    how.add_argument(
+        "--save-steps", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)"
+    )
+    how.add_argument("--seed", type=int, default=0)
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--output", required=True, metavar="DIR", help="where to save; checkpoints are in DIR.checkpoints meanwhile"
+    )
+    out.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Distil a compressed model; run again after an interruption, it goes on from its last checkpoint."""
+    import shutil
+    from pathlib import Path
+
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from heat_hf.calibration import encode_rows
+    from heat_hf.data import load_rows
+    from heat_hf.distillation import DistillationArguments, DistillationTrainer
+    from heat_hf.report import CompressionReport
+    from heat_hf.saving import save_compressed
+    from heat_hf.storage import check_target
+
+    check_target(args.output, args.overwrite)
+    report = CompressionReport.load(Path(args.model))
+    checkpoints = Path(f"{args.output.rstrip('/')}.checkpoints")
+    training = DistillationArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=args.batch_size,
+        **{name: getattr(args, name) for name in SHARED},
+    )
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    rows = encode_rows(load_rows(args.train_file, args.train_rows), tokenizer, args.max_length)
+    student, teacher = _models(args)
+    trainer = DistillationTrainer(student, teacher, training, rows, DataCollatorWithPadding(tokenizer))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    if trainer.is_world_process_zero():
+        save_compressed(student, tokenizer, report, args.output, args.overwrite)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        print(
+            f"saved to {args.output}; score it with: heat-hf evaluate {args.output} --baseline {args.teacher}", file=sys.stderr
+        )
+    return 0
+
+
+SHARED = (
+    "max_steps", "recipe", "learning_rate", "logit_learning_rate", "layer_share", "targets", "teacher_cache_gib", "save_steps",
+    "seed",
+)  # fmt: skip
+
+
+def _models(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Student and teacher, both of the class that the student's configuration names."""
+    from transformers import AutoConfig
+
+    import heat_hf  # noqa: F401
+    from heat_hf.encoder import model_class_of
+
+    loader = model_class_of(AutoConfig.from_pretrained(args.model))
+    return loader.from_pretrained(args.model), loader.from_pretrained(args.teacher)
