@@ -1,8 +1,8 @@
 """Level 3 measured: searched networks distilled in two stages, beside others re-trained alike, and the paper's Table 4.
 
 Rows are kept as soon as they are there, so an interrupted run goes on where it stopped; trained weights go to the cache folder.
-Parts: `sst2` distils classifiers by every method at every gain, and the headline ones for three seeds; `recipes` is Table 4;
-`embeddings` distils the sentence encoder without labels; `step` times a step beside its parts.
+Parts: `headline` distils searched classifiers, `others` those that other formats and methods choose; `recipes` is Table 4; `step`
+times a step beside its parts; `embeddings` distils the sentence encoder without labels.
 
     python -m benchmarks.distillation --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
 """
@@ -218,19 +218,23 @@ def write_card(bench: Bench, trainer: DistillationTrainer, report: CompressionRe
     write_json(folder / "metrics.json", row)
 
 
-def sst2(bench: Bench) -> None:
-    """Searched networks, the headline ones for three seeds, and what others choose."""
+def headline(bench: Bench) -> None:
+    """Searched networks of SST-2, two of them for three seeds."""
     for variant in ("HEAT-a2", "HEAT-a1", "HEAT-a3"):
         measure(bench, "low_rank", HEAT, variant, card=True)
     for seed in (1, 2):
         for variant in ("HEAT-a2", "HEAT-a1"):
             measure(bench, "low_rank", HEAT, variant, seed)
-    for decomposition, method in others():
+
+
+def others(bench: Bench) -> None:
+    """What other formats and methods choose, re-trained alike."""
+    for decomposition, method in other_choices():
         for variant in GAINS:
             measure(bench, decomposition, method, variant)
 
 
-def others() -> Iterator[tuple[str, str]]:
+def other_choices() -> Iterator[tuple[str, str]]:
     """Formats and methods beside the headline's, the ones that tell most first."""
     yield from [("low_rank", MANUAL), ("low_rank", RANDOM), ("tucker", HEAT), ("cp", MANUAL), ("tucker", MANUAL)]
     yield from [("ttm", MANUAL), ("cp", RANDOM), ("tucker", RANDOM), ("ttm", RANDOM), ("low_rank", TENSORLY)]
@@ -336,7 +340,7 @@ def step_ratio(trainer: DistillationTrainer, model: Any, teacher: Any, batch: di
     return (end - between) / (middle - start)
 
 
-PARTS = {"sst2": sst2, "recipes": recipes, "embeddings": embeddings, "step": step}
+PARTS = {"headline": headline, "recipes": recipes, "step": step, "others": others, "embeddings": embeddings}
 
 
 def main() -> None:

@@ -231,3 +231,30 @@ def test_bad_input_to_the_search(
     assert main([argument.format(model=checkpoint) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted(file.name for file in tmp_path.iterdir()) == before
+
+
+def test_distill_trains_saves_and_goes_on(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = checkpoint.parent
+    student, out = here / "student", here / "distilled"
+    assert main(["compress", str(checkpoint), "--target-params-ratio", "0.6", "--output", str(student)]) == 0
+    command = ["distill", str(student), "--teacher", str(checkpoint), "--train-file", str(here / "labels.csv")]
+    steps = ["--batch-size", "2", "--max-steps", "4", "--save-steps", "3"]
+    assert main([*command, *steps, "--output", str(out)]) == 0
+    loaded, before = (transformers.AutoModelForSequenceClassification.from_pretrained(own) for own in (out, student))
+    pairs = zip(loaded.parameters(), before.parameters(), strict=True)
+    assert any(not a.equal(b) for a, b in pairs)
+    assert (out / "heat_report.json").read_text() == (student / "heat_report.json").read_text()
+    assert not out.with_name("distilled.checkpoints").exists()
+
+    assert main([*command, *steps, "--output", str(out)]) == 2
+    assert "distilled" in capsys.readouterr().err
+    for options, message in (
+        (["--recipe", "none"], "recipe must be one of two-stage"),
+        (["--max-steps", "1"], "1 steps are too few for 2 stages"),
+        (["--targets", "labels", "--train-file", str(here / "sentences.txt")], "targets='labels' reads labels"),
+    ):
+        assert main([*command, *steps, *options, "--output", str(here / "other")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (here / "other").exists()
+    assert main(["distill", str(checkpoint), *command[2:], "--output", str(here / "other")]) == 2
+    assert "has no heat_report.json" in capsys.readouterr().err
