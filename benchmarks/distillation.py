@@ -1,8 +1,8 @@
 """Level 3 measured: searched networks distilled in two stages, beside others re-trained alike, and the paper's Table 4.
 
 Rows are kept as soon as they are there, so an interrupted run goes on where it stopped; trained weights go to the cache folder.
-Parts: `headline` distils searched classifiers, `others` those that other formats and methods choose; `recipes` is Table 4; `step`
-times a step beside its parts; `embeddings` distils the sentence encoder without labels.
+Parts: `headline` distils searched classifiers, `others` those that other formats and methods choose; `recipes` is Table 4;
+`step` times a step beside its parts; `embeddings` distils the sentence encoder without labels.
 
     python -m benchmarks.distillation --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
 """
@@ -73,7 +73,8 @@ class Subject:
 
 SST2 = Subject("SST-2", "text-classification", ("sst2/train.parquet", "sentence"), 12, "sst2/validation.parquet", 16000, 12)
 STSB = Subject("STS-B", "sentence-similarity", ("text/train.parquet", "text"), 4, "stsb/test.parquet", 32000, 0)
-SCHEDULE = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
+EMBEDDING = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
+SCHEDULE = {"max_steps": 1000, "layer_share": 0.75, "learning_rate": 3e-4, "logit_learning_rate": 2e-5}
 
 
 class Bench:
@@ -292,9 +293,6 @@ def embeddings(bench: Bench) -> None:
     """The sentence encoder, without labels."""
     for variant in ("HEAT-a3", "HEAT-a2"):
         measure(bench, "low_rank", HEAT, variant, card=True, **EMBEDDING)
-
-
-EMBEDDING = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
 
 
 def step(bench: Bench) -> None:

@@ -208,6 +208,15 @@ def test_accumulation_gives_the_same_losses(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_mixed_precision_gives_about_the_same_losses(tmp_path: Path) -> None:
+    (full, teacher), (mixed, _) = pair(), pair()
+    whole = train(tmp_path / "1", full, teacher)
+    half = train(tmp_path / "2", mixed, teacher, bf16=True)
+    assert losses(whole) != losses(half)
+    assert losses(whole) == pytest.approx(losses(half), rel=0.1)
+    assert all(parameter.dtype == torch.float32 for parameter in mixed.parameters())
+
+
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_a_resumed_run_equals_an_uninterrupted_one(stop: int, tmp_path: Path) -> None:
     (whole, teacher), (cut, _), (resumed, _) = pair(), pair(), pair()
