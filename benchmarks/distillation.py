@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ import transformers
 from transformers import AutoTokenizer, DataCollatorWithPadding
 from transformers.trainer_utils import get_last_checkpoint
 
+from benchmarks.distillation_step import step_ratios
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.calibration import calibration_batches, encode_rows
@@ -37,8 +37,10 @@ from heat_hf.distillation.teacher import set_attention
 from heat_hf.distillation_plots import draw_attention, draw_training
 from heat_hf.evaluation import TASKS, evaluate_task
 from heat_hf.search.budgets import network_costs, rule_settings
+from heat_hf.search.level1 import ShapeSearch, search_shapes
 from heat_hf.search.level2 import Search
 from heat_hf.search.sensitivity import allocate_ranks
+from heat_hf.search.table import CostTable
 from recipes.evidence import card_of, result_row, write_json
 from recipes.pipeline import training_text
 
@@ -116,6 +118,12 @@ class Bench:
     def searches(self) -> dict[str, Search]:
         return {}
 
+    @cached_property
+    def table(self) -> CostTable:
+        """Level 1's cost table, which has the shapes that formats other than low rank take."""
+        search = ShapeSearch(formats=("cp", "tucker", "ttm"))
+        return search_shapes(self.dense, "simba-l", TOKENS, search, self.args.cache / f"{self.subject.name}.parquet", workers=2)
+
     def config(self, decomposition: str, method: str, gain: float, shape: Any = None) -> HeatConfig:
         return HeatConfig(
             decomposition=decomposition, rank_search=method, target_edp_ratio=1 / gain, sequence_length=TOKENS, shape=shape,
@@ -126,28 +134,43 @@ class Bench:
         """Ranks by a method within an EDP budget; sensitivities are found once for each format."""
         config = self.config(decomposition, method, gain, shape)
         costs = network_costs(self.dense, config)
+        table = None if decomposition == "low_rank" or shape is not None else self.table
         if method != HEAT:
-            return rule_settings(self.dense, config, costs, None, "edp", costs.dense.edp / gain)
+            return rule_settings(self.dense, config, costs, table, "edp", costs.dense.edp / gain)
         if decomposition not in self.searches:
             known = next(iter(self.searches.values()), None)
-            own = Search.prepare(self.dense, config, None if known else self.calibration, costs=costs)
+            own = Search.prepare(self.dense, config, None if known else self.calibration, table, costs)
             self.searches[decomposition] = replace(own, moments=known.moments) if known else own
         search = self.searches[decomposition]
         space, losses = search.sensitivity()
         choice, _ = allocate_ranks(space, losses, "edp", costs.dense.edp / gain)
         return dict(space.settings(choice))
 
-    def student(self, decomposition: str, method: str, gain: float, shape: Any = None) -> tuple[Any, CompressionReport]:
-        """The compressed model before training, from the cache if it is there."""
+    def student(self, decomposition: str, method: str, gain: float, shape: Any = None) -> tuple[Any, Any]:
+        """The compressed model before training, from the cache if it is there, and its report.
+
+        Or None, and the row that has the same network.
+        """
         folder = self.args.cache / f"{self.subject.name}-{decomposition}-{method}-{gain:g}"
         if not (folder / "heat_report.json").is_file():
             settings = self.settings(decomposition, method, gain, shape)
+            known = self.same_network(settings)
+            if known is not None:
+                return None, known
             model = copy.deepcopy(self.dense)
             report = factorize(model, self.config(decomposition, method, gain, shape), self.calibration, settings)
             model.save_pretrained(folder)
             report.save(folder)
         model = type(self.dense).from_pretrained(folder)
         return model, CompressionReport.load(folder)
+
+    def same_network(self, settings: dict[str, Any]) -> str | None:
+        """The measured row whose network is the same under another name: with modes of extent 1, all formats are low rank."""
+        wanted = signature(settings)
+        for key, row in self.found["rows"].items():
+            if row.get("dataset") == self.subject.name and row.get("signature") == wanted:
+                return key
+        return None
 
     def distil(self, model: Any, name: str, **options: Any) -> DistillationTrainer:
         """Train; goes on from a checkpoint of the same name."""
@@ -161,6 +184,19 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         set_attention(model, False)
         return trainer
+
+
+def signature(settings: dict[str, Any]) -> list[str]:
+    """What every tensor computes: with modes of extent 1, all formats of one rank are the same two matrices."""
+    found = []
+    for setting in settings.values():
+        if setting is None:
+            found.append("dense")
+            continue
+        long = [sum(mode > 1 for mode in modes) for modes in (setting.shape.out_modes, setting.shape.in_modes)]
+        plain = len(setting.rank) == 1 and max(long) == 1
+        found.append(f"{'low_rank' if plain else f'{setting.format} {setting.shape}'} {setting.rank}")
+    return found
 
 
 def measure(
@@ -180,6 +216,11 @@ def measure(
         rows[key] = {"decomposition": decomposition, "rank_search": method, "variant": variant, "unreachable": str(error)}
         bench.save()
         return rows[key]
+    if model is None:
+        rows[key] = {"decomposition": decomposition, "rank_search": method, "variant": variant, "same_as": report}
+        print(key, "is", report, flush=True)
+        bench.save()
+        return rows[key]
     untrained = bench.score(model)
     started = time.perf_counter()
     trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed, **options)
@@ -188,6 +229,7 @@ def measure(
         report, bench.subject.task, bench.metric, bench.score(model), bench.teacher_score, dataset=bench.subject.name,
         decomposition=decomposition, variant=variant, rank_search=method, recipe=trainer.args.recipe, seed=seed,
         train_rows=len(bench.rows), steps=trainer.state.global_step, seconds=round(seconds, 1), untrained_score=untrained,
+        signature=signature({own.name: own.setting for own in report.tensors}),
         command=bench.args.command,
     )  # fmt: skip
     print(
@@ -296,46 +338,11 @@ def embeddings(bench: Bench) -> None:
 
 
 def step(bench: Bench) -> None:
-    """A step of either stage beside the teacher's forward pass, the student's, and its backward pass, in turn."""
+    """What a step of either stage costs."""
     model, _ = bench.student("low_rank", HEAT, 5.7)
-    collate = DataCollatorWithPadding(bench.tokenizer)
-    batches = [collate(bench.rows[start : start + 32]) for start in range(0, 32 * bench.args.repeats, 32)]
-    for recipe in ("layers", "logits"):
-        arguments = DistillationArguments(output_dir="unused", recipe=recipe, max_steps=1000, report_to=[], use_cpu=True)
-        trainer = DistillationTrainer(model, Teacher(bench.dense), arguments, bench.rows, collate)
-        trainer.create_optimizer_and_scheduler(1000)
-        trainer.state.max_steps = 1000
-        ratios = [step_ratio(trainer, model, bench.dense, dict(batch), recipe) for batch in batches][2:]
-        lower, median, upper = statistics.quantiles(ratios, n=4)
-        bench.found.setdefault("step", {})[recipe] = {"median": median, "lower": lower, "upper": upper, "repeats": len(ratios)}
-        print(recipe, bench.found["step"][recipe], flush=True)
-        bench.save()
-
-
-def step_ratio(trainer: DistillationTrainer, model: Any, teacher: Any, batch: dict[str, Any], recipe: str) -> float:
-    """Seconds of a distillation step, over those of its parts: what any distillation has to do."""
-    layers = recipe == "layers"
-    asked = {"output_hidden_states": layers, "output_attentions": layers}
-    for own in (model, teacher):
-        set_attention(own, layers)
-    start = time.perf_counter()
-    with torch.no_grad():
-        teacher(**batch, **asked)
-    model.train()
-    outputs = model(**batch, **asked)
-    aim = (
-        sum(h.sum() for h in outputs.hidden_states) + sum(a.sum() for a in outputs.attentions)
-        if layers
-        else outputs.logits.sum()
-    )
-    aim.backward()
-    middle = time.perf_counter()
-    model.zero_grad()
-    between = time.perf_counter()
-    trainer.training_step(model, batch)
-    end = time.perf_counter()
-    model.zero_grad()
-    return (end - between) / (middle - start)
+    bench.found["step"] = step_ratios(model, bench.dense, bench.rows, bench.tokenizer, bench.args.repeats)
+    print(bench.found["step"], flush=True)
+    bench.save()
 
 
 PARTS = {"headline": headline, "recipes": recipes, "step": step, "others": others, "embeddings": embeddings}

@@ -53,19 +53,27 @@ def classification(data: dict) -> str:
         )
     note = (
         f"A MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points). {first['train_rows']:,} training "
-        f"sentences of at least 12 words, {first['steps']:,} steps of 32, three quarters of them in the first stage; labels are not used. "
+        f"sentences of at least 12 words, {first['steps']:,} steps of 32, three quarters of them in the first stage; no labels. "
         "EDP: ΣE·ΣT of the 36 encoder matrices, 128 tokens, simba-l; parameters: of the whole model, embeddings included."
     )
-    return "\n".join([*lines, "", note, *_unreachable(data), "", source_line(data)])
+    return "\n".join([*lines, "", note, *_others(data), "", source_line(data)])
 
 
-def _unreachable(data: dict) -> list[str]:
+def _others(data: dict) -> list[str]:
     """What cannot keep a budget, and the same networks under two names."""
-    rows = [row for row in data["rows"].values() if "unreachable" in row]
-    if not rows:
-        return []
-    texts = [f"{row['decomposition']} {METHODS[row['rank_search']]} at {row['variant']}'s EDP" for row in rows]
-    return ["", f"Out of reach: {'; '.join(texts)}."]
+    rows = data["rows"]
+    names = {key: f"{row['decomposition']} {METHODS[row['rank_search']]} {row['variant']}" for key, row in rows.items()}
+    out = [names[key] for key, row in rows.items() if "unreachable" in row]
+    same = [f"{names[key]} is {names[row['same_as']]}" for key, row in rows.items() if "same_as" in row]
+    lines = []
+    if same:
+        lines += [
+            "",
+            f"The same networks, and so not trained twice (modes of extent 1 make a low rank of them): {'; '.join(same)}.",
+        ]
+    if out:
+        lines += ["", f"EDP out of reach, whatever the rank: {'; '.join(out)}."]
+    return lines
 
 
 def recipes(data: dict) -> str:
