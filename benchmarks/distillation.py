@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import random
 import shutil
 import time
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from heat_hf import CompressionReport, HeatConfig
 from heat_hf.calibration import calibration_batches, encode_rows
 from heat_hf.card import Origin, inherited_license
 from heat_hf.compressor import factorize
-from heat_hf.data import load_rows
+from heat_hf.data import joined_texts, load_rows
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.distillation_plots import draw_attention, draw_training
@@ -60,8 +61,10 @@ class Subject:
         train: file and column of the sentences.
         least_words: shorter sentences are left out: much of SST-2's training data are phrases of a few words.
         test: file of labelled rows.
-        rows: sentences drawn for training.
+        rows: texts drawn for training.
+        joined: share of them that is made of two each, see `heat_hf.data.joined_texts`.
         cache_gib: for the teacher's answers.
+        labelled: whether rows keep their labels.
     """
 
     name: str
@@ -70,11 +73,16 @@ class Subject:
     least_words: int
     test: str
     rows: int
+    joined: float
     cache_gib: float
+    labelled: bool = False
 
 
-SST2 = Subject("SST-2", "text-classification", ("sst2/train.parquet", "sentence"), 12, "sst2/validation.parquet", 16000, 12)
-STSB = Subject("STS-B", "sentence-similarity", ("text/train.parquet", "text"), 4, "stsb/test.parquet", 32000, 0)
+SST2 = Subject(
+    "SST-2", "text-classification", ("sst2/train.parquet", "sentence"), 12, "sst2/validation.parquet", 16000, 0.5, 12
+)
+STSB = Subject("STS-B", "sentence-similarity", ("text/train.parquet", "text"), 4, "stsb/test.parquet", 32000, 0.0, 0)
+LABELLED = replace(SST2, name="SST-2 labelled", joined=0.0, labelled=True)  # joined texts have no labels
 EMBEDDING = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
 SCHEDULE = {"max_steps": 1000, "layer_share": 0.75, "learning_rate": 3e-4, "logit_learning_rate": 2e-5}
 
@@ -87,19 +95,30 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.dense = self.load()
         file, column = subject.train
-        data = load_rows(args.data / file)
-        long = [place for place, text in enumerate(data[column]) if len(text.split()) >= subject.least_words]
-        order = torch.randperm(len(long), generator=torch.Generator().manual_seed(0)).tolist()
-        drawn = data.select([long[place] for place in order[: max(CALIBRATION, subject.rows)]])
-        calibration = list(drawn.select(range(CALIBRATION))[column])
-        self.calibration = calibration_batches(calibration, self.tokenizer, max_length=TOKENS)
-        self.rows = encode_rows(drawn.select(range(subject.rows)), self.tokenizer, TOKENS)
+        rows = self.drawn(load_rows(args.data / file), column)
+        self.calibration = calibration_batches([row[column] for row in rows[:CALIBRATION]], self.tokenizer, max_length=TOKENS)
+        self.rows = encode_rows(rows, self.tokenizer, TOKENS)
         self.test = load_rows(args.data / subject.test)
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
         self.file = args.results / "distillation.json"
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
         self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
         self.metric = TASKS[subject.task].main
+
+    def drawn(self, data: Any, column: str) -> list[dict[str, Any]]:
+        """Training rows: long texts, and joined ones between; with labels if they are to be used."""
+        own, every = self.subject, data[column]
+        labels = {"label": data["label"]} if own.labelled else {}
+        long = [
+            {column: text, **{name: values[place] for name, values in labels.items()}}
+            for place, text in enumerate(every)
+            if len(text.split()) >= own.least_words
+        ]
+        random.Random(0).shuffle(long)
+        count = round(own.rows * own.joined)
+        rows = long[: own.rows - count] + [{column: text} for text in joined_texts(every, count)]
+        random.Random(1).shuffle(rows)
+        return rows
 
     def load(self) -> Any:
         return getattr(transformers, TASKS[self.subject.task].model_class).from_pretrained(self.checkpoint).eval()
@@ -245,7 +264,7 @@ def measure(
 
 def write_card(bench: Bench, trainer: DistillationTrainer, report: CompressionReport, row: dict[str, Any]) -> None:
     """The model's card and the picture of its training."""
-    base = Path(bench.checkpoint).name if bench.subject is SST2 else "sentence-transformers/all-MiniLM-L6-v2"
+    base = "sentence-transformers/all-MiniLM-L6-v2" if bench.subject is STSB else Path(bench.checkpoint).name
     name = f"minilm-{bench.subject.name.lower()}-{row['decomposition']}-{row['variant']}".replace("_", "-")
     folder = bench.args.cards / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -345,7 +364,8 @@ def step(bench: Bench) -> None:
     bench.save()
 
 
-PARTS = {"headline": headline, "recipes": recipes, "step": step, "others": others, "embeddings": embeddings}
+PARTS = {"headline": headline, "step": step, "others": others, "recipes": recipes, "embeddings": embeddings}
+SUBJECTS = {"recipes": LABELLED, "embeddings": STSB}
 
 
 def main() -> None:
@@ -368,7 +388,8 @@ def main() -> None:
     )
     benches: dict[str, Bench] = {}
     for part in args.parts:
-        subject, checkpoint = (STSB, args.encoder) if part == "embeddings" else (SST2, args.classifier)
+        subject = SUBJECTS.get(part, SST2)
+        checkpoint = args.encoder if subject is STSB else args.classifier
         if subject.name not in benches:
             benches.clear()
             benches[subject.name] = Bench(subject, checkpoint, args)

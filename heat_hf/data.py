@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,3 +39,30 @@ def load_rows(path: str | Path, rows: int | None = None) -> Dataset:
     if len(data) == 0:
         raise ValueError(f"{file} has no rows")
     return data if rows is None else data.select(range(min(rows, len(data))))
+
+
+JOINTS = (",", "and", "but", "though", "while")
+
+
+def joined_texts(texts: Sequence[str], count: int, seed: int = 0, least_words: int = 3) -> list[str]:
+    """Unlabelled training texts, each two random ones with a comma or a conjunction between.
+
+    A teacher is sure of what it was trained on, and shows little of how it decides; of contradictory texts it is not. A
+    student that learns from both is closer to it on texts that neither has seen.
+
+    Args:
+        texts: to draw from.
+        count: how many to make.
+        seed: of the draw.
+        least_words: shorter texts are not drawn.
+
+    Raises:
+        ValueError: if there are fewer than two texts to draw from.
+    """
+    import random
+
+    long = [text.strip() for text in texts if len(text.split()) >= least_words]
+    if len(long) < 2:
+        raise ValueError(f"there are {len(long)} texts of at least {least_words} words; joining needs two")
+    rng = random.Random(seed)
+    return [f"{rng.choice(long)} {rng.choice(JOINTS)} {rng.choice(long)}" for _ in range(count)]

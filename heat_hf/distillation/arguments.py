@@ -45,7 +45,9 @@ class DistillationArguments(TrainingArguments):
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "little is padded"})
     save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept"})
     logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
-    report_to: str | list[str] | None = field(default_factory=list, metadata={"help": "trackers"})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser reads it in this order
+        default_factory=list, metadata={"help": "trackers"}
+    )
     recipe: str = field(default="two-stage", metadata={"help": f"one of {', '.join(RECIPES)}"})
     layer_share: float = field(default=0.5, metadata={"help": "share of the steps that the first of two stages takes"})
     logit_learning_rate: float | None = field(default=None, metadata={"help": "peak learning rate of the second stage"})

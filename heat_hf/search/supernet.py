@@ -171,7 +171,9 @@ class SuperNetArguments(TrainingArguments):
     save_steps: float = field(default=100, metadata={"help": "steps between checkpoints, from which training is resumed"})
     save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept"})
     logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
-    report_to: str | list[str] | None = field(default_factory=list, metadata={"help": "trackers"})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser reads it in this order
+        default_factory=list, metadata={"help": "trackers"}
+    )
     hidden_weight: float = field(default=10.0, metadata={"help": "weight of the hidden states' distance"})
     subnets: int = field(default_factory=default_subnets, metadata={"help": "SubNets to evaluate for the predictor"})
     least_share: float = field(default=0.06, metadata={"help": "smallest options, as a fraction of the parameters"})
