@@ -47,6 +47,8 @@ class DataOptions:
     max_length: int = field(default=128, metadata={"help": "tokens after which a row is cut, or of a question's window"})
     stride: int = field(default=64, metadata={"help": "tokens that neighbouring windows of a question share"})
     train_rows: int | None = field(default=None, metadata={"help": "use so many rows, drawn by the seed"})
+    least_words: int = field(default=0, metadata={"help": "leave out training rows whose first text is shorter"})
+    joined_rows: int = field(default=0, metadata={"help": "unlabelled rows to add, each of two training texts; one text a row"})
     validation_rows: int | None = field(default=None, metadata={"help": "score only the first rows"})
     calibration_rows: int = field(default=2048, metadata={"help": "training rows for search and projection"})
 
@@ -140,6 +142,11 @@ def _check(options: Options) -> None:
         raise ValueError("give either dataset, or train_files and validation_file")
     if compression.ranks is not None and compression.variant is None:
         raise ValueError("variant is missing: it names one of the record given by ranks")
+    for name in ("least_words", "joined_rows"):
+        if getattr(data, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(data, name)}")
+    if data.joined_rows and (options.training.targets == "labels" or options.training.recipe == "labels"):
+        raise ValueError("joined_rows have no labels: leave them out, or take the teacher's targets")
     for name in ("train_rows", "validation_rows", "calibration_rows"):
         value = getattr(data, name)
         if value is not None and value < 1:

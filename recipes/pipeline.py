@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from heat_hf import CompressionReport, HeatCompressor
 from heat_hf.calibration import pad_batches
 from heat_hf.card import Origin, inherited_license
-from heat_hf.data import load_rows
+from heat_hf.data import joined_texts, load_rows
 from heat_hf.distillation import DistillationTrainer
 from heat_hf.distillation_plots import draw_training
 from heat_hf.evaluation import TASKS, evaluate_task
@@ -56,13 +56,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Material:
-    """Rows, as read and as the model takes them."""
+    """Rows that were read; `texts` are all training texts, the short ones, too, where they are to be joined."""
 
     train: Any
     validation: Any
     columns: tuple[str, str, str]
     train_columns: tuple[str, str, str]
     name: str
+    texts: list[str]
 
 
 def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str, Any]:
@@ -77,8 +78,9 @@ def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str,
     tokenizer = AutoTokenizer.from_pretrained(options.model.teacher or options.model.model, revision=options.model.revision)
     encoded = recipe.encode(material.train, material.train_columns, tokenizer, options.data)
     teacher = _teacher(recipe, options, material, encoded, tokenizer, output)
+    rows = _joined(encoded, material, tokenizer, options) if options.data.joined_rows else encoded
     with training.main_process_first(local=False):
-        student, report = _student(recipe, options, teacher, encoded, tokenizer, output)
+        student, report = _student(recipe, options, teacher, rows, tokenizer, output)
 
     def score(model: Any) -> dict[str, float]:  # noqa: ANN401
         return evaluate_task(model, tokenizer, recipe.task, material.validation, material.columns)
@@ -86,12 +88,12 @@ def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str,
     before = score(student)
     started = time.perf_counter()
     trainer = DistillationTrainer(
-        student, teacher, training, encoded, recipe.collator(tokenizer), processing_class=tokenizer
+        student, teacher, training, rows, recipe.collator(tokenizer), processing_class=tokenizer
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=_last(output / "checkpoints"))
     seconds = time.perf_counter() - started
     found = {"scores": score(student.eval()), "teacher_scores": score(teacher), "untrained_scores": before}
-    row = _row(recipe, options, report, found, len(material.train), trainer.state.global_step, seconds)
+    row = _row(recipe, options, report, found, len(rows), trainer.state.global_step, seconds)
     if trainer.is_world_process_zero():
         _keep(options, material, student, tokenizer, report, row, trainer.state.log_history, output)
     return row
@@ -107,11 +109,9 @@ def _material(recipe: Recipe, options: Options) -> Material:
             for split in (data.train_split, data.validation_split)
         )
     else:
-        train, validation = _joined(data.train_files), load_rows(str(data.validation_file), data.validation_rows)
+        train, validation = _concatenated(data.train_files), load_rows(str(data.validation_file), data.validation_rows)
     if data.validation_rows is not None:
         validation = validation.select(range(min(data.validation_rows, len(validation))))
-    if data.train_rows is not None and data.train_rows < len(train):
-        train = train.shuffle(seed=options.training.seed).select(range(data.train_rows))
     columns = tuple(data.columns or TASKS[recipe.task].columns)
     train_columns = tuple(data.train_columns or columns)
     for rows, names, which in ((train, train_columns, "train"), (validation, columns, "validation")):
@@ -119,15 +119,34 @@ def _material(recipe: Recipe, options: Options) -> Material:
         if len(names) != 3 or missing:
             what = f"no column {missing[0]!r}" if missing else f"columns {list(names)!r} named, which must be three"
             raise ValueError(f"the {which} data has {what}; it has {', '.join(rows.column_names)}")
+    if data.joined_rows and train_columns[1]:
+        raise ValueError(f"joined_rows are for one text a row, and the rows have a second one, {train_columns[1]!r}")
+    texts = train[train_columns[0]] if data.least_words or data.joined_rows else []
+    long = (
+        train.select([place for place, text in enumerate(texts) if len(text.split()) >= data.least_words]) if texts else train
+    )
+    if data.train_rows is not None and data.train_rows < len(long):
+        long = long.shuffle(seed=options.training.seed).select(range(data.train_rows))
     name = data.data_name or data.dataset or Path(data.train_files[0]).parent.name
-    return Material(train, validation, columns, train_columns, name)  # type: ignore[arg-type]
+    return Material(long, validation, columns, train_columns, name, list(texts))  # type: ignore[arg-type]
 
 
-def _joined(paths: list[str]) -> Any:  # noqa: ANN401
+def _concatenated(paths: list[str]) -> Any:  # noqa: ANN401
     import datasets
 
     parts = [load_rows(path) for path in paths]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _joined(encoded: Any, material: Material, tokenizer: Any, options: Options) -> Any:  # noqa: ANN401
+    """Training rows with unlabelled ones between, in random order."""
+    import datasets
+
+    seed, data = options.training.seed, options.data
+    texts = joined_texts(material.texts, data.joined_rows, seed)
+    added = datasets.Dataset.from_dict(dict(tokenizer(texts, truncation=True, max_length=data.max_length)))
+    plain = encoded.select_columns(added.column_names).cast(added.features)
+    return datasets.concatenate_datasets([plain, added]).shuffle(seed=seed)
 
 
 def _last(folder: Path) -> str | None:

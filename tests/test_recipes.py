@@ -11,6 +11,7 @@ import datasets
 import pytest
 from huggingface_hub import ModelCard
 
+from heat_hf.data import JOINTS, joined_texts
 from heat_hf.encoder import factorized_layers
 from recipes import options
 from recipes.pipeline import run
@@ -63,11 +64,13 @@ def test_a_recipe_from_end_to_end(task: str, minilm: str, tmp_path: Path) -> Non
     recipe, (source,), metric = CASES[task]
     output = tmp_path / "out"
     argv = [*write(tmp_path, rows_of(task)), source, minilm, "--output_dir", str(output), *QUICK]
+    argv += ["--joined_rows", "4", "--least_words", "7"] if task == "text-classification" else []
     row = run(recipe, "recipes.test", argv)
     assert row == json.loads((output / "metrics.json").read_text())
     named = {"task", "decomposition", "variant", "rank_search", "seed", "train_rows", "metric", "score", "teacher_score"}
     named |= {"accuracy_drop", "edp_uJs", "edp_gain", "params_M", "command", "versions"}
     assert named <= set(row)
+    assert row["train_rows"] == len(SENTENCES) + (4 if task == "text-classification" else -1 if recipe is EMBEDDING else 0)
     assert row["metric"] == metric and row["edp_gain"] >= 2.5 and row["steps"] == 4
     scale = 1 if task == "question-answering" else 100
     assert row["accuracy_drop"] == pytest.approx(scale * (row["teacher_score"] - row["score"]))
@@ -117,6 +120,8 @@ def test_every_yaml_file_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("teacher: x\ntrain_files: [a.csv]", "give either dataset, or train_files"),
         ("teacher: x\ndataset: d\nranks: r.json", "variant is missing"),
         ("teacher: x\ndataset: d\ntrain_rows: 0", "train_rows must be positive, got 0"),
+        ("teacher: x\ndataset: d\njoined_rows: -1", "joined_rows must not be negative, got -1"),
+        ("teacher: x\ndataset: d\njoined_rows: 9\ntargets: labels", "joined_rows have no labels"),
     ],
 )
 def test_options_that_cannot_work_are_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -144,3 +149,18 @@ def test_labels_have_names(tmp_path: Path) -> None:
     features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     assert CLASSIFICATION.labels(datasets.Dataset.from_list(named, features), ("sentence", "", "label")) == ["no", "yes"]
     assert CLASSIFICATION.labels(datasets.Dataset.from_list(named), ("sentence", "", "label")) == ["0", "1"]
+
+
+def test_joined_texts_are_two_of_the_texts_each() -> None:
+    found = joined_texts([*SENTENCES, "too short"], 50, seed=3)
+    assert found == joined_texts([*SENTENCES, "too short"], 50, seed=3) != joined_texts(SENTENCES, 50, seed=4)
+    for text in found:
+        assert any(text == f"{a} {joint} {b}" for a in SENTENCES for joint in JOINTS for b in SENTENCES)
+    with pytest.raises(ValueError, match="there are 1 texts of at least 3 words; joining needs two"):
+        joined_texts(["a long enough one", "short"], 1)
+
+
+def test_pairs_are_not_joined(minilm: str, tmp_path: Path) -> None:
+    argv = [*write(tmp_path, rows_of("sentence-similarity")), "--output_dir", str(tmp_path / "out"), *QUICK]
+    with pytest.raises(ValueError, match="have a second one, 'sentence2'"):
+        run(EMBEDDING, "m", [*argv, "--teacher", minilm, "--joined_rows", "3"])
