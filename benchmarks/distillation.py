@@ -31,12 +31,12 @@ from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.calibration import calibration_batches, encode_rows
 from heat_hf.card import Origin, inherited_license
-from heat_hf.compressor import factorize
 from heat_hf.data import joined_texts, load_rows
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.distillation_plots import draw_attention, draw_training
 from heat_hf.evaluation import TASKS, evaluate_task
+from heat_hf.factorize import factorize
 from heat_hf.search.budgets import network_costs, rule_settings
 from heat_hf.search.level1 import ShapeSearch, search_shapes
 from heat_hf.search.level2 import Search

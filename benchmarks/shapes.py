@@ -26,9 +26,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from benchmarks.provenance import provenance
 from heat_hf import HeatConfig
 from heat_hf.calibration import calibration_batches
-from heat_hf.compressor import factorize
 from heat_hf.data import load_rows
 from heat_hf.evaluation import evaluate_task
+from heat_hf.factorize import factorize
 from heat_hf.formats import FORMATS
 from heat_hf.search.table import CostTable
 from recipes.demo.run import find_model

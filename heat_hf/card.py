@@ -107,6 +107,20 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
     return card
 
 
+def origin_of(report: CompressionReport, name: str, command: str = "") -> Origin:
+    """What is known of a model's origin from its report: a checkpoint in a folder is named as that, not by its path.
+
+    Args:
+        report: of the compression.
+        name: of the model.
+        command: that made it.
+    """
+    base = Path(report.base_model)
+    if not base.is_dir():
+        return Origin(name, report.base_model, command=command)
+    return Origin(name, base.name, inherited_license(base), command=command)
+
+
 def inherited_license(checkpoint: str | Path) -> str | None:
     """The licence that a dense checkpoint's own card states, if it has a card in its folder."""
     from huggingface_hub import ModelCard

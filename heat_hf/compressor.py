@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -18,34 +15,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.calibration import (
     Batch,
     calibration_batches,
-    collect_output_moments,
-    collect_second_moments,
     encode_rows,
     pad_batches,
 )
-from heat_hf.config import METHOD, NETWORK_SEARCHES, HeatConfig, package_version
-from heat_hf.cost import reporting_mapper
-from heat_hf.encoder import block_of, encoder_linears, model_class_of, swap_module
-from heat_hf.formats import Factorization, match_variance
-from heat_hf.formats.base import require_finite
-from heat_hf.layers import FactorizedLinear
-from heat_hf.report import CompressionReport, report_of
+from heat_hf.card import Evaluation, Origin, model_card, origin_of
+from heat_hf.config import METHOD, HeatConfig
+from heat_hf.encoder import encoder_linears, model_class_of
+from heat_hf.factorize import cost_table, factorize, model_settings, planned
+from heat_hf.hub import push_folder
+from heat_hf.report import CompressionReport
 from heat_hf.saving import save_compressed
 from heat_hf.search.evolution import Evolution
-from heat_hf.search.level1 import ShapeSearch, require_fit, search_shapes
 from heat_hf.search.level2 import search_ranks
 from heat_hf.search.quality import Quality
 from heat_hf.search.record import RankRecord, Variant
-from heat_hf.search.settings import plan_settings
 from heat_hf.search.space import Settings
 from heat_hf.search.supernet import SuperNetArguments
-from heat_hf.search.table import CostTable
-from heat_hf.setting import TensorSetting
 from heat_hf.storage import check_target
 
 
@@ -108,7 +97,7 @@ class HeatCompressor:
             ValueError: if the configuration does not fit the model.
         """
         settings = self._settings(config, self._batches(config, calibration_dataset), variant)
-        return _plan(self.model, config, settings)
+        return planned(self.model, config, settings)
 
     def search_ranks(
         self,
@@ -145,7 +134,7 @@ class HeatCompressor:
         training, quality = None, None
         if config.rank_search == "supernet":
             training, quality = self._supernet_data(config, calibration_dataset, train_dataset, eval_dataset)
-        table = _table(self.model, config)
+        table = cost_table(self.model, config)
         path = None if output is None else Path(output)
         return search_ranks(
             self.model, config, batches, table, training, quality, arguments, evolution, path, overwrite
@@ -219,15 +208,15 @@ class HeatCompressor:
         settings = self._settings(config, batches, variant)
         config = config if variant is None else variant.configure(config)
         if save_directory is not None:
-            planned = _plan(self.model, config, settings)
-            check_target(save_directory, overwrite, planned.compressed_model_parameters * self.model.dtype.itemsize)
+            expected = planned(self.model, config, settings)
+            check_target(save_directory, overwrite, expected.compressed_model_parameters * self.model.dtype.itemsize)
         self.report = factorize(self.model, config, batches, settings)
         if save_directory is not None:
             self.save(save_directory, overwrite, **save_options)
         return self.report
 
     def save(self, save_directory: str | os.PathLike[str], overwrite: bool = False, **kwargs: Any) -> None:
-        """Save the compressed model, its tokenizer and `heat_report.json`; the directory appears whole or not at all.
+        """Save the compressed model, its tokenizer, its report and its card; the directory appears whole or not at all.
 
         Args:
             save_directory: where.
@@ -240,131 +229,33 @@ class HeatCompressor:
         """
         if self.report is None:
             raise RuntimeError("nothing to save: call compress first")
-        save_compressed(self.model, self.tokenizer, self.report, save_directory, overwrite, **kwargs)
+        card = model_card(self.report, origin_of(self.report, Path(save_directory).name))
+        save_compressed(self.model, self.tokenizer, self.report, save_directory, overwrite, card, **kwargs)
 
+    def push_to_hub(
+        self, repo_id: str, *, evaluations: Sequence[Evaluation] = (), origin: Origin | None = None, **hub: Any
+    ) -> Any:  # noqa: ANN401
+        """Push the compressed model with its card, its settings and its EDP figures, all in one commit.
 
-def factorize(
-    model: PreTrainedModel,
-    config: HeatConfig,
-    calibration: Iterable[Batch] | None = None,
-    settings: Settings | None = None,
-) -> CompressionReport:
-    """Replace the model's encoder linears by factorized layers, in place; on an error the model is unchanged.
+        Args:
+            repo_id: "name" or "owner/name".
+            evaluations: scores for the card.
+            origin: what else the card says; default: what the report knows.
+            **hub: private, revision, token, commit_message, create_pr; see `heat_hf.hub.push_folder`.
 
-    Args:
-        model: a dense model.
-        config: what to factorize and how.
-        calibration: batches of model inputs for the activation-aware projection.
-        settings: shape and rank of every matrix, None where it stays dense; default: as the configuration asks.
+        Returns:
+            `huggingface_hub.CommitInfo`.
 
-    Raises:
-        ValueError: if the configuration does not fit, weights are not finite, or calibration data is missing.
-    """
-    linears = encoder_linears(model, config.modules, config.exclude)
-    reporting_mapper(config)  # an unknown accelerator is refused before any work
-    for name in ("activation_aware", "loss_aware"):
-        if getattr(config, name) and calibration is None:
-            raise ValueError(f"{name}=True needs a calibration_dataset")
-    for name, linear in linears.items():
-        require_finite(f"the weight of {name}", linear.weight)
-    batches = list(calibration) if calibration is not None and config.uses_calibration else None
-    settings = settings or model_settings(model, config, batches)
-    results: dict[str, tuple[TensorSetting | None, Factorization | None]] = dict.fromkeys(linears, (None, None))
-    factorized = {name: linear for name, linear in linears.items() if settings[name] is not None}
-    with tqdm(total=len(factorized), desc="Factorizing", unit="matrix") as progress:
-        for group in _groups(factorized, config):
-            moments = collect_second_moments(model, group, batches) if batches is not None else {}
-            gradients = {}
-            if batches is not None and config.uses_gradients:
-                gradients = collect_output_moments(model, group, batches, config.seed)
-            for name, linear in group.items():
-                setting = settings[name]
-                assert setting is not None
-                found = _decompose(linear, setting, config, moments.pop(name, None), gradients.pop(name, None))
-                results[name] = setting, found
-                progress.update()
-    report = report_of(model, config, results, _rows(batches))
-    for name, (setting, factorization) in results.items():
-        if setting is None or factorization is None:
-            continue
-        layer = FactorizedLinear.from_linear(linears[name], setting, factorization, config.tokens)
-        swap_module(model, linears[name], layer)
-    tensors = {name: setting for name, setting in settings.items() if setting is not None}
-    # A copy: the caller may use the same configuration for another model. A path on this machine says nothing elsewhere.
-    done = replace(
-        config,
-        tensors=tensors,
-        cost_table=None,
-        accelerator=report.accelerator,
-        heat_version=package_version(),
-    )
-    AutoHfQuantizer.from_config(done, pre_quantized=True).attach(model)
-    return report
-
-
-def model_settings(model: PreTrainedModel, config: HeatConfig, calibration: Sequence[Batch] | None = None) -> Settings:
-    """Shape and rank of every matrix, searched if that is asked for.
-
-    Args:
-        model: a dense model.
-        config: what to factorize and how.
-        calibration: for `rank_search="sensitivity"`.
-
-    Raises:
-        ValueError: if the configuration or its cost table do not fit the model, or there are several budgets.
-    """
-    config.require_one_budget()
-    table = _table(model, config)
-    by_network = config.target_edp_ratio is not None or config.target_latency is not None
-    if config.rank_search in NETWORK_SEARCHES or (by_network and config.rank_search != "pareto"):
-        return search_ranks(model, config, calibration, table).variants[0].settings
-    return plan_settings(encoder_linears(model, config.modules, config.exclude), config, table)
-
-
-def _table(model: PreTrainedModel, config: HeatConfig) -> CostTable | None:
-    if config.cost_table is not None:
-        table = CostTable.load(config.cost_table)
-        require_fit(table, config.cost_table, model, config)
-        return table
-    if config.rank_search != "pareto":
-        return None
-    return search_shapes(
-        model,
-        str(config.accelerator),
-        config.tokens,
-        ShapeSearch(formats=(config.decomposition,), seed=config.seed),
-        modules=config.modules,
-        exclude=config.exclude,
-    )
-
-
-def _plan(model: PreTrainedModel, config: HeatConfig, settings: Settings) -> CompressionReport:
-    return report_of(model, config, {name: (setting, None) for name, setting in settings.items()})
-
-
-def _decompose(
-    linear: nn.Linear, setting: TensorSetting, config: HeatConfig, moment: torch.Tensor | None, gradient: torch.Tensor | None
-) -> Factorization:
-    result = setting.codec.decompose(linear.weight, setting.shape, setting.rank, config.solver, moment, gradient)
-    if not config.match_variance:
-        return result
-    cores = match_variance(linear.weight, result.cores, setting.codec, setting.shape)
-    error, output_error = setting.codec.errors(linear.weight, cores, setting.shape, moment)
-    return replace(result, cores=cores, relative_error=error, output_error=output_error)
-
-
-def _groups(linears: Mapping[str, nn.Linear], config: HeatConfig) -> list[dict[str, nn.Linear]]:
-    """Layers whose second moments are held at the same time: all, or those of one Transformer block."""
-    if config.calibration_memory == "model":
-        return [dict(linears)]
-    groups: dict[str, dict[str, nn.Linear]] = {}
-    for name, linear in linears.items():
-        groups.setdefault(block_of(name), {})[name] = linear
-    return list(groups.values())
-
-
-def _rows(batches: list[Batch] | None) -> int:
-    return sum(len(batch["input_ids"]) for batch in batches or [])
+        Raises:
+            RuntimeError: if the model has not been compressed.
+            OSError: if the Hub refuses or cannot be reached.
+        """
+        if self.report is None:
+            raise RuntimeError("nothing to push: call compress first")
+        card = model_card(self.report, origin or origin_of(self.report, repo_id.rsplit("/", 1)[-1]), evaluations)
+        with tempfile.TemporaryDirectory() as folder:
+            save_compressed(self.model, self.tokenizer, self.report, Path(folder) / "model", card=card)
+            return push_folder(Path(folder) / "model", repo_id, **hub)
 
 
 def _require_dense(config: Any) -> None:  # noqa: ANN401

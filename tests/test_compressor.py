@@ -15,8 +15,8 @@ from conftest import small_model, token_ids
 from torch import nn
 
 from heat_hf import HeatCompressor, HeatConfig
-from heat_hf.compressor import factorize
 from heat_hf.encoder import factorized_layers
+from heat_hf.factorize import factorize
 from heat_hf.formats import FORMATS
 from heat_hf.storage import atomic_directory
 

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import nn
 
 from heat_hf import FactorizedLinear, HeatCompressor, HeatConfig
-from heat_hf.compressor import factorize
 from heat_hf.encoder import encoder_linears, factorized_layers
+from heat_hf.factorize import factorize
 from heat_hf.formats import FORMATS
 
 

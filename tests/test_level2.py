@@ -10,9 +10,9 @@ import torch
 from conftest import small_model, token_ids
 
 from heat_hf import FORMATS, HeatCompressor, HeatConfig
-from heat_hf.compressor import factorize
 from heat_hf.cost import cost_model
 from heat_hf.encoder import encoder_linears, factorized_layers
+from heat_hf.factorize import factorize
 from heat_hf.search.budgets import fit_share, network_costs
 from heat_hf.search.evolution import Evolution
 from heat_hf.search.level2 import search_ranks

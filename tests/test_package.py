@@ -69,6 +69,8 @@ def test_imports_point_one_way() -> None:
         "distillation",
         "saving",
         "card",
+        "hub",
+        "factorize",
         "compressor",
         "integrations",
         "cost_report",

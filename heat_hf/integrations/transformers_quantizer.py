@@ -69,7 +69,7 @@ class HeatQuantizer(HfQuantizer):
             _align(model)
             self.attach(model)
         else:
-            from heat_hf.compressor import factorize
+            from heat_hf.factorize import factorize
 
             factorize(model, self.quantization_config)
         return model
