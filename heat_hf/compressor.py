@@ -35,6 +35,7 @@ from heat_hf.search.quality import Quality
 from heat_hf.search.record import RankRecord, Variant
 from heat_hf.search.space import Settings
 from heat_hf.search.supernet import SuperNetArguments
+from heat_hf.sentence_encoder import SentenceEncoder, sentence_encoder
 from heat_hf.storage import check_target
 
 
@@ -54,6 +55,7 @@ class HeatCompressor:
         self.model = model
         self.tokenizer = tokenizer
         self.report: CompressionReport | None = None
+        self.encoder = SentenceEncoder()
 
     @classmethod
     def from_pretrained(
@@ -66,7 +68,8 @@ class HeatCompressor:
         """Load what is to be compressed.
 
         Args:
-            model: a Hub id, a checkpoint folder, or a model object.
+            model: a Hub id, a checkpoint folder, or a model object. A checkpoint of sentence-transformers keeps what it has
+                beside its Transformer, and is saved as one.
             tokenizer: default: the checkpoint's own, if it has one.
             model_class: default: the class named in the checkpoint's config.json.
             **kwargs: passed to the model's `from_pretrained`, for example `revision`, `token` or `dtype`.
@@ -80,10 +83,16 @@ class HeatCompressor:
         hub: dict[str, Any] = {
             key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
         }
+        encoder = sentence_encoder(model, **hub)
+        if encoder.subfolder:
+            kwargs = {**kwargs, "subfolder": encoder.subfolder}
+            hub["subfolder"] = encoder.subfolder
         config = AutoConfig.from_pretrained(model, **hub)
         _require_dense(config)
         loaded = (model_class or model_class_of(config)).from_pretrained(model, use_safetensors=True, **kwargs)
-        return cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
+        found = cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
+        found.encoder = encoder
+        return found
 
     def plan(self, config: HeatConfig, calibration_dataset: Any = None, variant: Variant | None = None) -> CompressionReport:  # noqa: ANN401
         """What `compress` would do: every matrix's shape, rank, parameters and MACs. Nothing is decomposed.
@@ -230,7 +239,8 @@ class HeatCompressor:
         if self.report is None:
             raise RuntimeError("nothing to save: call compress first")
         card = model_card(self.report, origin_of(self.report, Path(save_directory).name))
-        save_compressed(self.model, self.tokenizer, self.report, save_directory, overwrite, card, **kwargs)
+        files = self.encoder.files
+        save_compressed(self.model, self.tokenizer, self.report, save_directory, overwrite, card, files, **kwargs)
 
     def push_to_hub(
         self, repo_id: str, *, evaluations: Sequence[Evaluation] = (), origin: Origin | None = None, **hub: Any
@@ -254,7 +264,9 @@ class HeatCompressor:
             raise RuntimeError("nothing to push: call compress first")
         card = model_card(self.report, origin or origin_of(self.report, repo_id.rsplit("/", 1)[-1]), evaluations)
         with tempfile.TemporaryDirectory() as folder:
-            save_compressed(self.model, self.tokenizer, self.report, Path(folder) / "model", card=card)
+            save_compressed(
+                self.model, self.tokenizer, self.report, Path(folder) / "model", card=card, files=self.encoder.files
+            )
             return push_folder(Path(folder) / "model", repo_id, **hub)
 
 
@@ -272,7 +284,7 @@ def _require_dense(config: Any) -> None:  # noqa: ANN401
 
 
 def _load_tokenizer(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
-    folder = Path(model)
+    folder = Path(model) / hub.get("subfolder", "")
     if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **hub)

@@ -23,7 +23,7 @@ def save_compressed(
     save_directory: str | os.PathLike[str],
     overwrite: bool = False,
     card: ModelCard | None = None,
-    files: Mapping[str, Path] | None = None,
+    files: Mapping[str, Path | bytes] | None = None,
     **kwargs: Any,
 ) -> None:
     """Save a compressed model; the directory appears whole or not at all.
@@ -35,7 +35,7 @@ def save_compressed(
         save_directory: where.
         overwrite: whether to replace a non-empty directory there.
         card: goes to README.md.
-        files: name in the directory → file to copy there, as the card's pictures.
+        files: name in the directory → file to copy there, as the card's pictures, or content.
         **kwargs: for `save_pretrained`, for example `max_shard_size`.
 
     Raises:
@@ -48,5 +48,9 @@ def save_compressed(
         report.save(folder)
         if card is not None:
             card.save(folder / "README.md")
-        for name, path in (files or {}).items():
-            shutil.copyfile(path, folder / name)
+        for name, content in (files or {}).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, folder / name)

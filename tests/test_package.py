@@ -68,6 +68,7 @@ def test_imports_point_one_way() -> None:
         "evaluation",
         "distillation",
         "saving",
+        "sentence_encoder",
         "card",
         "hub",
         "factorize",

@@ -1,0 +1,71 @@
+"""What sentence-transformers keeps beside a Transformer, such as pooling and normalization, stays with a compressed model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MODULES = "modules.json"
+ROOT_FILES = ("config_sentence_transformers.json", "sentence_bert_config.json")
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A checkpoint of sentence-transformers, without its Transformer.
+
+    Attributes:
+        subfolder: where its Transformer is; "" for the checkpoint itself.
+        files: name → content of everything else, for a folder whose Transformer is in the folder itself.
+    """
+
+    subfolder: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncoder:
+    """Look for what sentence-transformers needs in a checkpoint; empty for any other checkpoint.
+
+    Args:
+        model: Hub id or folder.
+        **hub: revision, token, cache_dir, local_files_only.
+
+    Raises:
+        ValueError: if the checkpoint's first module is no Transformer.
+    """
+    folder = _folder(model, hub)
+    if folder is None:
+        return SentenceEncoder()
+    modules = json.loads((folder / MODULES).read_text())
+    if not modules or not modules[0]["type"].endswith("Transformer"):
+        raise ValueError(f"the first module of {model} must be a Transformer, got {modules[0]['type'] if modules else 'none'}")
+    first, *rest = modules
+    files = {MODULES: json.dumps([{**first, "path": ""}, *rest], indent=2).encode()}
+    for place in (folder / name for name in ROOT_FILES):
+        own = folder / first["path"] / place.name  # in older checkpoints, inside the Transformer's folder
+        found = next((path for path in (own, place) if path.is_file()), None)
+        if found is not None:
+            files[place.name] = found.read_bytes()
+    for module in rest:
+        for path in sorted((folder / module["path"]).rglob("*")):
+            if path.is_file():
+                files[str(path.relative_to(folder))] = path.read_bytes()
+    return SentenceEncoder(first["path"], files)
+
+
+def _folder(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path | None:
+    """Where the files are; None if the checkpoint has no modules."""
+    place = Path(model)
+    if place.is_dir():
+        return place if (place / MODULES).is_file() else None
+    from transformers.utils.hub import cached_file
+
+    missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+    if cached_file(str(model), MODULES, **missing, **hub) is None:
+        return None
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(model), allow_patterns=["*.json", "[0-9]*_*/*"], **hub))
