@@ -50,5 +50,5 @@ def test_a_transformer_in_a_subfolder(minilm: str, tmp_path: Path) -> None:
 def test_other_checkpoints_have_nothing_beside(tmp_path: Path) -> None:
     assert sentence_encoder(tmp_path).files == {}
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.WordEmbeddings", "path": ""}]))
-    with pytest.raises(ValueError, match=r"must be a Transformer, got .*\\.WordEmbeddings"):
+    with pytest.raises(ValueError, match=r"must be a Transformer, got .*WordEmbeddings"):
         sentence_encoder(tmp_path)
