@@ -2,7 +2,7 @@
 
 Rows are kept as soon as they are there, so an interrupted run goes on where it stopped; trained weights go to the cache folder.
 Parts: `headline` distils searched classifiers, `others` those that other formats and methods choose; `recipes` is Table 4;
-`step` times a step beside its parts; `embeddings` distils the sentence encoder without labels.
+`step` times a step beside its parts; `embeddings` distils the sentence encoder without labels; `cards` only writes cards again.
 
     python -m benchmarks.distillation --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
 """
@@ -10,274 +10,28 @@ Parts: `headline` distils searched classifiers, `others` those that other format
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import random
-import shutil
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoTokenizer, DataCollatorWithPadding
-from transformers.trainer_utils import get_last_checkpoint
 
-from benchmarks.distillation_step import step_ratios
-from benchmarks.provenance import provenance
-from heat_hf import CompressionReport, HeatConfig
-from heat_hf.calibration import calibration_batches, encode_rows
-from heat_hf.card import Origin, inherited_license
-from heat_hf.data import joined_texts, load_rows
-from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
-from heat_hf.distillation.teacher import set_attention
-from heat_hf.distillation_plots import draw_attention, draw_training
-from heat_hf.evaluation import TASKS, evaluate_task
-from heat_hf.factorize import factorize
-from heat_hf.search.budgets import network_costs, rule_settings
-from heat_hf.search.level1 import ShapeSearch, search_shapes
-from heat_hf.search.level2 import Search
-from heat_hf.search.sensitivity import allocate_ranks
-from heat_hf.search.table import CostTable
-from recipes.evidence import card_of, result_row, write_json
-from recipes.pipeline import training_text
-
-TOKENS = 128
-GAINS = {"HEAT-a1": 10.0, "HEAT-a2": 5.7, "HEAT-a3": 3.0}
-CALIBRATION = 2048
-MANUAL, RANDOM, TENSORLY, HEAT = "manual", "random", "tensorly", "sensitivity"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is compressed, on what it is trained, and how it is scored.
-
-    Attributes:
-        name: of the data.
-        task: key of `heat_hf.evaluation.TASKS`.
-        train: file and column of the sentences.
-        least_words: shorter sentences are left out: much of SST-2's training data are phrases of a few words.
-        test: file of labelled rows.
-        rows: texts drawn for training.
-        joined: share of them that is made of two each, see `heat_hf.data.joined_texts`.
-        cache_gib: for the teacher's answers.
-        labelled: whether rows keep their labels.
-    """
-
-    name: str
-    task: str
-    train: tuple[str, str]
-    least_words: int
-    test: str
-    rows: int
-    joined: float
-    cache_gib: float
-    labelled: bool = False
-
-
-SST2 = Subject(
-    "SST-2", "text-classification", ("sst2/train.parquet", "sentence"), 12, "sst2/validation.parquet", 16000, 0.5, 12
+from benchmarks.distillation_bench import (
+    GAINS,
+    HEAT,
+    LABELLED,
+    MANUAL,
+    RANDOM,
+    SST2,
+    STSB,
+    TENSORLY,
+    Bench,
+    cards,
+    measure,
 )
-STSB = Subject("STS-B", "sentence-similarity", ("text/train.parquet", "text"), 4, "stsb/test.parquet", 32000, 0.0, 0)
-LABELLED = replace(SST2, name="SST-2 labelled", joined=0.0, labelled=True)  # joined texts have no labels
-EMBEDDING = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
-SCHEDULE = {"max_steps": 1000, "layer_share": 0.75, "learning_rate": 3e-4, "logit_learning_rate": 2e-5}
-
-
-class Bench:
-    """A subject's dense model, rows and calibration, and the rows found so far."""
-
-    def __init__(self, subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
-        self.subject, self.checkpoint, self.args = subject, checkpoint, args
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        self.dense = self.load()
-        file, column = subject.train
-        rows = self.drawn(load_rows(args.data / file), column)
-        self.calibration = calibration_batches([row[column] for row in rows[:CALIBRATION]], self.tokenizer, max_length=TOKENS)
-        self.rows = encode_rows(rows, self.tokenizer, TOKENS)
-        self.test = load_rows(args.data / subject.test)
-        self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
-        self.file = args.results / "distillation.json"
-        self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
-        self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
-        self.metric = TASKS[subject.task].main
-
-    def drawn(self, data: Any, column: str) -> list[dict[str, Any]]:
-        """Training rows: long texts, and joined ones between; with labels if they are to be used."""
-        own, every = self.subject, data[column]
-        labels = {"label": data["label"]} if own.labelled else {}
-        long = [
-            {column: text, **{name: values[place] for name, values in labels.items()}}
-            for place, text in enumerate(every)
-            if len(text.split()) >= own.least_words
-        ]
-        random.Random(0).shuffle(long)
-        count = round(own.rows * own.joined)
-        rows = long[: own.rows - count] + [{column: text} for text in joined_texts(every, count)]
-        random.Random(1).shuffle(rows)
-        return rows
-
-    def load(self) -> Any:
-        return getattr(transformers, TASKS[self.subject.task].model_class).from_pretrained(self.checkpoint).eval()
-
-    def save(self) -> None:
-        write_json(self.file, {**provenance(self.args.command, "torch", "transformers"), **self.found})
-
-    def score(self, model: Any) -> float:
-        return evaluate_task(model.eval(), self.tokenizer, self.subject.task, self.test)[self.metric]
-
-    @cached_property
-    def teacher_score(self) -> float:
-        return self.score(self.dense)
-
-    @cached_property
-    def searches(self) -> dict[str, Search]:
-        return {}
-
-    @cached_property
-    def table(self) -> CostTable:
-        """Level 1's cost table, which has the shapes that formats other than low rank take."""
-        search = ShapeSearch(formats=("cp", "tucker", "ttm"))
-        return search_shapes(self.dense, "simba-l", TOKENS, search, self.args.cache / f"{self.subject.name}.parquet", workers=2)
-
-    def config(self, decomposition: str, method: str, gain: float, shape: Any = None) -> HeatConfig:
-        return HeatConfig(
-            decomposition=decomposition, rank_search=method, target_edp_ratio=1 / gain, sequence_length=TOKENS, shape=shape,
-            activation_aware=None,
-        )  # fmt: skip
-
-    def settings(self, decomposition: str, method: str, gain: float, shape: Any = None) -> dict[str, Any]:
-        """Ranks by a method within an EDP budget; sensitivities are found once for each format."""
-        config = self.config(decomposition, method, gain, shape)
-        costs = network_costs(self.dense, config)
-        table = None if decomposition == "low_rank" or shape is not None else self.table
-        if method != HEAT:
-            return rule_settings(self.dense, config, costs, table, "edp", costs.dense.edp / gain)
-        if decomposition not in self.searches:
-            known = next(iter(self.searches.values()), None)
-            own = Search.prepare(self.dense, config, None if known else self.calibration, table, costs)
-            self.searches[decomposition] = replace(own, moments=known.moments) if known else own
-        search = self.searches[decomposition]
-        space, losses = search.sensitivity()
-        choice, _ = allocate_ranks(space, losses, "edp", costs.dense.edp / gain)
-        return dict(space.settings(choice))
-
-    def student(self, decomposition: str, method: str, gain: float, shape: Any = None) -> tuple[Any, Any]:
-        """The compressed model before training, from the cache if it is there, and its report.
-
-        Or None, and the row that has the same network.
-        """
-        folder = self.args.cache / f"{self.subject.name}-{decomposition}-{method}-{gain:g}"
-        if not (folder / "heat_report.json").is_file():
-            settings = self.settings(decomposition, method, gain, shape)
-            known = self.same_network(settings)
-            if known is not None:
-                return None, known
-            model = copy.deepcopy(self.dense)
-            report = factorize(model, self.config(decomposition, method, gain, shape), self.calibration, settings)
-            model.save_pretrained(folder)
-            report.save(folder)
-        model = type(self.dense).from_pretrained(folder)
-        return model, CompressionReport.load(folder)
-
-    def same_network(self, settings: dict[str, Any]) -> str | None:
-        """The measured row whose network is the same under another name: with modes of extent 1, all formats are low rank."""
-        wanted = signature(settings)
-        for key, row in self.found["rows"].items():
-            if row.get("dataset") == self.subject.name and row.get("signature") == wanted:
-                return key
-        return None
-
-    def distil(self, model: Any, name: str, **options: Any) -> DistillationTrainer:
-        """Train; goes on from a checkpoint of the same name."""
-        folder = self.args.cache / f"{self.subject.name}-{name}-checkpoints"
-        arguments = DistillationArguments(
-            output_dir=str(folder), disable_tqdm=True, save_steps=250, logging_steps=25, use_cpu=not torch.cuda.is_available(),
-            **{**SCHEDULE, **options},
-        )  # fmt: skip
-        trainer = DistillationTrainer(model, self.teacher, arguments, self.rows, DataCollatorWithPadding(self.tokenizer))
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
-        shutil.rmtree(folder, ignore_errors=True)
-        set_attention(model, False)
-        return trainer
-
-
-def signature(settings: dict[str, Any]) -> list[str]:
-    """What every tensor computes: with modes of extent 1, all formats of one rank are the same two matrices."""
-    found = []
-    for setting in settings.values():
-        if setting is None:
-            found.append("dense")
-            continue
-        long = [sum(mode > 1 for mode in modes) for modes in (setting.shape.out_modes, setting.shape.in_modes)]
-        plain = len(setting.rank) == 1 and max(long) == 1
-        found.append(f"{'low_rank' if plain else f'{setting.format} {setting.shape}'} {setting.rank}")
-    return found
-
-
-def measure(
-    bench: Bench, decomposition: str, method: str, variant: str, seed: int = 0, card: bool = False, **options: Any
-) -> dict[str, Any] | None:
-    """One row: compress, distil, score; None if the budget is out of the method's reach."""
-    gain = GAINS[variant]
-    key = f"{bench.subject.name} {decomposition} {method} {gain:g} {seed}"
-    rows = bench.found["rows"]
-    if key in rows:
-        return rows[key]
-    try:
-        model, report = bench.student(decomposition, method, gain)
-    except ValueError as error:
-        if "cannot be reached" not in str(error):
-            raise
-        rows[key] = {"decomposition": decomposition, "rank_search": method, "variant": variant, "unreachable": str(error)}
-        bench.save()
-        return rows[key]
-    if model is None:
-        rows[key] = {"decomposition": decomposition, "rank_search": method, "variant": variant, "same_as": report}
-        print(key, "is", report, flush=True)
-        bench.save()
-        return rows[key]
-    untrained = bench.score(model)
-    started = time.perf_counter()
-    trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed, **options)
-    seconds = time.perf_counter() - started
-    rows[key] = row = result_row(
-        report, bench.subject.task, bench.metric, bench.score(model), bench.teacher_score, dataset=bench.subject.name,
-        decomposition=decomposition, variant=variant, rank_search=method, recipe=trainer.args.recipe, seed=seed,
-        train_rows=len(bench.rows), steps=trainer.state.global_step, seconds=round(seconds, 1), untrained_score=untrained,
-        signature=signature({own.name: own.setting for own in report.tensors}),
-        command=bench.args.command,
-    )  # fmt: skip
-    print(
-        key,
-        f"untrained {untrained:.4f} distilled {row['score']:.4f} dense {bench.teacher_score:.4f} {seconds:.0f} s",
-        flush=True,
-    )
-    bench.save()
-    if card:
-        write_card(bench, trainer, report, row)
-    return row
-
-
-def write_card(bench: Bench, trainer: DistillationTrainer, report: CompressionReport, row: dict[str, Any]) -> None:
-    """The model's card and the picture of its training."""
-    base = "sentence-transformers/all-MiniLM-L6-v2" if bench.subject is STSB else Path(bench.checkpoint).name
-    name = f"minilm-{bench.subject.name.lower()}-{row['decomposition']}-{row['variant']}".replace("_", "-")
-    folder = bench.args.cards / name
-    folder.mkdir(parents=True, exist_ok=True)
-    draw_training(trainer.state.log_history, folder / "training.png")
-    origin = Origin(
-        name, base, inherited_license(bench.checkpoint), training=training_text(trainer.args, row, bench.subject.name),
-        command=row["command"], figures={"Losses over the steps of training": "training.png"}, language="en",
-    )  # fmt: skip
-    split = Path(bench.subject.test).stem
-    card_of(replace(report, base_model=base), row, origin, bench.subject.name, split, len(bench.test)).save(
-        folder / "README.md"
-    )
-    write_json(folder / "metrics.json", row)
+from benchmarks.distillation_step import step_ratios
+from heat_hf.distillation.teacher import set_attention
+from heat_hf.distillation_plots import draw_attention
 
 
 def headline(bench: Bench) -> None:
@@ -353,7 +107,7 @@ def attention_maps(bench: Bench, model: Any) -> torch.Tensor:
 def embeddings(bench: Bench) -> None:
     """The sentence encoder, without labels."""
     for variant in ("HEAT-a3", "HEAT-a2"):
-        measure(bench, "low_rank", HEAT, variant, card=True, **EMBEDDING)
+        measure(bench, "low_rank", HEAT, variant, card=True)
 
 
 def step(bench: Bench) -> None:
@@ -364,7 +118,7 @@ def step(bench: Bench) -> None:
     bench.save()
 
 
-PARTS = {"headline": headline, "step": step, "others": others, "recipes": recipes, "embeddings": embeddings}
+PARTS = {"headline": headline, "step": step, "others": others, "recipes": recipes, "embeddings": embeddings, "cards": cards}
 SUBJECTS = {"recipes": LABELLED, "embeddings": STSB}
 
 
@@ -377,7 +131,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--cards", type=Path, default=Path("model_cards"))
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[name for name in PARTS if name != "cards"])
     parser.add_argument("--ttm-gain", type=float, default=3.0)
     parser.add_argument("--recipe-steps", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=22)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from benchmarks.provenance import source_line
 
 METHODS = {"sensitivity": "HEAT", "manual": "hand-tuned", "tensorly": "TensorLy's ranks", "random": "random"}
+NOT_YET = "Not measured yet: `python -m benchmarks.distillation --parts {part}`."
 RECIPES = {
     "labels": "labels only (cross entropy)",
     "one-stage": "one stage: attention, hidden states and logits together",
@@ -78,7 +79,9 @@ def _others(data: dict) -> list[str]:
 
 def recipes(data: dict) -> str:
     """The paper's Table 4."""
-    table = data["recipes"]
+    table = data.get("recipes", {})
+    if len(table) < len(RECIPES):
+        return NOT_YET.format(part="recipes")
     first = table["two-stage"]
     lines = ["| re-training | accuracy |", "|---|---:|", f"| none | {first['untrained_score']:.4f} |"]
     lines += [f"| {label} | {table[name]['score']:.4f} |" for name, label in RECIPES.items() if name in table]
@@ -93,6 +96,8 @@ def recipes(data: dict) -> str:
 def embeddings(data: dict) -> str:
     """STS-B."""
     rows = measured(data, "STS-B")
+    if not rows:
+        return NOT_YET.format(part="embeddings")
     lines = [
         "| variant | EDP gain | parameters, M | untrained | distilled | dense |",
         "|---|---:|---:|---:|---:|---:|",
@@ -112,6 +117,8 @@ def embeddings(data: dict) -> str:
 
 def step_cost(data: dict) -> str:
     """What a step costs."""
+    if "step" not in data:
+        return NOT_YET.format(part="step")
     texts = [
         f"{'first' if name == 'layers' else 'second'} stage {own['median']:.2f} ({own['lower']:.2f}–{own['upper']:.2f})"
         for name, own in data["step"].items()

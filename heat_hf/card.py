@@ -87,7 +87,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         _card_data(report, origin, evaluations, base, task),
         template_path=str(TEMPLATE),
         name=origin.name,
-        base_link=f"https://huggingface.co/{base}" if base.count("/") == 1 else "#",
+        base_link=f"https://huggingface.co/{base}" if base.count("/") == 1 else "",
         base_model=base,
         factorized=len(factorized),
         tensors=len(report.tensors),
