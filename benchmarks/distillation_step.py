@@ -32,6 +32,7 @@ def step_ratios(model: Any, teacher: Any, rows: list[dict], tokenizer: Any, repe
         trainer = DistillationTrainer(model, Teacher(teacher), arguments, rows, collate)
         trainer.create_optimizer_and_scheduler(1000)
         trainer.state.max_steps = 1000
+        trainer.current_gradient_accumulation_steps = 1  # what `train` sets before its first step
         ratios = [_ratio(trainer, model, teacher, dict(batch), recipe == "layers") for batch in batches][WARM_UP:]
         lower, median, upper = statistics.quantiles(ratios, n=4)
         found[recipe] = {"median": median, "lower": lower, "upper": upper, "repeats": len(ratios)}
