@@ -287,6 +287,7 @@ def write_card(bench: Bench, report: CompressionReport, row: dict[str, Any]) -> 
 def cards(bench: Bench) -> None:
     """Write the cards again, of what has been measured."""
     for row in bench.found["rows"].values():
-        if row.get("dataset") == bench.subject.name and row["rank_search"] == HEAT and card_folder(bench, row).is_dir():
+        measured = row.get("dataset") == bench.subject.name and row["rank_search"] == HEAT
+        if measured and row["seed"] == 0 and card_folder(bench, row).is_dir():
             _, report = bench.student(row["decomposition"], row["rank_search"], GAINS[row["variant"]])
             write_card(bench, report, row)

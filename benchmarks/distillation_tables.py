@@ -54,7 +54,8 @@ def classification(data: dict) -> str:
         )
     note = (
         f"A MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points). {first['train_rows']:,} training "
-        f"sentences of at least 12 words, {first['steps']:,} steps of 32, three quarters of them in stage one; no labels. "
+        "texts, half of them sentences of at least 12 words, half joined of two; "
+        f"{first['steps']:,} steps of 32, three quarters of them in stage one; no labels. "
         "EDP: ΣE·ΣT of the 36 encoder matrices, 128 tokens, simba-l; parameters: of the whole model, embeddings included."
     )
     return "\n".join([*lines, "", note, *_others(data), "", source_line(data)])
