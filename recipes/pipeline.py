@@ -93,7 +93,9 @@ def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str,
     trainer.train(resume_from_checkpoint=_last(output / "checkpoints"))
     seconds = time.perf_counter() - started
     found = {"scores": score(student.eval()), "teacher_scores": score(teacher), "untrained_scores": before}
-    row = _row(recipe, options, report, found, len(rows), trainer.state.global_step, seconds)
+    row = _row(
+        recipe, options, report, found, len(material.train) + options.data.joined_rows, trainer.state.global_step, seconds
+    )
     if trainer.is_world_process_zero():
         _keep(options, material, student, tokenizer, report, row, trainer.state.log_history, output)
     return row

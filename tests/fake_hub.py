@@ -128,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.hub.repos:
             self.answer(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
             return
-        self.hub.repos[name] = Repo(bool(wanted.get("private")))
+        self.hub.repos[name] = Repo(bool(wanted.get("private")) or wanted.get("visibility") == "private")
         self.answer(200, {"url": f"{self.hub.url}/{name}", "name": name, "id": name})
 
     def models(self, name: str, rest: list[str], method: str, body: bytes) -> None:

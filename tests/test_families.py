@@ -244,6 +244,6 @@ def test_compressor_saves_all_a_user_needs(tmp_path: Path) -> None:
     compressor = HeatCompressor.from_pretrained(small_model("bert"))
     report = compressor.compress(HeatConfig(target_params_ratio=0.5), save_directory=tmp_path / "new" / "folder")
     files = {file.name for file in (tmp_path / "new" / "folder").iterdir()}
-    assert files == {"config.json", "heat_model.safetensors", "heat_report.json"}
+    assert files == {"README.md", "config.json", "heat_model.safetensors", "heat_report.json"}
     assert type(report).load(tmp_path / "new" / "folder") == report
     assert all(isinstance(m, FactorizedLinear) for m in factorized_layers(compressor.model).values())
