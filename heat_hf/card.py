@@ -91,7 +91,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         base_model=base,
         factorized=len(factorized),
         tensors=len(report.tensors),
-        formats=", ".join(sorted({t.setting.format for t in factorized if t.setting is not None})),
+        formats=", ".join(sorted(_formats(report))),
         params_ratio=f"{report.params_ratio:.3f}",
         gain="" if cost is None else f"{cost.dense_edp / cost.edp:.2f} times",
         accelerator=report.accelerator,

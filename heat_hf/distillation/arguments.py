@@ -85,6 +85,12 @@ class DistillationArguments(TrainingArguments):
         """Of the recipe."""
         return RECIPES[self.recipe]
 
+    def hidden_weight_in(self, stage: Stage) -> float:
+        """Weight of the hidden states' distance in a stage; 0 where they are not needed."""
+        if stage.hidden:
+            return self.hidden_weight
+        return 0.0 if stage.by_layer else self.kept_hidden_weight
+
     def rates(self) -> list[float]:
         """Peak learning rate of every stage."""
         later = self.learning_rate if self.logit_learning_rate is None else self.logit_learning_rate

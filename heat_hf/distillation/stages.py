@@ -58,7 +58,7 @@ def layer_losses(
     if stage.attention:
         apart = attention_distance(student.attentions, teacher.attentions, mask)
         found["attention"] = args.attention_weight * len(student.attentions) * apart
-    hidden = args.hidden_weight if stage.hidden else args.kept_hidden_weight
+    hidden = args.hidden_weight_in(stage)
     if hidden:
         apart = hidden_distance(student.hidden_states, teacher.hidden_states, mask)
         found["hidden"] = hidden * (len(student.hidden_states) - 1) * apart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -69,11 +70,7 @@ class DistillationTrainer(Trainer):
 
     def stage_ends(self) -> list[int]:
         """Steps after which the stages end."""
-        ends, total_steps = [], 0
-        for steps in self.args.stage_steps(self.state.max_steps):
-            total_steps += steps
-            ends.append(total_steps)
-        return ends
+        return list(accumulate(self.args.stage_steps(self.state.max_steps)))
 
     def _stage_now(self, training: bool) -> Stage:
         stages = self.args.stages
@@ -101,7 +98,7 @@ class DistillationTrainer(Trainer):
         references = label_columns(inputs)
         given = {key: value for key, value in inputs.items() if key not in references and key != ROW}
         rows = inputs[ROW].tolist() if ROW in inputs else None
-        hidden = stage.hidden or (not stage.by_layer and self.args.kept_hidden_weight > 0)
+        hidden = self.args.hidden_weight_in(stage) > 0
         by_labels = stage.labels or (stage.logits and self.args.targets == "labels")
         asked = {**given, **references} if by_labels else given
         outputs = model(**asked, output_hidden_states=hidden, output_attentions=stage.attention)
