@@ -80,16 +80,20 @@ def _others(data: dict) -> list[str]:
 
 def recipes(data: dict) -> str:
     """The paper's Table 4."""
-    table = data.get("recipes", {})
-    if len(table) < len(RECIPES):
+    tables = {rate: table for rate, table in data.get("recipes", {}).items() if len(table) == len(RECIPES)}
+    if not tables:
         return NOT_YET.format(part="recipes")
-    first = table["two-stage"]
-    lines = ["| re-training | accuracy |", "|---|---:|", f"| none | {first['untrained_score']:.4f} |"]
-    lines += [f"| {label} | {table[name]['score']:.4f} |" for name, label in RECIPES.items() if name in table]
+    first = next(iter(tables.values()))["two-stage"]
+    heads = "".join(f" rate {rate} |" for rate in tables)
+    lines = [f"| re-training |{heads}", "|---|" + "---:|" * len(tables)]
+    lines.append(f"| none | {first['untrained_score']:.4f} |" + " |" * (len(tables) - 1))
+    for name, label in RECIPES.items():
+        lines.append(f"| {label} |" + "".join(f" {table[name]['score']:.4f} |" for table in tables.values()))
     shapes = ", ".join(f"{size} as {shape}" for size, shape in first["shape"].items())
     note = (
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
-        f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way, seed {first['seed']}."
+        f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way, seed {first['seed']}. "
+        "Rate: the peak learning rate of every stage that learns logits or labels; stages that only align layers have 3e-4."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 

@@ -258,6 +258,21 @@ def ranks_supernet(data: dict) -> str:
     return "\n".join([*lines, "", note, "", source_line(data)])
 
 
+def exported(data: dict) -> str:
+    """Score, size and time of exported models."""
+    sizes = list(next(iter(data["models"].values()))["time"])
+    heads = "".join(f" time {size} |" for size in sizes)
+    lines = [f"| model | {data['metric']} | MiB |{heads}", "|---|---:|---:|" + "---:|" * len(sizes)]
+    for name, own in data["models"].items():
+        times = "".join(f" {median:.2f} ({low:.2f}–{high:.2f}) |" for low, median, high in own["time"].values())
+        lines.append(f"| {name} | {own['score']:.4f} | {own['MiB']:.1f} |{times}")
+    note = (
+        f"{data['test']}, {data['rows_count']:,} rows. Time of a forward pass of rows × tokens over that of the dense model in "
+        f"PyTorch in the same round, median and quartiles, {data['threads']} threads. MiB: weights, or the ONNX file."
+    )
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
 # Marker in the README → the result file's stem and what makes the table.
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "training_free": ("training_free", training_free),
@@ -272,6 +287,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "distilled": ("distillation", distilled.classification),
     "recipes": ("distillation", distilled.recipes),
     "embeddings": ("distillation", distilled.embeddings),
+    "exported": ("exported", exported),
     "step_cost": ("distillation", distilled.step_cost),
 }
 

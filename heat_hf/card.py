@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from heat_hf.report import CompressionReport, TensorReport
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-MODEL_CLASSES = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "token-classification": "AutoModelForTokenClassification",
-}
+PIPELINES = ("text-classification", "token-classification")  # Transformers 5 has no question-answering pipeline
 
 
 @dataclass(frozen=True)
@@ -166,9 +162,10 @@ def _formats(report: CompressionReport) -> set[str]:
 
 
 def _usage(name: str, task: str) -> str:
-    if task in MODEL_CLASSES:
+    if task in PIPELINES:
         return f'import heat_hf\nfrom transformers import pipeline\npipe = pipeline("{task}", model="{name}")'
-    return f'import heat_hf\nfrom transformers import AutoModel\nmodel = AutoModel.from_pretrained("{name}")'
+    loader = "AutoModelForQuestionAnswering" if task == "question-answering" else "AutoModel"
+    return f'import heat_hf\nfrom transformers import {loader}\nmodel = {loader}.from_pretrained("{name}")'
 
 
 def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) -> str:

@@ -60,12 +60,12 @@ def draw_attention(
     size = max(1.7, 0.14 * len(tokens))
     figure = Figure(figsize=(1.6 + size * len(heads), 0.6 + (size + 0.25) * len(maps)), layout="constrained")
     panels = figure.subplots(len(maps), len(heads), squeeze=False)
+    for axes, (block, head) in zip(panels[0], heads, strict=True):
+        axes.set_title(f"block {block + 1}, head {head + 1}", fontsize=9)
     for row, (label, own) in zip(panels, maps.items(), strict=True):
         for axes, (block, head) in zip(row, heads, strict=True):
             axes.imshow(own[block, head].float().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="equal")
             axes.set(xticks=[], yticks=[])
-            if row is panels[0]:
-                axes.set_title(f"block {block + 1}, head {head + 1}", fontsize=9)
         row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     for axes in panels[-1]:
         axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)

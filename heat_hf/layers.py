@@ -80,7 +80,8 @@ class FactorizedLinear(nn.Module):
         self.slices = slices
         self.gain = gain
         self.plan = active.plan(self.tokens)
-        _ = self.plan.steps, self.plan.precomputed  # sorted out here: a compiler cannot follow how they are kept
+        for step in self.plan.steps + self.plan.precomputed:
+            _ = step.groups  # sorted out here: a compiler cannot follow how these properties are kept
 
     def active_cores(self) -> tuple[Tensor, ...]:
         """The cores, cut to the active rank, the gain in the first one."""

@@ -14,7 +14,7 @@ import pytest
 import heat_hf
 
 ROOT = Path(__file__).parents[1]
-LAZY = ("optimum", "peft", "datasets", "evaluate", "sklearn", "matplotlib", "tensorly", "rich")
+LAZY = ("optimum", "peft", "datasets", "evaluate", "sklearn", "matplotlib", "tensorly", "rich", "onnx", "onnxruntime")
 
 
 def loaded(program: str) -> set[str]:
@@ -115,11 +115,12 @@ def test_the_built_wheel_in_a_clean_environment(tmp_path: Path, minilm: str) -> 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
-    (wheel,) = tmp_path.glob("*.whl")
+    run(sys.executable, "-m", "build", "--outdir", tmp_path, ROOT)
+    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist)
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"heat-hf[optimum] @ file://{wheel}")
+    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"heat-hf[onnx,optimum] @ file://{wheel}")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     options = {"cwd": tmp_path, "env": environment}
     command = ["compress", minilm, "--target-params-ratio", "0.6", "--output", "out"]
@@ -128,5 +129,15 @@ def test_the_built_wheel_in_a_clean_environment(tmp_path: Path, minilm: str) -> 
     run(python.with_name("heat-hf"), "search", "shapes", minilm, "--formats", "low_rank", "--output", "t.parquet", **options)
     run(python.with_name("heat-hf"), "report", "shapes", "t.parquet", "--output", "drawn", **options)
     assert "<svg" in (tmp_path / "drawn" / "shapes.html").read_text()
+    optimum = (python.with_name("optimum-cli"), "heat")
+    for verb in ("compress", "cost", "export", "push"):
+        assert f"usage: optimum-cli heat {verb}" in run(*optimum, verb, "--help", **options)
+    assert "EDP" in run(*optimum, "cost", "--gemm", "32x64x64", **options)
+    run(*optimum, "compress", minilm, "--target-params-ratio", "0.5", "--output", "half", **options)
+    assert "int8" in run(*optimum, "export", "half", "--int8", "--output", "half-onnx", **options)
+    refused = subprocess.run([*optimum, "push", "nothing", "me/x"], capture_output=True, text=True, **options)
+    assert refused.returncode == 2 and "nothing" in refused.stderr
+    pipe = "import heat_hf; from transformers import pipeline; print(len(pipeline('feature-extraction', 'out')('A b.')[0]))"
+    assert run(python, "-c", pipe, **options).strip() == "5"
     load = "import heat_hf; from transformers import AutoModel; print(AutoModel.from_pretrained('out').encoder.layer[0])"
     assert "FactorizedLinear" in run(python, "-c", load, **options)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from heat_hf.cli import compress, cost, distill, evaluate, push, report, search
+from heat_hf.cli import compress, cost, distill, evaluate, export, push, report, search
 
 BAD_INPUT = 2
 
@@ -29,6 +29,7 @@ VERBS = {
     "cost": Verb("what a product, a matrix or a model costs on an accelerator", cost.add_arguments, cost.run),
     "distill": Verb("train a compressed model to say again what the dense one says", distill.add_arguments, distill.run),
     "evaluate": Verb("score a model on labelled rows", evaluate.add_arguments, evaluate.run),
+    "export": Verb("export a model to ONNX, in float32 or int8", export.add_arguments, export.run),
     "push": Verb("push a compressed model to the Hub, with its card", push.add_arguments, push.run),
     "report": Verb("show what a compressed model's tensors got, or a cost table", report.add_arguments, report.run),
     "search": Verb("find tensorization shapes and ranks for a checkpoint", search.add_arguments, search.run),
@@ -49,6 +50,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "heat-hf") -> int:
     args = build_parser(prog).parse_args(argv)
     try:
         return VERBS[args.verb].run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -10,7 +10,7 @@ from heat_hf.cli.values import show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `evaluate`."""
-    parser.add_argument("model", help="Hub id or folder, dense or compressed")
+    parser.add_argument("model", help="Hub id or folder: dense, compressed, or exported to ONNX")
     tasks = "sentence-similarity, text-classification, question-answering or token-classification"
     parser.add_argument("--task", required=True, help=tasks)
     parser.add_argument("--data", required=True, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
@@ -36,12 +36,13 @@ def run(args: argparse.Namespace) -> int:
     rows = load_rows(args.data, args.rows)
     names = [args.model, *([args.baseline] if args.baseline else [])]
     loader = getattr(transformers, TASKS[args.task].model_class)
-    models = {name: loader.from_pretrained(name).eval() for name in names}
+    models = {name: _load(loader, name) for name in names}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         scores = evaluate_task(model, tokenizer, args.task, rows, args.columns)
-        results[name] = {**scores, "parameters": model.num_parameters()}
+        counted = getattr(model, "num_parameters", None)  # of an exported model there is none
+        results[name] = {**scores, **({"parameters": counted()} if counted else {})}
     if args.latency:
         for name, latency in measure_latency(models).items():
             results[name]["latency_s"] = dataclasses.asdict(latency)
@@ -49,15 +50,27 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _load(loader: Any, name: str) -> Any:  # noqa: ANN401
+    from pathlib import Path
+
+    if not (Path(name) / "model.onnx").is_file():
+        return loader.from_pretrained(name).eval()
+    from heat_hf.integrations.onnx import OnnxModel
+
+    return OnnxModel(name).eval()
+
+
 def _score_table(results: dict[str, dict[str, Any]]) -> str:
     from heat_hf.text import text_table
 
-    columns = list(next(iter(results.values())))
-    rows = [(name, *(_cell(scores[column]) for column in columns)) for name, scores in results.items()]
+    columns = list(dict.fromkeys(column for scores in results.values() for column in scores))
+    rows = [(name, *(_cell(scores.get(column, "")) for column in columns)) for name, scores in results.items()]
     return text_table(["model", *(column.removesuffix("_s") for column in columns)], [rows], width=120)
 
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
         return f"{value['median'] * 1e3:.1f} ms ({value['lower'] * 1e3:.1f}–{value['upper'] * 1e3:.1f})"
+    if isinstance(value, str):
+        return value
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,89 @@
+"""Dense and compressed models in PyTorch, in ONNX Runtime, and in int8: score, size, and time side by side.
+
+python -m benchmarks.exported --data DATA --dense FOLDER --compressed FOLDER --task TASK --test FILE --output FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import heat_hf  # noqa: F401
+from benchmarks.provenance import provenance
+from heat_hf.data import load_rows
+from heat_hf.evaluation import TASKS, evaluate_task
+from heat_hf.integrations.onnx import OnnxModel, export_onnx
+from recipes.evidence import write_json
+
+SIZES = ((8, 128), (1, 32))
+
+
+def ratios(models: Mapping[str, Any], peer: str, rows: int, tokens: int, repeats: int) -> dict[str, list[float]]:
+    """Quartiles of the time of a forward pass over the peer's of the same round."""
+    ids = torch.randint(1000, 20000, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for _ in range(repeats + 2):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model(**inputs)
+                times[name].append(time.perf_counter() - start)
+    return {
+        name: statistics.quantiles([own / other for own, other in zip(found[2:], times[peer][2:], strict=True)], n=4)
+        for name, found in times.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--dense", required=True)
+    parser.add_argument("--compressed", required=True)
+    parser.add_argument("--task", choices=TASKS, default="sentence-similarity")
+    parser.add_argument("--test", default="stsb/test.parquet")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/exported.json"))
+    args = parser.parse_args()
+    task = TASKS[args.task]
+    loader, rows = getattr(transformers, task.model_class), load_rows(args.data / args.test)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.dense)
+    models: dict[str, Any] = {}
+    sizes: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for kind, folder in (("dense", args.dense), ("HEAT", args.compressed)):
+            model = loader.from_pretrained(folder).eval()
+            models[f"{kind}, PyTorch"] = model
+            sizes[f"{kind}, PyTorch"] = sum(value.nbytes for value in model.state_dict().values()) / 2**20
+            for label, int8 in (("ONNX Runtime", False), ("ONNX Runtime int8", True)):
+                place = Path(scratch) / f"{kind}-{int8}"
+                sizes[f"{kind}, {label}"] = export_onnx(model, tokenizer, place, int8).stat().st_size / 2**20
+                models[f"{kind}, {label}"] = OnnxModel(place).eval()
+        scores = {name: evaluate_task(model, tokenizer, args.task, rows)[task.main] for name, model in models.items()}
+        times = {f"{a} × {b}": ratios(models, "dense, PyTorch", a, b, args.repeats) for a, b in SIZES}
+    command = "python -m benchmarks.exported --data DATA --dense FOLDER --compressed FOLDER "
+    command += f"--task {args.task} --test {args.test} --repeats {args.repeats} --output FILE"
+    found = {
+        name: {"score": scores[name], "MiB": sizes[name], "time": {size: own[name] for size, own in times.items()}}
+        for name in models
+    }
+    about = {
+        "task": args.task,
+        "test": args.test,
+        "rows_count": len(rows),
+        "metric": task.main,
+        "threads": torch.get_num_threads(),
+    }
+    write_json(args.output, {**provenance(command, "torch", "transformers", "onnxruntime"), **about, "models": found})
+
+
+if __name__ == "__main__":
+    main()

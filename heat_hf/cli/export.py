@@ -1,0 +1,37 @@
+"""`heat-hf export`."""
+
+from __future__ import annotations
+
+import argparse
+
+from heat_hf.cli.values import show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `export`."""
+    parser.add_argument("model", help="Hub id or folder, dense or compressed")
+    parser.add_argument("--output", required=True, metavar="DIR", help="for model.onnx, with configuration and tokenizer")
+    parser.add_argument("--int8", action="store_true", help="quantize the weights, per channel, and activations as they come")
+    parser.add_argument("--revision", help="branch, tag or commit of the model; default: main")
+    parser.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export to ONNX, with the head that the checkpoint has."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    import heat_hf  # noqa: F401
+    from heat_hf.encoder import model_class_of
+    from heat_hf.integrations.onnx import OPSET, export_onnx
+    from heat_hf.storage import check_target
+
+    check_target(args.output, args.overwrite)
+    config = AutoConfig.from_pretrained(args.model, revision=args.revision)
+    model = model_class_of(config).from_pretrained(args.model, revision=args.revision)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
+    path = export_onnx(model, tokenizer, args.output, args.int8, args.overwrite)
+    size = path.stat().st_size
+    found = {"file": str(path), "bytes": size, "opset": OPSET, "int8": args.int8}
+    show(args, found, f"exported: {path}, {size / 2**20:.1f} MiB, opset {OPSET}, {'int8' if args.int8 else 'float32'}")
+    return 0

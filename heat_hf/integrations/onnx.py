@@ -1,0 +1,195 @@
+"""ONNX: a compressed model as a file that ONNX Runtime runs, in float32 or with its weights in int8."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heat_hf.storage import atomic_directory, check_target
+
+OPSET = 18
+MODEL_NAME = "model.onnx"
+TOLERANCE = 1e-4  # of the largest output
+OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
+EXAMPLES = ["A sentence to export with.", "And another one, which has a few more words."]
+
+
+class _Outputs(nn.Module):
+    """Tensors in, a tuple of tensors out, as exporters want it."""
+
+    def __init__(self, model: Any, names: tuple[str, ...], outputs: tuple[str, ...]) -> None:  # noqa: ANN401
+        super().__init__()
+        self.model = model
+        self.names = names
+        self.outputs = outputs
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(found[name] for name in self.outputs)
+
+
+def export_onnx(
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    folder: str | os.PathLike[str],
+    int8: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Write `model.onnx`, for any number of rows and tokens, checked in ONNX Runtime against the model itself.
+
+    Tokenizer and configuration are beside it; the folder appears only when the check has passed.
+
+    Args:
+        model: a compressed or dense model.
+        tokenizer: says which inputs the model takes.
+        folder: where.
+        int8: quantize the weights of all products, per channel; activations are quantized as they come (dynamic). The float32
+            model is what is checked: int8 changes the outputs on purpose.
+        overwrite: whether to replace a non-empty folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImportError: if the packages of the extra "onnx" are not installed.
+        OSError: if the folder cannot be written.
+        ValueError: if the model has none of the known outputs, or ONNX Runtime does not compute what the model does.
+    """
+    _require_packages()
+    check_target(folder, overwrite)
+    model = model.eval()
+    names = tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names)
+    inputs = tokenizer(EXAMPLES, padding=True, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        outputs = tuple(name for name in OUTPUTS if name in model(**inputs))
+    if not outputs:
+        raise ValueError(f"{type(model).__name__} has none of the outputs {', '.join(OUTPUTS)}")
+    with atomic_directory(folder, overwrite) as place:
+        path = place / MODEL_NAME
+        with _quiet():
+            _write(_Outputs(model, names, outputs).eval(), tuple(inputs[name] for name in names), path, outputs)
+        config = copy.deepcopy(model.config)
+        for name in ("quantization_config", "transformers_weights"):  # of the weights that are not here
+            config.__dict__.pop(name, None)
+        config.save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        _check(path, tokenizer, model, outputs)
+        if int8:
+            _quantize(path)
+    return Path(folder) / MODEL_NAME
+
+
+class OnnxModel(nn.Module):
+    """An exported model in ONNX Runtime, called like the model it was exported from; on the CPU, and not trainable.
+
+    Attributes:
+        config: of the model.
+        device: the CPU.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Load what `export_onnx` wrote.
+
+        Raises:
+            ImportError: if the packages of the extra "onnx" are not installed.
+            FileNotFoundError: if the folder has no model.onnx.
+        """
+        super().__init__()
+        _require_packages()
+        import onnxruntime
+        from transformers import AutoConfig
+
+        path = Path(folder) / MODEL_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} has no {MODEL_NAME}: export a model there first")
+        self.config = AutoConfig.from_pretrained(folder)
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Any:  # noqa: ANN401
+        """Outputs by name, as Transformers gives them; all tokens count without an `attention_mask`."""
+        from transformers.utils.generic import ModelOutput
+
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
+        }
+        feed = {own.name: given[own.name].numpy() for own in self.session.get_inputs()}
+        names = [own.name for own in self.session.get_outputs()]
+        return ModelOutput(zip(names, map(torch.from_numpy, self.session.run(names, feed)), strict=True))
+
+
+def _require_packages() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"exporting needs {error.name}: pip install 'heat-hf[onnx]'") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of packages that it does not need, and of axes that share a name on purpose."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _write(module: _Outputs, inputs: tuple[Tensor, ...], path: Path, outputs: tuple[str, ...]) -> None:
+    rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
+    program = torch.onnx.export(
+        module,
+        inputs,
+        dynamo=True,
+        verbose=False,
+        input_names=list(module.names),
+        output_names=list(outputs),
+        dynamic_shapes={"inputs": tuple({0: rows, 1: tokens} for _ in module.names)},
+        opset_version=OPSET,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def _check(path: Path, tokenizer: Any, model: Any, outputs: tuple[str, ...]) -> None:  # noqa: ANN401
+    """Other numbers of rows and tokens than those of the export."""
+    exported = OnnxModel(path.parent)
+    for texts in (["One."], ["Three rows of text.", "They are of different lengths, and this is the longest.", "Yes."]):
+        inputs = tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            wanted = model(**inputs.to(model.device))
+        found = exported(**inputs.to("cpu"))
+        for name in outputs:
+            apart = float((found[name] - wanted[name].cpu()).abs().max())
+            if not apart <= TOLERANCE * max(1.0, float(wanted[name].abs().max())):
+                raise ValueError(f"ONNX Runtime's {name} differs from the model's by {apart:.2g}; please report it")
+
+
+def _quantize(path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = Path(scratch) / MODEL_NAME
+        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        # Weights of 7 bits: on CPUs without VNNI the sum of two products of 8 bits overflows (seen: outputs without meaning).
+        options = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+        quantize_dynamic(str(prepared), str(path), **options)
