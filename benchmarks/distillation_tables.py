@@ -93,7 +93,7 @@ def recipes(data: dict) -> str:
     note = (
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
         f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way, seed {first['seed']}. "
-        "Rate: the peak learning rate of every stage that learns logits or labels; stages that only align layers have 3e-4."
+        "Rate: peak learning rate of the second stage; the first, and ways with only one, have 3e-4."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 
