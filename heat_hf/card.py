@@ -163,9 +163,9 @@ def _formats(report: CompressionReport) -> set[str]:
 
 def _usage(name: str, task: str) -> str:
     if task in PIPELINES:
-        return f'import heat_hf\nfrom transformers import pipeline\npipe = pipeline("{task}", model="{name}")'
+        return f'import heat_hf\nfrom transformers import pipeline\n\npipe = pipeline("{task}", model="{name}")'
     loader = "AutoModelForQuestionAnswering" if task == "question-answering" else "AutoModel"
-    return f'import heat_hf\nfrom transformers import {loader}\nmodel = {loader}.from_pretrained("{name}")'
+    return f'import heat_hf\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained("{name}")'
 
 
 def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) -> str:

@@ -84,7 +84,7 @@ def test_readme_names_every_format_family_and_verb() -> None:
 
 def test_readme_options_exist() -> None:
     prose = re.sub(r"<!-- results:.*?<!-- end -->|torchrun .*? -m", "", README, flags=re.DOTALL)
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", prose))
     assert options <= known_options(build_parser())
 
 
