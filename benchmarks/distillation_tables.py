@@ -80,20 +80,23 @@ def _others(data: dict) -> list[str]:
 
 def recipes(data: dict) -> str:
     """The paper's Table 4."""
-    tables = {rate: table for rate, table in data.get("recipes", {}).items() if len(table) == len(RECIPES)}
-    if not tables:
+    table = data.get("recipes", {})
+    if len(table) < len(RECIPES):
         return NOT_YET.format(part="recipes")
-    first = next(iter(tables.values()))["two-stage"]
-    heads = "".join(f" rate {rate} |" for rate in tables)
-    lines = [f"| re-training |{heads}", "|---|" + "---:|" * len(tables)]
-    lines.append(f"| none | {first['untrained_score']:.4f} |" + " |" * (len(tables) - 1))
-    for name, label in RECIPES.items():
-        lines.append(f"| {label} |" + "".join(f" {table[name]['score']:.4f} |" for table in tables.values()))
+    first = next(iter(table["two-stage"].values()))
+    lines = [
+        "| re-training | rate of the last stage | accuracy |",
+        "|---|---:|---:|",
+        f"| none | | {first['untrained_score']:.4f} |",
+    ]
+    lines += [
+        f"| {label} | {rate} | {own['score']:.4f} |" for name, label in RECIPES.items() for rate, own in table[name].items()
+    ]
     shapes = ", ".join(f"{size} as {shape}" for size, shape in first["shape"].items())
     note = (
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
         f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way, seed {first['seed']}. "
-        "Rate: peak learning rate of the second stage; the first, and ways with only one, have 3e-4."
+        "The first of two stages has a peak learning rate of 3e-4."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 

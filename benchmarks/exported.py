@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 import transformers
 
 import heat_hf  # noqa: F401
+from benchmarks.linear import race
 from benchmarks.provenance import provenance
 from heat_hf.data import load_rows
 from heat_hf.evaluation import TASKS, evaluate_task
@@ -30,15 +31,10 @@ def ratios(models: Mapping[str, Any], peer: str, rows: int, tokens: int, repeats
     """Quartiles of the time of a forward pass over the peer's of the same round."""
     ids = torch.randint(1000, 20000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        for _ in range(repeats + 2):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(**inputs)
-                times[name].append(time.perf_counter() - start)
+        times = race({name: partial(model, **inputs) for name, model in models.items()}, repeats)
     return {
-        name: statistics.quantiles([own / other for own, other in zip(found[2:], times[peer][2:], strict=True)], n=4)
+        name: statistics.quantiles([own / other for own, other in zip(found, times[peer], strict=True)], n=4)
         for name, found in times.items()
     }
 

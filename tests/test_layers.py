@@ -99,8 +99,8 @@ def test_no_graph_breaks(name: str) -> None:
     layer = layer_for(name).eval()
     x = torch.randn(2, 5, 36)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    for own in (layer.plan, *layer.plan.all_steps):  # plans are shared: another test may have run this one
-        own.__dict__.pop("groups", None)
+    for step in layer.plan.all_steps:  # plans are shared: another test may have run this one
+        step.__dict__.pop("groups", None)
     layer.set_rank(None)
     torch.testing.assert_close(compiled(x), layer(x))
 

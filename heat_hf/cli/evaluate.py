@@ -53,11 +53,9 @@ def run(args: argparse.Namespace) -> int:
 def _load(loader: Any, name: str) -> Any:  # noqa: ANN401
     from pathlib import Path
 
-    if not (Path(name) / "model.onnx").is_file():
-        return loader.from_pretrained(name).eval()
-    from heat_hf.integrations.onnx import OnnxModel
+    from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel
 
-    return OnnxModel(name).eval()
+    return (OnnxModel(name) if (Path(name) / MODEL_NAME).is_file() else loader.from_pretrained(name)).eval()
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:
