@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.calibration import calibration_batches, encode_rows
-from heat_hf.card import Origin, inherited_license
+from heat_hf.card import Origin, inherited_license, model_card
 from heat_hf.data import joined_texts, load_rows
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
@@ -33,7 +33,7 @@ from heat_hf.search.level1 import ShapeSearch, search_shapes
 from heat_hf.search.level2 import Search
 from heat_hf.search.sensitivity import allocate_ranks
 from heat_hf.search.table import CostTable
-from recipes.evidence import card_of, result_row, write_json
+from recipes.evidence import evaluation_of, result_row, write_json
 from recipes.pipeline import training_text
 
 TOKENS = 128
@@ -279,7 +279,8 @@ def write_card(bench: Bench, report: CompressionReport, row: dict[str, Any]) -> 
         command=row["command"], figures={"Losses over the steps of training": "training.png"}, language="en",
     )  # fmt: skip
     split = Path(subject.test).stem
-    card = card_of(replace(report, base_model=base), row, origin, subject.name, split, len(bench.test))
+    scored = evaluation_of(row, subject.name, split, len(bench.test))
+    card = model_card(replace(report, base_model=base), origin, [scored])
     card.save(folder / "README.md")
     write_json(folder / "metrics.json", row)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from heat_hf.adapter import has_adapter, load_merged, merge
 from heat_hf.calibration import (
     Batch,
     calibration_batches,
@@ -69,20 +71,27 @@ class HeatCompressor:
 
         Args:
             model: a Hub id, a checkpoint folder, or a model object. A checkpoint of sentence-transformers keeps what it has
-                beside its Transformer, and is saved as one.
+                beside its Transformer, and is saved as one. An adapter, as PEFT's LoRA, is merged into its dense model first; a
+                warning says so.
             tokenizer: default: the checkpoint's own, if it has one.
             model_class: default: the class named in the checkpoint's config.json.
             **kwargs: passed to the model's `from_pretrained`, for example `revision`, `token` or `dtype`.
 
         Raises:
             OSError: if there is no such checkpoint.
-            ValueError: if it is compressed or quantized already.
+            ValueError: if it is compressed or quantized already, or is an adapter that cannot be merged.
         """
-        if isinstance(model, PreTrainedModel):
-            return cls(model, tokenizer)
+        if isinstance(model, nn.Module):
+            return cls(merge(model), tokenizer)
         hub: dict[str, Any] = {
             key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
         }
+        if has_adapter(model, **hub):
+            options = {key: value for key, value in kwargs.items() if key not in hub}
+            merged, base, words = load_merged(model, model_class, hub, **options)
+            found = cls(merged.eval(), tokenizer or _load_tokenizer(words.name, words.hub))
+            found.encoder = sentence_encoder(base.name, **base.hub)
+            return found
         encoder = sentence_encoder(model, **hub)
         if encoder.subfolder:
             kwargs = {**kwargs, "subfolder": encoder.subfolder}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +227,26 @@ class CompressionReport:
             return cls.from_dict(json.loads(path.read_text()))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike[str], **hub: Any) -> CompressionReport:
+        """Read the report of a compressed model.
+
+        Args:
+            model: folder or Hub id.
+            **hub: revision, token, cache_dir, local_files_only.
+
+        Raises:
+            OSError: if there is no such model, or it has no report.
+            ValueError: if it is not one.
+        """
+        if Path(model).is_dir():
+            return cls.load(Path(model))
+        from transformers.utils.hub import cached_file
+
+        found = cached_file(str(model), REPORT_NAME, **hub)
+        assert found is not None
+        return cls.load(Path(found).parent)
 
     def __str__(self) -> str:
         columns = ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "EDP", "error", "output error")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf import CompressionReport
-from heat_hf.card import Evaluation, Origin, model_card
+from heat_hf.card import Evaluation
 from heat_hf.storage import atomic_file
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tensorly")
@@ -59,7 +59,6 @@ def write_json(path: Path, data: Mapping[str, Any] | Sequence[Any]) -> None:
         file.write_text(json.dumps(data, indent=1) + "\n")
 
 
-def card_of(report: CompressionReport, row: Mapping[str, Any], origin: Origin, dataset: str, split: str, rows: int) -> Any:  # noqa: ANN401
-    """The model card of a measured row."""
-    own = Evaluation(row["task"], dataset, split, rows, row["metric"], row["score"], row["teacher_score"])
-    return model_card(report, origin, [own])
+def evaluation_of(row: Mapping[str, Any], dataset: str, split: str, rows: int) -> Evaluation:
+    """A measured row as a card states it."""
+    return Evaluation(row["task"], dataset, split, rows, row["metric"], row["score"], row["teacher_score"])

@@ -21,12 +21,10 @@ from heat_hf.calibration import pad_batches
 from heat_hf.card import Origin, inherited_license
 from heat_hf.data import joined_texts, load_rows
 from heat_hf.distillation import DistillationTrainer
-from heat_hf.distillation_plots import draw_training
 from heat_hf.evaluation import TASKS, evaluate_task
-from heat_hf.saving import save_compressed
 from heat_hf.search.record import RankRecord
 from heat_hf.storage import atomic_directory
-from recipes.evidence import card_of, result_row, write_json
+from recipes.evidence import evaluation_of, result_row, write_json
 from recipes.options import DataOptions, Options, parse
 
 
@@ -88,7 +86,7 @@ def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str,
     before = score(student)
     started = time.perf_counter()
     trainer = DistillationTrainer(
-        student, teacher, training, rows, recipe.collator(tokenizer), processing_class=tokenizer
+        student, teacher, training, rows, recipe.collator(tokenizer), report, processing_class=tokenizer
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=_last(output / "checkpoints"))
     seconds = time.perf_counter() - started
@@ -96,8 +94,7 @@ def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str,
     row = _row(
         recipe, options, report, found, len(material.train) + options.data.joined_rows, trainer.state.global_step, seconds
     )
-    if trainer.is_world_process_zero():
-        _keep(options, material, student, tokenizer, report, row, trainer.state.log_history, output)
+    _keep(options, material, trainer, row, output)
     return row
 
 
@@ -229,20 +226,9 @@ def _row(
     )
 
 
-def _keep(
-    options: Options,
-    material: Material,
-    student: Any,  # noqa: ANN401
-    tokenizer: Any,  # noqa: ANN401
-    report: CompressionReport,
-    row: dict[str, Any],
-    history: list[dict[str, float]],
-    output: Path,
-) -> None:
-    """metrics.json, the picture of the training, and the model with its card."""
+def _keep(options: Options, material: Material, trainer: DistillationTrainer, row: dict[str, Any], output: Path) -> None:
+    """metrics.json, and the model with its card."""
     dense = options.model.teacher or str(options.model.model)
-    picture = output / "training.png"
-    draw_training(history, picture)
     origin = Origin(
         name=options.model.name or output.name,
         base_model=Path(dense).name if Path(dense).is_dir() else dense,
@@ -250,21 +236,16 @@ def _keep(
         datasets=[options.data.dataset] if options.data.dataset else [],
         training=training_text(options.training, row, material.name),
         command=options.command,
-        figures={"Losses over the steps of training": picture.name},
     )
     split = options.data.validation_split if options.data.dataset else Path(str(options.data.validation_file)).stem
-    card = card_of(report, row, origin, material.name, split, int(row["scores"]["rows"]))
-    save_compressed(student, tokenizer, report, output / "model", overwrite=True, card=card, files={picture.name: picture})
-    write_json(output / "metrics.json", row)
-    print(f"{row['metric']} {row['score']:.4f}, dense {row['teacher_score']:.4f}; the model is in {output / 'model'}")
+    scored = evaluation_of(row, material.name, split, int(row["scores"]["rows"]))
+    trainer.save(output / "model", overwrite=True, origin=origin, evaluations=[scored])
+    if trainer.is_world_process_zero():
+        write_json(output / "metrics.json", row)
+        print(f"{row['metric']} {row['score']:.4f}, dense {row['teacher_score']:.4f}; the model is in {output / 'model'}")
 
 
 def training_text(training: Any, row: dict[str, Any], data: str) -> str:  # noqa: ANN401
     """A card's sentences on how a model was trained."""
-    rates = " and ".join(f"{rate:g}" for rate in training.rates())
-    return (
-        f"Ranks by {row['rank_search']}, projected on {data} training rows; then distilled from the dense model by the recipe "
-        f"“{training.recipe}” on {row['train_rows']:,} rows of {data}: {row['steps']:,} steps of "
-        f"{training.per_device_train_batch_size * training.gradient_accumulation_steps} rows, learning rates {rates}, seed "
-        f"{row['seed']}."
-    )
+    how = training.described(row["steps"], row["train_rows"], data)
+    return f"Ranks by {row['rank_search']}, projected on {data} training rows; then {how}"

@@ -1,4 +1,4 @@
-"""Run by tests in a process of its own, whose Hub is a loopback server: push a folder, or load a repository."""
+"""Run by tests in a process of its own, whose Hub is a loopback server: push a folder, or a trained model, or load one."""
 
 from __future__ import annotations
 
@@ -38,6 +38,27 @@ def push(folder: str, repo: str) -> None:
     print(digest(compressor.model))
 
 
+def distil(folder: str, teacher: str, output: str) -> None:
+    """Two steps on the compressed model in a folder, pushed by the trainer."""
+    import datasets
+    from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
+
+    from heat_hf.distillation import DistillationArguments, DistillationTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = datasets.Dataset.from_dict(dict(tokenizer(["A man is playing a guitar.", "Nobody sings."] * 8)))
+    arguments = DistillationArguments(
+        output, max_steps=2, logging_steps=1, use_cpu=True, push_to_hub=True, hub_model_id="minilm-distilled", disable_tqdm=True
+    )
+    student, dense = AutoModel.from_pretrained(folder), AutoModel.from_pretrained(teacher)
+    trainer = DistillationTrainer(
+        student, dense, arguments, rows, DataCollatorWithPadding(tokenizer), processing_class=tokenizer
+    )
+    trainer.train()
+    print(trainer.push_to_hub(commit_message="Distilled").oid)
+    print(digest(trainer.model))
+
+
 def fail(folder: str, statuses: list[str]) -> None:
     """Push to repositories where the commit fails; print exit codes and what was said."""
     from heat_hf.cli import main
@@ -54,6 +75,8 @@ def fail(folder: str, statuses: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "fail":
         fail(sys.argv[2], sys.argv[3:])
+    elif sys.argv[1] == "distil":
+        distil(*sys.argv[2:])
     elif sys.argv[1] == "load":
         load(sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
     else:

@@ -83,6 +83,22 @@ def test_a_folder_is_pushed_to_a_branch_and_loaded_from_it(hub: FakeHub, model: 
     assert missing.returncode != 0 and "config.json" in missing.stderr
 
 
+def test_a_trainer_pushes_what_it_made(hub: FakeHub, model: Path, minilm: str, tmp_path: Path) -> None:
+    done = client(hub, tmp_path, "distil", str(model), minilm, str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    oid, weights = done.stdout.split()[-2:]
+    repo = hub.repos["me/minilm-distilled"]
+    assert repo.sha("main") == oid and sum("/commit/" in request for request in hub.requests) == 1
+    files = repo.branches["main"]
+    assert {"heat_model.safetensors", "heat_report.json", "trainer_state.json", "training.png"} <= set(files)
+    assert "1_Pooling/config.json" in files, "it stays a sentence encoder"
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))], "no pickle"
+    card = files["README.md"].decode()
+    assert "“two-stage” on 16 rows: 2 steps of 32 rows" in card and "training.png" in card
+    loaded = client(hub, tmp_path / "elsewhere", "load", "me/minilm-distilled")
+    assert loaded.returncode == 0 and loaded.stdout.split()[-1] == weights
+
+
 FAILURES = {
     401: "log in with `hf auth login`, or pass token (HTTP 401)",
     403: "make one with write access (HTTP 403)",

@@ -47,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.data import load_rows
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
     from heat_hf.report import CompressionReport
-    from heat_hf.saving import save_compressed
     from heat_hf.storage import check_target
 
     check_target(args.output, args.overwrite)
@@ -62,10 +61,12 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     rows = encode_rows(load_rows(args.train_file, args.train_rows), tokenizer, args.max_length)
     student, teacher = _models(args)
-    trainer = DistillationTrainer(student, teacher, training, rows, DataCollatorWithPadding(tokenizer))
+    trainer = DistillationTrainer(
+        student, teacher, training, rows, DataCollatorWithPadding(tokenizer), report, processing_class=tokenizer
+    )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    trainer.save(args.output, args.overwrite)
     if trainer.is_world_process_zero():
-        save_compressed(student, tokenizer, report, args.output, args.overwrite)
         shutil.rmtree(checkpoints, ignore_errors=True)
         print(
             f"saved to {args.output}; score it with: heat-hf evaluate {args.output} --baseline {args.teacher}", file=sys.stderr

@@ -51,16 +51,9 @@ def _ranks(args: argparse.Namespace, path: str) -> int:
 
 
 def _model(args: argparse.Namespace, model: str) -> int:
-    from pathlib import Path
+    from heat_hf.report import CompressionReport
 
-    from heat_hf.report import REPORT_NAME, CompressionReport
-
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import hf_hub_download
-
-        folder = Path(hf_hub_download(model, REPORT_NAME)).parent
-    report = CompressionReport.load(folder)
+    report = CompressionReport.from_pretrained(model)
     show(args, report.to_dict(), str(report))
     return 0
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from heat_hf.distillation.stages import RECIPES, Stage
 
@@ -48,6 +49,7 @@ class DistillationArguments(TrainingArguments):
     report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser reads it in this order
         default_factory=list, metadata={"help": "trackers"}
     )
+    hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "only end: checkpoints are not pushed"})
     recipe: str = field(default="two-stage", metadata={"help": f"one of {', '.join(RECIPES)}"})
     layer_share: float = field(default=0.5, metadata={"help": "share of the steps that the first of two stages takes"})
     logit_learning_rate: float | None = field(default=None, metadata={"help": "peak learning rate of the second stage"})
@@ -67,6 +69,9 @@ class DistillationArguments(TrainingArguments):
         for name, allowed in (("recipe", tuple(RECIPES)), ("targets", TARGETS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        strategy = HubStrategy(self.hub_strategy)
+        if self.push_to_hub and strategy != HubStrategy.END:
+            raise ValueError(f"hub_strategy must be end: checkpoints are not pushed, got {strategy.value}")
         if not 0 < self.layer_share < 1:
             raise ValueError(f"layer_share must be between 0 and 1, both excluded, got {self.layer_share}")
         if not 0 < self.temperature < math.inf:
@@ -108,3 +113,18 @@ class DistillationArguments(TrainingArguments):
         if not 0 < first < steps:
             raise ValueError(f"{steps} steps are too few for {len(self.stages)} stages with layer_share={self.layer_share}")
         return [first, steps - first]
+
+    def described(self, steps: int, rows: int, data: str = "") -> str:
+        """A sentence on a training, for a model's card.
+
+        Args:
+            steps: taken.
+            rows: of the training data.
+            data: its name.
+        """
+        rates = " and ".join(f"{rate:g}" for rate in self.rates())
+        return (
+            f"distilled from the dense model by the recipe “{self.recipe}” on {rows:,} rows{f' of {data}' if data else ''}: "
+            f"{steps:,} steps of {self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size} rows, "
+            f"learning rates {rates}, seed {self.seed}."
+        )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +15,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 from transformers.modeling_utils import unwrap_model
 
+from heat_hf.card import Evaluation, Origin
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.checks import check_data, check_models
+from heat_hf.distillation.results import save_student
 from heat_hf.distillation.stages import Stage, label_columns, layer_losses, output_losses, total
 from heat_hf.distillation.teacher import Teacher, set_attention
 from heat_hf.divergence import output_signals
+from heat_hf.hub import push_folder
+from heat_hf.report import CompressionReport
 
 ROW = "distillation_row"  # column with a row's number, by which the teacher's answers are kept
 
@@ -33,6 +40,7 @@ class DistillationTrainer(Trainer):
         args: see `DistillationArguments`.
         train_dataset: tokenized rows, with labels where the recipe needs them.
         data_collator: of Trainer; the default one pads.
+        report: of the student's compression, for `save` and `push_to_hub`; default: that of the folder it was loaded from.
         **kwargs: of Trainer.
 
     Raises:
@@ -49,6 +57,7 @@ class DistillationTrainer(Trainer):
         args: DistillationArguments | None = None,
         train_dataset: Any = None,  # noqa: ANN401
         data_collator: Any = None,  # noqa: ANN401
+        report: CompressionReport | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or DistillationArguments()
@@ -59,7 +68,7 @@ class DistillationTrainer(Trainer):
         _freeze(model, args)
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
         asked.model.to(args.device)
-        self.teacher = asked
+        self.teacher, self.report = asked, report
         if asked.limit and self.train_dataset is not None:
             self.train_dataset = _Numbered(self.train_dataset)
             self.data_collator = _KeepRows(self.data_collator)
@@ -170,6 +179,75 @@ class DistillationTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns or []
         self._signature_columns = columns if ROW in columns else [*columns, ROW]  # type: ignore[assignment]
+
+    def save(
+        self,
+        save_directory: str | os.PathLike[str],
+        overwrite: bool = False,
+        *,
+        origin: Origin | None = None,
+        evaluations: Sequence[Evaluation] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Save the student with tokenizer, report and card, and its training's losses, also as a picture on the card.
+
+        What a checkpoint of sentence-transformers has beside its Transformer is saved, too. With several processes, one writes.
+
+        Args:
+            save_directory: where; it appears whole or not at all.
+            overwrite: whether to replace a non-empty directory there.
+            origin: what the card says; default: what report and arguments know.
+            evaluations: scores for the card.
+            **kwargs: for `save_pretrained`, for example `max_shard_size`.
+
+        Raises:
+            ValueError: if the student's report is not known, or the student has adapters.
+            OSError: if the directory cannot be written.
+        """
+        if self.is_world_process_zero():
+            save_student(self, save_directory, overwrite, origin, evaluations, **kwargs)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str = "End of training",
+        *,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        create_pr: bool = False,
+        origin: Origin | None = None,
+        evaluations: Sequence[Evaluation] = (),
+    ) -> Any:  # noqa: ANN401
+        """Push what `save` saves to `args.hub_model_id`, by default named as `args.output_dir`, in one commit.
+
+        Args:
+            commit_message: of the commit.
+            token: default: that of the arguments.
+            revision: branch; default: that of the arguments.
+            private: whether a new repository is; default: as in the arguments.
+            create_pr: open a pull request instead.
+            origin: what the card says, see `save`.
+            evaluations: scores for the card.
+
+        Returns:
+            `huggingface_hub.CommitInfo`; None in all processes but the first.
+
+        Raises:
+            ValueError: as `save`.
+            OSError: if the Hub refuses or cannot be reached.
+        """
+        if not self.is_world_process_zero():
+            return None
+        args = self.args
+        repo_id = args.hub_model_id or Path(str(args.output_dir)).absolute().name
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
+            save_student(self, folder, False, origin, evaluations)
+            return push_folder(
+                folder, repo_id, private=args.hub_private_repo if private is None else private,
+                revision=revision or args.hub_revision, token=token or args.hub_token, commit_message=commit_message,
+                create_pr=create_pr,
+            )  # fmt: skip
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the stage and the parts of its loss."""
