@@ -64,8 +64,8 @@ def load_merged(
         ValueError: if the adapter cannot be merged.
     """
     from transformers import AutoConfig
-    from transformers.utils.import_utils import is_peft_available
     from transformers.utils.hub import cached_file
+    from transformers.utils.import_utils import is_peft_available
 
     if not is_peft_available():
         raise ImportError(f"{model} is an adapter: install peft to merge it into its dense model")

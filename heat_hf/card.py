@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from heat_hf.report import CompressionReport, TensorReport
 
+CARD_NAME = "README.md"
+OF_DENSE = " of the dense model"  # after a metric's name
 TEMPLATE = Path(__file__).with_name("model_card.md")
 PIPELINES = ("text-classification", "token-classification")  # Transformers 5 has no question-answering pipeline
 
@@ -121,7 +123,7 @@ def inherited_license(checkpoint: str | Path) -> str | None:
     """The licence that a dense checkpoint's own card states, if it has a card in its folder."""
     from huggingface_hub import ModelCard
 
-    path = Path(checkpoint) / "README.md"
+    path = Path(checkpoint) / CARD_NAME
     return ModelCard.load(path, ignore_metadata_errors=True).data.get("license") if path.is_file() else None
 
 
@@ -137,7 +139,7 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
             "dataset_split": own.split,
         }
         results.append(EvalResult(**about, metric_type=own.metric, metric_name=own.metric, metric_value=round(own.score, 5)))
-        dense = f"{own.metric} of the dense model"
+        dense = f"{own.metric}{OF_DENSE}"
         results.append(EvalResult(**about, metric_type=own.metric, metric_name=dense, metric_value=round(own.dense_score, 5)))
         if report.hardware is not None:
             where = f"on {report.accelerator}, {report.tokens} tokens, µJ·s"

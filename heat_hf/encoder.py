@@ -105,6 +105,11 @@ def block_of(name: str) -> str:
     return match.group() if match else name
 
 
+def kind_of(name: str) -> str:
+    """What a module is within its block."""
+    return name[len(block_of(name)) :].lstrip(".") or name
+
+
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever `old` is in the model, shared uses included."""
     for parent in list(model.modules()):

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heat_hf.card import CARD_NAME
 from heat_hf.report import REPORT_NAME
 
-CARD_NAME = "README.md"
 _ADVICE = {
     401: "the Hub does not accept the token: log in with `hf auth login`, or pass token",
     403: "the token may not write there: make one with write access",

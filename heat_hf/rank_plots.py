@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heat_hf.encoder import block_of
+from heat_hf.encoder import block_of, kind_of
 from heat_hf.plotting import COLOURS, save_figure, tidy_axes
 from heat_hf.search.record import RankRecord, rank_text
 
@@ -31,7 +31,7 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
 
     names = list(record.variants[0].settings)
     blocks = list(dict.fromkeys(map(block_of, names)))
-    kinds = list(dict.fromkeys(_kind(name) for name in names))
+    kinds = list(dict.fromkeys(kind_of(name) for name in names))
     wide = max(len(rank_text(s)) for v in record.variants for s in v.settings.values())
     cell = max(0.75, 0.09 * wide)
     width = max(7.0, 2.6 + cell * len(blocks))
@@ -40,7 +40,7 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
     for axes, variant in zip(panels, record.variants, strict=True):
         shares = [[float("nan")] * len(blocks) for _ in kinds]
         for name, setting in variant.settings.items():
-            row, column = kinds.index(_kind(name)), blocks.index(block_of(name))
+            row, column = kinds.index(kind_of(name)), blocks.index(block_of(name))
             shares[row][column] = 1.0 if setting is None else setting.ratio
             axes.text(
                 column, row, rank_text(setting), ha="center", va="center", fontsize=8.5,
@@ -59,11 +59,6 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
     name = "/".join(record.model.split("/")[-2:])[-60:]
     figure.suptitle(f"Ranks of {name}, {record.method}", parse_math=False, fontsize=12)
     save_figure(figure, path)
-
-
-def _kind(name: str) -> str:
-    """What a layer is within its block."""
-    return name[len(block_of(name)) :].lstrip(".") or name
 
 
 def draw_fidelity(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.card import CARD_NAME
 from heat_hf.storage import atomic_directory
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def save_compressed(
             tokenizer.save_pretrained(folder)
         report.save(folder)
         if card is not None:
-            card.save(folder / "README.md")
+            card.save(folder / CARD_NAME)
         for name, content in (files or {}).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):

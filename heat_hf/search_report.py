@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from typing import Any
 
+from heat_hf.page import fill
 from heat_hf.search.pareto import front, select
 from heat_hf.search.table import Candidate, CostTable, SizeInfo
 from heat_hf.text import text_table
 
 ANY = "any"  # the selection among all formats
 DENSE = "dense"
-PLACEHOLDER = "__COST_TABLE__"
 # Told apart by readers with any colour vision (Okabe and Ito); the last three are for formats from elsewhere.
 COLOURS = {"low_rank": "#0072B2", "cp": "#D55E00", "tucker": "#009E73", "ttm": "#CC79A7"}
 _SPARE = ("#E69F00", "#56B4E9", "#7F7F7F")
@@ -169,10 +167,7 @@ def rank_text(candidate: Candidate) -> str:
 
 def page(table: CostTable) -> str:
     """A page to explore the table in: one HTML file that needs nothing else, with all candidates in it."""
-    template = files("heat_hf").joinpath("search_report.html").read_text(encoding="utf-8")
-    text = json.dumps(_page_data(table), separators=(",", ":"), allow_nan=False)
-    # Inside a script element, "<" could end it or open a comment. Elsewhere than in JSON strings there is none.
-    return template.replace(PLACEHOLDER, text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return fill("shapes.html", _page_data(table))
 
 
 def _page_data(table: CostTable) -> dict[str, Any]:

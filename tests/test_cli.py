@@ -213,7 +213,7 @@ def test_search_report_and_compress_with_the_table(checkpoint: Path, capsys: pyt
         (["search", "shapes", "{model}", "--output", "t", "--accelerator", "tpu"], "tpu"),
         (["report", "shapes"], "name a MODEL, or: shapes TABLE"),
         (["report", "a", "b"], "name a MODEL, or: shapes TABLE, or: ranks RECORD, got 'a b'"),
-        (["report", "{model}", "--output", "t"], "--output needs a cost table"),
+        (["report", "{model}", "--output", "t"], "has no heat_report.json"),
         (["report", "shapes", "nowhere.parquet"], "no cost table nowhere.parquet"),
         (["report", "shapes", "{model}/config.json"], "not a readable Parquet file"),
         (

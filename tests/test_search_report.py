@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
-import subprocess
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from pages import Scripts, page_data, run_page
 
 from heat_hf.search.level1 import NO_MAPPING
 from heat_hf.search.table import Candidate, CostTable, SizeInfo
@@ -218,38 +218,6 @@ def test_a_size_the_table_lacks_is_said_before_anything_is_written(table: CostTa
 # ---- the page ----
 
 
-class Scripts(HTMLParser):
-    """What a browser takes for scripts, and for anything else."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.scripts: list[tuple[dict, str]] = []
-        self.other = ""
-        self.inside = False
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.inside = tag == "script"
-        if self.inside:
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = False
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            attributes, text = self.scripts[-1]
-            self.scripts[-1] = attributes, text + data
-        else:
-            self.other += data
-
-
-def page_data(html: str) -> dict:
-    (text,) = [text for attributes, text in Scripts(html).scripts if attributes.get("type") == "application/json"]
-    return json.loads(text)
-
-
 def test_page_holds_every_candidate(table: CostTable) -> None:
     data = page_data(page(table))
     assert (data["model"], data["accelerator"], data["digest"], data["tokens"]) == ("some/model", "simba-l", "0123abcd", 16)
@@ -283,65 +251,10 @@ def test_page_is_safe_from_names(table: CostTable) -> None:
     assert data["model"] == data["accelerator"] == data["sizes"][0]["shapes"][0] == EVIL
 
 
-# As much of a browser as the page's script uses. Arguments: the page, and what to do once it has started.
-BROWSER = r"""
-"use strict";
-const fs = require("fs"), vm = require("vm");
-const ids = new Map(), html = fs.readFileSync(process.argv[2], "utf8");
-class Element {
-  constructor(name, space) {
-    Object.assign(this, {name, namespaceURI: space, attributes: {}, children: [], listeners: {}, style: {}, text: ""});
-    Object.assign(this, {hidden: false, checked: false, value: "", offsetWidth: 220, offsetHeight: 200});
-    Object.assign(this, {clientWidth: 960, clientHeight: 540});
-  }
-  get firstChild() { return this.children[0]; }
-  get textContent() { return this.text + this.children.map(c => c.textContent).join("|"); }
-  set textContent(text) { this.children = []; this.text = text; }
-  set innerHTML(_) { throw new Error("innerHTML"); }
-  setAttribute(key, value) { this.attributes[key] = String(value); if (key === "id") ids.set(value, this); }
-  append(child) { this.children.push(child); if (this.name === "select") this.value ||= child.attributes.value; }
-  replaceChildren() { this.children = []; this.text = ""; }
-  addEventListener(kind, call) { this.listeners[kind] = call; }
-  getBoundingClientRect() { return {left: 10, top: 20, width: 960, height: 540}; }
-  matches() { return true; }
-  focus() {}
-}
-for (const [, name, rest] of html.matchAll(/<(\w+)([^>]*\bid="[^"]*"[^>]*)>/g)) {
-  const element = new Element(name, name === "svg" ? "svg" : "html");
-  element.setAttribute("id", rest.match(/\bid="([^"]*)"/)[1]);
-  element.checked = /\bchecked\b/.test(rest);
-}
-ids.get("data").text = html.match(/id="data">([^]*?)<\/script>/)[1];
-const document = {
-  getElementById: id => ids.get(id) ?? null,
-  createElementNS: (space, name) => new Element(name, space),
-  querySelectorAll: () => [...ids.values()].filter(e => ["select", "input"].includes(e.name)),
-};
-const set = (id, key, value) => { ids.get(id)[key] = value; ids.get(id).listeners.change(); };
-const fire = (id, kind, event) => ids.get(id).listeners[kind]({preventDefault() {}, ...event});
-const text = id => ids.get(id).textContent, out = {};
-vm.runInNewContext(html.match(/<script>([^]*)<\/script>/)[1] + process.argv[3],
-  {document, window: {addEventListener() {}}, Intl, ids, set, fire, text, out});
-console.log(JSON.stringify(out));
-"""
-
-
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Callable[[CostTable, str], dict]:
     """Run JavaScript in a table's page; what it puts into `out` comes back."""
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-
-    def run(table: CostTable, script: str) -> dict:
-        (tmp_path / "page.html").write_text(page(table), encoding="utf-8")
-        (tmp_path / "browser.js").write_text(BROWSER, encoding="utf-8")
-        command = [node, tmp_path / "browser.js", tmp_path / "page.html", script]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return run
+    return lambda table, script: run_page(page(table), script, tmp_path)
 
 
 def test_pointing_near_a_mark_shows_its_figures(table: CostTable, run) -> None:

@@ -16,7 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL | shapes TABLE | ranks RECORD",
         help="Hub id or folder of a compressed model; or a saved cost table, or what a search for ranks found",
     )
-    parser.add_argument("--output", metavar="DIR", help="of a cost table or ranks: also draw pictures there")
+    parser.add_argument(
+        "--output", metavar="DIR", help="also write pictures there, or of a model report.html, a page of one file"
+    )
+    parser.add_argument("--beside", nargs="+", metavar="MODEL", help="other models of the same dense one, for the Pareto view")
     parser.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -24,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report of a compressed model, of a cost table, or of a search for ranks."""
     saved = {"shapes": _shapes, "ranks": _ranks}
+    if args.beside and (args.output is None or len(args.what) != 1):
+        raise ValueError("--beside puts models on the page of a MODEL: heat-hf report MODEL --beside OTHER --output DIR")
     if len(args.what) == 2 and args.what[0] in saved:
         return saved[args.what[0]](args, args.what[1])
     if len(args.what) != 1 or args.what[0] in saved:
         raise ValueError(f"name a MODEL, or: shapes TABLE, or: ranks RECORD, got {' '.join(args.what)!r}")
-    if args.output is not None:
-        raise ValueError("--output needs a cost table or ranks: heat-hf report shapes TABLE --output DIR")
     return _model(args, args.what[0])
 
 
@@ -54,6 +57,15 @@ def _model(args: argparse.Namespace, model: str) -> int:
     from heat_hf.report import CompressionReport
 
     report = CompressionReport.from_pretrained(model)
+    if args.output is not None:
+        from heat_hf.model_report import page
+        from heat_hf.storage import atomic_directory, check_target
+
+        check_target(args.output, args.overwrite)
+        text = page(model, args.beside or ())
+        with atomic_directory(args.output, args.overwrite) as folder:
+            (folder / "report.html").write_text(text, encoding="utf-8")
+        print(f"written to {args.output}; open report.html in a browser", file=sys.stderr)
     show(args, report.to_dict(), str(report))
     return 0
 
