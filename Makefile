@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m recipes.demo.run
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -28,6 +28,7 @@ from heat_hf.distillation.teacher import set_attention
 from heat_hf.distillation_plots import draw_training
 from heat_hf.evaluation import TASKS, evaluate_task
 from heat_hf.factorize import factorize
+from heat_hf.saving import save_compressed
 from heat_hf.search.budgets import network_costs, rule_settings
 from heat_hf.search.level1 import ShapeSearch, search_shapes
 from heat_hf.search.level2 import Search
@@ -215,13 +216,13 @@ def signature(settings: dict[str, Any]) -> list[str]:
 
 
 def measure(
-    bench: Bench, decomposition: str, method: str, variant: str, seed: int = 0, card: bool = False, **options: Any
-) -> dict[str, Any] | None:
-    """One row: compress, distil, score; None if the budget is out of the method's reach."""
+    bench: Bench, decomposition: str, method: str, variant: str, seed: int = 0, card: bool = False, keep: bool = False
+) -> dict[str, Any]:
+    """One row: compress, distil, score; or why there is none. With `keep`, the trained model stays in the cache."""
     gain = GAINS[variant]
     key = f"{bench.subject.name} {decomposition} {method} {gain:g} {seed}"
-    rows = bench.found["rows"]
-    if key in rows:
+    rows, trained = bench.found["rows"], bench.args.cache / f"{key} trained"
+    if key in rows and not (keep and not trained.is_dir()):
         return rows[key]
     try:
         model, report = bench.student(decomposition, method, gain)
@@ -238,7 +239,7 @@ def measure(
         return rows[key]
     untrained = bench.score(model)
     started = time.perf_counter()
-    trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed, **options)
+    trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed)
     seconds = time.perf_counter() - started
     rows[key] = row = result_row(
         report, bench.subject.task, bench.metric, bench.score(model), bench.teacher_score, dataset=bench.subject.name,
@@ -253,6 +254,8 @@ def measure(
         flush=True,
     )
     bench.save()
+    if keep:
+        save_compressed(model, bench.tokenizer, report, trained)
     if card:
         card_folder(bench, row).mkdir(parents=True, exist_ok=True)
         draw_training(trainer.state.log_history, card_folder(bench, row) / "training.png")

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from heat_hf.report import CompressionReport, TensorReport
 
 CARD_NAME = "README.md"
+HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
 OF_DENSE = " of the dense model"  # after a metric's name
 TEMPLATE = Path(__file__).with_name("model_card.md")
 PIPELINES = ("text-classification", "token-classification")  # Transformers 5 has no question-answering pipeline
@@ -55,6 +60,7 @@ class Origin:
         command: that makes it again.
         figures: label → path of a picture, beside the card.
         language: of the data.
+        task: as the Hub's pipelines are named; default: that of the scores, or else "feature-extraction".
     """
 
     name: str
@@ -65,6 +71,7 @@ class Origin:
     command: str = ""
     figures: Mapping[str, str] | None = None
     language: str | None = None
+    task: str = ""
 
 
 def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[Evaluation] = ()) -> ModelCard:
@@ -78,7 +85,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
     from huggingface_hub import ModelCard
 
     base = origin.base_model or report.base_model
-    task = evaluations[0].task if evaluations else "feature-extraction"
+    task = origin.task or (evaluations[0].task if evaluations else "feature-extraction")
     factorized = [t for t in report.tensors if t.setting is not None]
     cost = report.hardware
     card: ModelCard = ModelCard.from_template(
@@ -105,18 +112,29 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
     return card
 
 
-def origin_of(report: CompressionReport, name: str, command: str = "") -> Origin:
+def origin_of(report: CompressionReport, name: str, task: str = "") -> Origin:
     """What is known of a model's origin from its report: a checkpoint in a folder is named as that, not by its path.
 
     Args:
         report: of the compression.
         name: of the model.
-        command: that made it.
+        task: of the model, see `task_of`.
     """
     base = Path(report.base_model)
     if not base.is_dir():
-        return Origin(name, report.base_model, command=command)
-    return Origin(name, base.name, inherited_license(base), command=command)
+        return Origin(name, report.base_model, task=task)
+    return Origin(name, base.name, inherited_license(base), task=task)
+
+
+def task_of(model: Any, sentence_encoder: bool = False) -> str:  # noqa: ANN401
+    """What a model is for, as the Hub's pipelines are named, by its head.
+
+    Args:
+        model: of Transformers.
+        sentence_encoder: whether its checkpoint is one of sentence-transformers.
+    """
+    found = next((task for head, task in HEADS.items() if type(model).__name__.endswith(head)), "")
+    return found or ("sentence-similarity" if sentence_encoder else "feature-extraction")
 
 
 def inherited_license(checkpoint: str | Path) -> str | None:
@@ -166,6 +184,8 @@ def _formats(report: CompressionReport) -> set[str]:
 def _usage(name: str, task: str) -> str:
     if task in PIPELINES:
         return f'import heat_hf\nfrom transformers import pipeline\n\npipe = pipeline("{task}", model="{name}")'
+    if task == "sentence-similarity":
+        return f'import heat_hf\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")'
     loader = "AutoModelForQuestionAnswering" if task == "question-answering" else "AutoModel"
     return f'import heat_hf\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained("{name}")'
 

@@ -24,7 +24,7 @@ from heat_hf.calibration import (
     encode_rows,
     pad_batches,
 )
-from heat_hf.card import Evaluation, Origin, model_card, origin_of
+from heat_hf.card import Evaluation, Origin, model_card, origin_of, task_of
 from heat_hf.config import METHOD, HeatConfig
 from heat_hf.encoder import encoder_linears, model_class_of
 from heat_hf.factorize import cost_table, factorize, model_settings, planned
@@ -247,9 +247,7 @@ class HeatCompressor:
         """
         if self.report is None:
             raise RuntimeError("nothing to save: call compress first")
-        card = model_card(self.report, origin_of(self.report, Path(save_directory).name))
-        files = self.encoder.files
-        save_compressed(self.model, self.tokenizer, self.report, save_directory, overwrite, card, files, **kwargs)
+        self._save(save_directory, overwrite, None, (), **kwargs)
 
     def push_to_hub(
         self, repo_id: str, *, evaluations: Sequence[Evaluation] = (), origin: Origin | None = None, **hub: Any
@@ -271,12 +269,24 @@ class HeatCompressor:
         """
         if self.report is None:
             raise RuntimeError("nothing to push: call compress first")
-        card = model_card(self.report, origin or origin_of(self.report, repo_id.rsplit("/", 1)[-1]), evaluations)
-        with tempfile.TemporaryDirectory() as folder:
-            save_compressed(
-                self.model, self.tokenizer, self.report, Path(folder) / "model", card=card, files=self.encoder.files
-            )
-            return push_folder(Path(folder) / "model", repo_id, **hub)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
+            self._save(folder, False, origin, evaluations)
+            return push_folder(folder, repo_id, **hub)
+
+    def _save(
+        self,
+        folder: str | os.PathLike[str],
+        overwrite: bool,
+        origin: Origin | None,
+        evaluations: Sequence[Evaluation],
+        **kwargs: Any,
+    ) -> None:
+        assert self.report is not None
+        files = self.encoder.files
+        about = origin or origin_of(self.report, Path(folder).name, task_of(self.model, bool(files)))
+        card = model_card(self.report, about, evaluations)
+        save_compressed(self.model, self.tokenizer, self.report, folder, overwrite, card, files, **kwargs)
 
 
 def _require_dense(config: Any) -> None:  # noqa: ANN401

@@ -81,3 +81,25 @@ def test_the_usage_code_runs(compressed: HeatCompressor, tmp_path: Path, monkeyp
 
 def test_a_checkpoint_without_a_card_has_no_license(tmp_path: Path) -> None:
     assert inherited_license(tmp_path) is None
+
+
+def test_a_saved_folders_card_loads_what_it_is(minilm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sentence encoder as one, and a classifier with its head, without any scores to tell."""
+    monkeypatch.chdir(tmp_path)
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(minilm)
+    classifier.save_pretrained("dense-classifier")
+    transformers.AutoTokenizer.from_pretrained(minilm).save_pretrained("dense-classifier")
+    for name, dense, task in (
+        ("encoder", minilm, "sentence-similarity"),
+        ("classifier", "dense-classifier", "text-classification"),
+    ):
+        HeatCompressor.from_pretrained(dense).compress(HeatConfig(target_params_ratio=0.3), save_directory=name)
+        card = ModelCard.load(Path(name) / "README.md")
+        assert card.data.pipeline_tag == task
+        (code,) = re.findall(r"```python\n(.*?)```", card.content, re.DOTALL)
+        found: dict = {}
+        exec(compile(code, "card", "exec"), found)
+        if task == "sentence-similarity":
+            assert found["model"].encode("A man is playing a guitar.").shape == (384,)
+        else:
+            assert found["pipe"]("A man is playing a guitar.")[0]["label"] in ("LABEL_0", "LABEL_1")

@@ -132,6 +132,8 @@ def test_the_built_wheel_in_a_clean_environment(tmp_path: Path, minilm: str) -> 
     run(python.with_name("heat-hf"), "search", "shapes", minilm, "--formats", "low_rank", "--output", "t.parquet", **options)
     run(python.with_name("heat-hf"), "report", "shapes", "t.parquet", "--output", "drawn", **options)
     assert "<svg" in (tmp_path / "drawn" / "shapes.html").read_text()
+    run(python.with_name("heat-hf"), "report", "out", "--output", "page", **options)
+    assert "Every matrix" in (tmp_path / "page" / "report.html").read_text()
     optimum = (python.with_name("optimum-cli"), "heat")
     for verb in ("compress", "cost", "export", "push"):
         assert f"usage: optimum-cli heat {verb}" in run(*optimum, verb, "--help", **options)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.modeling_utils import unwrap_model
 
-from heat_hf.card import Evaluation, Origin, model_card, origin_of
+from heat_hf.card import Evaluation, Origin, model_card, origin_of, task_of
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.distillation_plots import draw_training
 from heat_hf.report import CompressionReport
@@ -40,11 +40,10 @@ def save_student(
             "the student has adapters: save_model saves those alone; for a whole model, call merge_and_unload first"
         )
     report = trainer.report or found_report(student)
-    name = Path(save_directory).name
-    about = origin or origin_of(report, name)
     set_attention(student, False)
     with tempfile.TemporaryDirectory() as scratch:
         files: dict[str, Path | bytes] = {**sentence_encoder(student.name_or_path).files}
+        about = origin or origin_of(report, Path(save_directory).name, task_of(student, bool(files)))
         trainer.state.save_to_json(str(Path(scratch) / STATE_NAME))
         files[STATE_NAME] = Path(scratch) / STATE_NAME
         if any("loss" in entry for entry in trainer.state.log_history):
