@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 
 from benchmarks.provenance import provenance
 from heat_hf import FactorizedLinear, TensorSetting, TensorShape
+from heat_hf.evaluation import race
 from heat_hf.formats import balanced_factors, get_format
 from heat_hf.setting import MACS_PER_ELEMENT
 
@@ -33,17 +32,6 @@ def shapes(rows: int, columns: int) -> list[tuple[str, str, TensorShape]]:
     order4 = TensorShape(balanced_factors(rows, 2), balanced_factors(columns, 2))
     cores3 = TensorShape(balanced_factors(rows, 3), balanced_factors(columns, 3)[::-1])
     return [*named, ("tucker", "order 4", order4), ("ttm", "3 cores", cores3)]
-
-
-def race(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repetition of every contestant; two rounds warm up."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats + 2):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: values[2:] for name, values in times.items()}
 
 
 def measure(rows: int, columns: int, tokens: int, ratio: float, repeats: int) -> list[dict]:

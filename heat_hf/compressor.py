@@ -79,10 +79,17 @@ class HeatCompressor:
 
         Raises:
             OSError: if there is no such checkpoint.
-            ValueError: if it is compressed or quantized already, or is an adapter that cannot be merged.
+            ValueError: if it is compressed or quantized already, is an adapter that cannot be merged, or an object of another
+                library.
         """
         if isinstance(model, nn.Module):
-            return cls(merge(model), tokenizer)
+            merged = merge(model)
+            if not isinstance(merged, PreTrainedModel):
+                raise ValueError(
+                    f"model must be a model of Transformers, a folder or a Hub id, got a {type(model).__name__}; "
+                    "of a SentenceTransformer, name the folder or id that it was loaded from"
+                )
+            return cls(merged, tokenizer)
         hub: dict[str, Any] = {
             key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
         }

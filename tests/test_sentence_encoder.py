@@ -52,3 +52,8 @@ def test_other_checkpoints_have_nothing_beside(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.WordEmbeddings", "path": ""}]))
     with pytest.raises(ValueError, match=r"must be a Transformer, got .*WordEmbeddings"):
         sentence_encoder(tmp_path)
+
+
+def test_an_object_is_refused_with_what_to_do(minilm: str) -> None:
+    with pytest.raises(ValueError, match="got a SentenceTransformer; of a SentenceTransformer, name the folder or id"):
+        HeatCompressor.from_pretrained(SentenceTransformer(minilm, device="cpu"))
