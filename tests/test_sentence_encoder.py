@@ -55,5 +55,7 @@ def test_other_checkpoints_have_nothing_beside(tmp_path: Path) -> None:
 
 
 def test_an_object_is_refused_with_what_to_do(minilm: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
     with pytest.raises(ValueError, match="got a SentenceTransformer; of a SentenceTransformer, name the folder or id"):
         HeatCompressor.from_pretrained(SentenceTransformer(minilm, device="cpu"))
