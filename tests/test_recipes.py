@@ -85,7 +85,8 @@ def test_a_recipe_from_end_to_end(task: str, minilm: str, tmp_path: Path) -> Non
         again = run(recipe, "recipes.test", argv)  # all parts are there, nothing is trained again
         assert again["score"] == row["score"]
         card_text = (output / "model" / "README.md").read_text()
-        assert f'AutoModel.from_pretrained("{output.name}")' in card_text
+        assert f'SentenceTransformer("{output.name}")' in card_text
+        assert (output / "model" / "1_Pooling" / "config.json").is_file(), "it stays a sentence encoder"
 
 
 def test_a_yaml_file_and_options_that_override_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
