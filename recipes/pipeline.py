@@ -190,10 +190,11 @@ def _student(recipe: Recipe, options: Options, teacher: Any, encoded: Any, token
         count = min(options.data.calibration_rows, len(encoded))
         names = tokenizer.model_input_names
         rows = [{name: encoded[place][name] for name in names if name in encoded[place]} for place in range(count)]
-        dense = recipe.model_class.from_pretrained(options.model.teacher or output / "teacher", revision=options.model.revision)
+        source = options.model.teacher or output / "teacher"
+        compressor = HeatCompressor.from_pretrained(source, tokenizer, recipe.model_class, revision=options.model.revision)
         config = own.config(options.training.seed)
         config = config if variant is None else variant.configure(config)
-        HeatCompressor(dense.eval(), tokenizer).compress(config, pad_batches(rows, tokenizer), folder, variant=variant)
+        compressor.compress(config, pad_batches(rows, tokenizer), folder, variant=variant)
     return recipe.model_class.from_pretrained(folder).to(teacher.device), CompressionReport.load(folder)
 
 
