@@ -14,6 +14,19 @@ from heat_hf.plotting import COLOURS, save_figure, tidy_axes
 NOT_LOSSES = {"loss", "step", "epoch", "stage", "learning_rate", "grad_norm", "train_loss", "total_flos"}
 
 
+def loss_curves(history: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
+    """What was logged of a training: (step, value) of every part of the loss, and the steps at which later stages first appear.
+
+    Args:
+        history: `trainer.state.log_history`.
+    """
+    entries = [entry for entry in history if "loss" in entry]
+    names = dict.fromkeys(name for entry in entries for name in entry if name not in NOT_LOSSES)
+    parts = {name: [(entry["step"], entry[name]) for entry in entries if name in entry] for name in names}
+    starts = [entry["step"] for before, entry in pairwise(entries) if before.get("stage") != entry.get("stage")]
+    return parts, starts
+
+
 def draw_training(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw every part of the loss over the steps, with the stages beneath.
 
@@ -26,16 +39,13 @@ def draw_training(history: Sequence[Mapping[str, Any]], path: str | Path) -> Non
     """
     from matplotlib.figure import Figure
 
-    entries = [entry for entry in history if "loss" in entry]
-    if not entries:
+    parts, starts = loss_curves(history)
+    if not parts:
         raise ValueError("the history has no losses: train for at least logging_steps steps")
-    names = list(dict.fromkeys(name for entry in entries for name in entry if name not in NOT_LOSSES))
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
-    for name, colour in zip(names, COLOURS, strict=False):
-        own = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    for (name, own), colour in zip(parts.items(), COLOURS, strict=False):
         axes.plot(*zip(*own, strict=True), color=colour, marker=".", label=name.replace("_", " "))
-    starts = [entry["step"] for before, entry in pairwise(entries) if before["stage"] != entry["stage"]]
     for step in starts:
         axes.axvline(step, color="grey", linestyle=":", label="next stage" if step == starts[0] else None)
     axes.set(xlabel="step", ylabel="weighted loss", yscale="log")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from heat_hf.accelerators.mapper import Mapper
 from heat_hf.card import CARD_NAME, OF_DENSE, origin_of
 from heat_hf.cost import cost_linear, cost_setting
 from heat_hf.distillation.results import STATE_NAME
-from heat_hf.distillation_plots import NOT_LOSSES
+from heat_hf.distillation_plots import loss_curves
 from heat_hf.encoder import block_of, kind_of
 from heat_hf.page import fill
 from heat_hf.plotting import COLOURS
@@ -72,9 +71,6 @@ def _name(model: str | os.PathLike[str]) -> str:
 
 def _beside_the_weights(model: str | os.PathLike[str], name: str) -> Path | None:
     """A file of a model's folder or repository; None if it has no such file."""
-    if Path(model).is_dir():
-        path = Path(model) / name
-        return path if path.is_file() else None
     from transformers.utils.hub import cached_file
 
     found = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
@@ -129,12 +125,10 @@ def _tensor(tensor: TensorReport, calibrated: bool) -> dict[str, Any]:
         "format": "dense" if setting is None else setting.format,
         "shape": "" if setting is None else str(setting.shape),
         "rank": "" if setting is None else "×".join(map(str, setting.rank)),
-        "runs": tensor.runs,
         "parameters": tensor.parameters,
         "params": tensor.parameters / tensor.dense_parameters,
         "macs": tensor.macs / tensor.dense_parameters,
         "edp": None if cost is None else cost.edp / cost.dense_edp,
-        "own_edp": None if cost is None else cost.edp * 1e9,
         "error": 0.0 if setting is None else tensor.relative_error,
         "output_error": 0.0 if setting is None and calibrated else tensor.output_error,
     }
@@ -181,11 +175,8 @@ def _training(model: str | os.PathLike[str]) -> dict[str, Any] | None:
     path = _beside_the_weights(model, STATE_NAME)
     if path is None:
         return None
-    entries = [entry for entry in json.loads(path.read_text()).get("log_history", []) if "loss" in entry]
-    names = dict.fromkeys(name for entry in entries for name in entry if name not in NOT_LOSSES)
-    parts: Mapping[str, Any] = {name: [[entry["step"], entry[name]] for entry in entries if name in entry] for name in names}
-    stages = [entry["step"] for before, entry in pairwise(entries) if before.get("stage") != entry.get("stage")]
-    return {"parts": parts, "stages": stages} if parts else None
+    parts, starts = loss_curves(json.loads(path.read_text()).get("log_history", []))
+    return {"parts": parts, "stages": starts} if parts else None
 
 
 def _model(name: str, report: CompressionReport, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
