@@ -126,6 +126,28 @@ def embeddings(data: dict) -> str:
     return "\n".join([*lines, "", note, "", source_line(data)])
 
 
+def question_answering(data: dict) -> str:
+    """SQuAD: dense, factorized and distilled, and the same answers scored by two implementations."""
+    row, twice = data["row"], data["scored_twice"]
+    lines = ["| reader | EDP gain | parameters, M | exact match | F1 |", "|---|---:|---:|---:|---:|"]
+    for label, key, gain, size in (
+        ("dense", "teacher_scores", 1.0, data["dense_params_M"]),
+        ("factorized", "untrained_scores", row["edp_gain"], row["params_M"]),
+        ("distilled", "scores", row["edp_gain"], row["params_M"]),
+    ):
+        own = row[key]
+        lines.append(f"| {label} | {gain:.2f}× | {size:.2f} | {own['exact_match']:.2f} | {own['f1']:.2f} |")
+    apart = max(abs(twice["heat_hf"][name] - twice["torchmetrics"][name]) for name in ("exact_match", "f1"))
+    note = (
+        f"The complete official development set, {data['questions']:,} questions, windows of {row['tokens']} tokens. Both were "
+        f"trained on {row['train_rows']:,} rows of SQuAD v1.1, a fifth of its training data; the student in {row['steps']:,} "
+        f"steps, seed {row['seed']}. Loss: {row['accuracy_drop']:.2f} F1. The answers of the distilled reader, scored by "
+        f"heat_hf and by TorchMetrics: F1 {twice['heat_hf']['f1']:.10f} and {twice['torchmetrics']['f1']:.10f}, exact match "
+        f"{twice['heat_hf']['exact_match']:.10f} and {twice['torchmetrics']['exact_match']:.10f}, at most {apart:.0e} apart."
+    )
+    return "\n".join([*lines, "", note, "", source_line(data)])
+
+
 def step_cost(data: dict) -> str:
     """What a step costs."""
     if "step" not in data:

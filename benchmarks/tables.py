@@ -286,6 +286,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "distilled": ("distillation", distilled.classification),
     "recipes": ("distillation", distilled.recipes),
     "embeddings": ("distillation", distilled.embeddings),
+    "question_answering": ("question_answering", distilled.question_answering),
     "exported": ("exported", exported),
     "step_cost": ("distillation", distilled.step_cost),
 }

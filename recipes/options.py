@@ -28,6 +28,9 @@ class ModelOptions:
     revision: str = field(default="main", metadata={"help": "of either, on the Hub"})
     teacher_epochs: float = field(default=3.0, metadata={"help": "of fine-tuning it"})
     teacher_learning_rate: float = field(default=5e-5, metadata={"help": "of fine-tuning it"})
+    teacher_config_overrides: str | None = field(
+        default=None, metadata={"help": "of its configuration while fine-tuning: key=value,…"}
+    )
     name: str | None = field(default=None, metadata={"help": "of the result, on its card; default: the output folder's"})
 
 

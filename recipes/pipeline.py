@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoTokenizer, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from heat_hf import CompressionReport, HeatCompressor
@@ -159,7 +159,10 @@ def _teacher(recipe: Recipe, options: Options, material: Material, encoded: Any,
         return recipe.model_class.from_pretrained(own.teacher or folder, revision=own.revision).eval()
     names = recipe.labels(material.train, material.train_columns)
     about = {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    model = recipe.model_class.from_pretrained(own.model, revision=own.revision, **about)
+    config = AutoConfig.from_pretrained(own.model, revision=own.revision, **about)
+    if own.teacher_config_overrides is not None:
+        config.update_from_string(own.teacher_config_overrides)
+    model = recipe.model_class.from_pretrained(own.model, revision=own.revision, config=config)
     shared = ("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16", "use_cpu")
     shared += ("save_steps", "logging_steps", "train_sampling_strategy", "disable_tqdm")
     args = TrainingArguments(

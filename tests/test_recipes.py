@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 from huggingface_hub import ModelCard
+from transformers import AutoConfig
 
 from heat_hf.data import JOINTS, joined_texts
 from heat_hf.encoder import factorized_layers
@@ -65,6 +66,7 @@ def test_a_recipe_from_end_to_end(task: str, minilm: str, tmp_path: Path) -> Non
     output = tmp_path / "out"
     argv = [*write(tmp_path, rows_of(task)), source, minilm, "--output_dir", str(output), *QUICK]
     argv += ["--joined_rows", "4", "--least_words", "7"] if task == "text-classification" else []
+    argv += ["--teacher_config_overrides", "attention_probs_dropout_prob=0.05"] if source == "--model" else []
     row = run(recipe, "recipes.test", argv)
     assert row == json.loads((output / "metrics.json").read_text())
     named = {"task", "decomposition", "variant", "rank_search", "seed", "train_rows", "metric", "score", "teacher_score"}
@@ -80,7 +82,8 @@ def test_a_recipe_from_end_to_end(task: str, minilm: str, tmp_path: Path) -> Non
     assert (output / "model" / "training.png").stat().st_size > 10_000
     assert factorized_layers(recipe.model_class.from_pretrained(output / "model"))
     if source == "--model":
-        assert (output / "teacher" / "model.safetensors").is_file()
+        teacher = AutoConfig.from_pretrained(output / "teacher")
+        assert (output / "teacher" / "model.safetensors").is_file() and teacher.attention_probs_dropout_prob == 0.05
     else:
         again = run(recipe, "recipes.test", argv)  # all parts are there, nothing is trained again
         assert again["score"] == row["score"]
