@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from benchmarks.distillation_bench import (
-    GAINS,
     HEAT,
     LABELLED,
     MANUAL,
