@@ -9,6 +9,7 @@ from benchmarks.provenance import source_line
 
 METHODS = {"sensitivity": "HEAT", "manual": "hand-tuned", "tensorly": "TensorLy's ranks", "random": "random"}
 NOT_YET = "Not measured yet: `python -m benchmarks.distillation --parts {part}`."
+SQUAD_ROWS = 87599  # of its official training data
 RECIPES = {
     "labels": "labels only (cross entropy)",
     "one-stage": "one stage: attention, hidden states and logits together",
@@ -138,12 +139,14 @@ def question_answering(data: dict) -> str:
         own = row[key]
         lines.append(f"| {label} | {gain:.2f}× | {size:.2f} | {own['exact_match']:.2f} | {own['f1']:.2f} |")
     apart = max(abs(twice["heat_hf"][name] - twice["torchmetrics"][name]) for name in ("exact_match", "f1"))
+    whole = 3 * SQUAD_ROWS / row["train_rows"] * row["seconds"] / 3600
+    agreement = "the same to every digit" if apart == 0 else f"at most {apart:.0e} apart"
     note = (
         f"The complete official development set, {data['questions']:,} questions, windows of {row['tokens']} tokens. Both were "
-        f"trained on {row['train_rows']:,} rows of SQuAD v1.1, a fifth of its training data; the student in {row['steps']:,} "
-        f"steps, seed {row['seed']}. Loss: {row['accuracy_drop']:.2f} F1. The answers of the distilled reader, scored by "
-        f"heat_hf and by TorchMetrics: F1 {twice['heat_hf']['f1']:.10f} and {twice['torchmetrics']['f1']:.10f}, exact match "
-        f"{twice['heat_hf']['exact_match']:.10f} and {twice['torchmetrics']['exact_match']:.10f}, at most {apart:.0e} apart."
+        f"trained on {row['train_rows']:,} rows of SQuAD v1.1, a fifth of its training data, the student in {row['steps']:,} "
+        f"steps, seed {row['seed']}. Loss: {row['accuracy_drop']:.2f} F1. Both scores of its answers, by "
+        f"heat_hf ({twice['heat_hf']['f1']!r} and {twice['heat_hf']['exact_match']!r}) and by TorchMetrics, are {agreement}. "
+        f"Distilling took {row['seconds'] / 60:.0f} min, one epoch; three epochs of all {SQUAD_ROWS:,} rows would take {whole:.0f} h."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 

@@ -51,7 +51,8 @@ def main() -> None:
     scores = scored_twice(answers, list(data["answers"]))
     dense = CompressionReport.load(model).model_parameters / 1e6
     found = {"row": row, "dense_params_M": dense, "scored_twice": scores, "questions": len(data)}
-    write_json(args.results / "question_answering.json", {**provenance(row["command"], "torch", "transformers"), **found})
+    command = f"{row['command']} && python -m benchmarks.question_answering --run runs/squad --validation FILE"
+    write_json(args.results / "question_answering.json", {**provenance(command, "torch", "transformers"), **found})
     args.card.mkdir(parents=True, exist_ok=True)
     for name in ("README.md", "training.png"):
         shutil.copyfile(model / name, args.card / name)

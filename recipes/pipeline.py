@@ -232,21 +232,29 @@ def _row(
 
 def _keep(options: Options, material: Material, trainer: DistillationTrainer, row: dict[str, Any], output: Path) -> None:
     """metrics.json, and the model with its card."""
-    dense = options.model.teacher or str(options.model.model)
-    origin = Origin(
-        name=options.model.name or output.name,
-        base_model=Path(dense).name if Path(dense).is_dir() else dense,
-        license=inherited_license(dense) if Path(dense).is_dir() else None,
-        datasets=[options.data.dataset] if options.data.dataset else [],
-        training=training_text(options.training, row, material.name),
-        command=options.command,
-    )
     split = options.data.validation_split if options.data.dataset else Path(str(options.data.validation_file)).stem
     scored = evaluation_of(row, material.name, split, int(row["scores"]["rows"]))
+    origin = recipe_origin(options, row, material.name)
     trainer.save(output / "model", overwrite=True, origin=origin, evaluations=[scored])
     if trainer.is_world_process_zero():
         write_json(output / "metrics.json", row)
         print(f"{row['metric']} {row['score']:.4f}, dense {row['teacher_score']:.4f}; the model is in {output / 'model'}")
+
+
+def recipe_origin(options: Options, row: dict[str, Any], data: str) -> Origin:
+    """What a card says of where a model comes from."""
+    own = options.model
+    dense = own.teacher or str(own.model)
+    tuned = f"The dense model was fine-tuned on the same rows (epochs: {own.teacher_epochs:g}, learning rate "
+    tuned += f"{own.teacher_learning_rate:g}). "
+    return Origin(
+        name=own.name or Path(str(options.training.output_dir)).name,
+        base_model=Path(dense).name if Path(dense).is_dir() else dense,
+        license=inherited_license(dense) if Path(dense).is_dir() else None,
+        datasets=[options.data.dataset] if options.data.dataset else [],
+        training=("" if own.teacher else tuned) + training_text(options.training, row, data),
+        command=options.command,
+    )
 
 
 def training_text(training: Any, row: dict[str, Any], data: str) -> str:  # noqa: ANN401
