@@ -146,7 +146,8 @@ def question_answering(data: dict) -> str:
         f"trained on {row['train_rows']:,} rows of SQuAD v1.1, a fifth of its training data, the student in {row['steps']:,} "
         f"steps, seed {row['seed']}. Loss: {row['accuracy_drop']:.2f} F1. Both scores of its answers, by "
         f"heat_hf ({twice['heat_hf']['f1']!r} and {twice['heat_hf']['exact_match']!r}) and by TorchMetrics, are {agreement}. "
-        f"Distilling took {row['seconds'] / 60:.0f} min, one epoch; three epochs of all {SQUAD_ROWS:,} rows would take {whole:.0f} h."
+        f"Distilling took {row['seconds'] / 60:.0f} min, one epoch; three epochs of all {SQUAD_ROWS:,} rows would take "
+        f"{whole:.0f} h."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 
