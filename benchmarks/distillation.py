@@ -80,7 +80,7 @@ def recipes(bench: Bench) -> None:
     for name, label in labels.items():
         found = bench.found["recipes"][name]
         best = max(found, key=lambda rate: statistics.mean(found[rate]["scores"].values()))
-        trained = type(bench.dense).from_pretrained(recipe_folder(bench, name, best, 0))
+        trained = type(bench.dense).from_pretrained(recipe_folder(bench, name, best, bench.args.recipe_seeds[-1]))
         maps[label] = attention_maps(bench, trained)
     tokens = bench.tokenizer.convert_ids_to_tokens(bench.tokenizer(SENTENCE)["input_ids"])
     draw_attention(maps, HEADS, tokens, bench.args.figures / "table-4-attention.png")
