@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.distillation_bench import (
+    GAINS,
     HEAT,
     LABELLED,
     MANUAL,
@@ -37,7 +38,7 @@ from heat_hf.distillation_plots import draw_attention
 
 def headline(bench: Bench) -> None:
     """Searched networks of SST-2, two of them for three seeds."""
-    for variant in ("HEAT-a2", "HEAT-a1", "HEAT-a3"):
+    for variant in GAINS:
         measure(bench, "low_rank", HEAT, variant, card=True)
     for seed in (1, 2):
         for variant in ("HEAT-a2", "HEAT-a1"):
@@ -46,7 +47,7 @@ def headline(bench: Bench) -> None:
 
 def others(bench: Bench) -> None:
     """What other formats and methods choose, re-trained alike; all of them at one gain before the next."""
-    for variant in ("HEAT-a2", "HEAT-a1", "HEAT-a3"):
+    for variant in GAINS:
         for decomposition, method in other_choices():
             measure(bench, decomposition, method, variant)
 
