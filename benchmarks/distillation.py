@@ -54,9 +54,9 @@ def others(bench: Bench) -> None:
 
 def other_choices() -> Iterator[tuple[str, str]]:
     """Formats and methods beside the headline's, the ones that tell most first."""
-    yield from [("low_rank", MANUAL), ("low_rank", RANDOM), ("tucker", HEAT), ("cp", MANUAL), ("tucker", MANUAL)]
-    yield from [("ttm", MANUAL), ("cp", RANDOM), ("tucker", RANDOM), ("ttm", RANDOM), ("low_rank", TENSORLY)]
-    yield from [("tucker", TENSORLY), ("cp", TENSORLY), ("ttm", TENSORLY), ("cp", HEAT), ("ttm", HEAT)]
+    yield from [("tucker", HEAT), ("cp", HEAT), ("ttm", HEAT), ("low_rank", MANUAL), ("low_rank", RANDOM)]
+    yield from [("cp", MANUAL), ("tucker", MANUAL), ("ttm", MANUAL), ("cp", RANDOM), ("tucker", RANDOM), ("ttm", RANDOM)]
+    yield from [("low_rank", TENSORLY), ("tucker", TENSORLY), ("cp", TENSORLY), ("ttm", TENSORLY)]
 
 
 TTM_SHAPE = {"384x384": "96x4:4x96", "1536x384": "192x8:4x96", "384x1536": "96x4:8x192"}  # no mode of extent 1

@@ -121,7 +121,7 @@ class Bench:
         return getattr(transformers, TASKS[self.subject.task].model_class).from_pretrained(self.checkpoint).eval()
 
     def save(self) -> None:
-        write_json(self.file, {**provenance(self.args.command, "torch", "transformers"), **self.found})
+        write_json(self.file, {**self.found, **provenance(self.args.command, "torch", "transformers")})
 
     def score(self, model: Any) -> float:
         return evaluate_task(model.eval(), self.tokenizer, self.subject.task, self.test)[self.metric]

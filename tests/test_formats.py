@@ -72,6 +72,22 @@ def test_cp_recovers_a_tensor_of_known_rank(shape: TensorShape) -> None:
     assert result.converged
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "rank"),
+    [
+        ("low_rank", TensorShape((12,), (20,)), (3,)),
+        ("cp", TensorShape((3, 4), (20,)), (5,)),
+        ("tucker", TensorShape((3, 4), (20,)), (2, 3, 4)),
+        ("ttm", TensorShape((3, 4), (4, 5)), (3,)),
+    ],
+)
+def test_cores_have_the_same_root_mean_square(name: str, shape: TensorShape, rank: tuple[int, ...]) -> None:
+    """Steps of an optimizer are alike for all entries: entries of a different size would be trained at different speeds."""
+    cores = get_format(name).decompose(random_matrix(shape.rows, shape.columns), shape, rank).cores
+    sizes = [float(core.square().mean().sqrt()) for core in cores]
+    assert sizes == pytest.approx([sizes[0]] * len(sizes), rel=1e-9)
+
+
 def test_reconstruction_equals_tensorly() -> None:
     shape = TensorShape((2, 3), (4, 5))
     weight = random_matrix(6, 20)

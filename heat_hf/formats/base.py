@@ -191,7 +191,7 @@ class Format(ABC):
             output_moment: G, second moment of the model's outputs' gradients at the layer's outputs, M×M, likewise.
 
         Returns:
-            The cores in W's dtype and on its device, with balanced norms, and the errors reached.
+            The cores in W's dtype and on its device, of equal root mean square, and the errors reached.
 
         Raises:
             ValueError: if the shape or rank do not fit, or W, C or G hold NaN or infinity.
@@ -317,12 +317,17 @@ def require_finite(name: str, tensor: Tensor) -> Tensor:
 
 
 def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the cores to equal Frobenius norm, keeping their product: none over- or underflows a short dtype."""
-    norms = [float(torch.linalg.norm(core)) for core in cores]
-    if min(norms) == 0.0:
+    """Scale the cores to equal root mean square, keeping their product.
+
+    None over- or underflows a short dtype, and an optimizer whose steps are alike for all entries, as Adam's are, changes all
+    cores by the same share: with equal norms, the large entries of a small core make its steps too short and the small entries
+    of a large core theirs too long.
+    """
+    sizes = [float(core.square().mean().sqrt()) for core in cores]
+    if min(sizes) == 0.0:
         return list(cores)
-    mean = math.exp(sum(map(math.log, norms)) / len(norms))
-    return [core * (mean / norm) for core, norm in zip(cores, norms, strict=True)]
+    mean = math.exp(sum(map(math.log, sizes)) / len(sizes))
+    return [core * (mean / size) for core, size in zip(cores, sizes, strict=True)]
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
