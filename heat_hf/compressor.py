@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from heat_hf.card import Evaluation, Origin, model_card, origin_of, task_of
 from heat_hf.config import METHOD, HeatConfig
 from heat_hf.encoder import encoder_linears, model_class_of
 from heat_hf.factorize import cost_table, factorize, model_settings, planned
-from heat_hf.hub import push_folder
+from heat_hf.hub import push_saved
 from heat_hf.report import CompressionReport
 from heat_hf.saving import save_compressed
 from heat_hf.search.evolution import Evolution
@@ -276,10 +275,7 @@ class HeatCompressor:
         """
         if self.report is None:
             raise RuntimeError("nothing to push: call compress first")
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
-            self._save(folder, False, origin, evaluations)
-            return push_folder(folder, repo_id, **hub)
+        return push_saved(lambda folder: self._save(folder, False, origin, evaluations), repo_id, **hub)
 
     def _save(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ def push_folder(
         return api.upload_folder(
             repo_id=full, folder_path=place, revision=revision, commit_message=commit_message, create_pr=create_pr
         )  # fmt: skip
+
+
+def push_saved(save: Callable[[Path], None], repo_id: str, **hub: Any) -> Any:  # noqa: ANN401
+    """Push what `save` writes into a scratch folder named as the repository; `hub`, result and errors as of `push_folder`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
+        save(folder)
+        return push_folder(folder, repo_id, **hub)
 
 
 def _repository(api: Any, repo_id: str, private: bool | None) -> tuple[str, bool]:  # noqa: ANN401

@@ -13,12 +13,11 @@ from heat_hf.card import Evaluation
 from heat_hf.storage import atomic_file
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tensorly")
-PERCENT = {"exact_match"}  # scores that are percentages; F1 of answers is one, too
 
 
-def points(task: str, metric: str, difference: float) -> float:
-    """A difference of scores in points: hundredths, or as it is where scores are percentages."""
-    return difference if metric in PERCENT or task == "question-answering" else 100 * difference
+def points(task: str, difference: float) -> float:
+    """A difference of scores in points: hundredths, or as it is where scores are percentages, as those of answers are."""
+    return difference if task == "question-answering" else 100 * difference
 
 
 def result_row(
@@ -40,7 +39,7 @@ def result_row(
         "metric": metric,
         "score": score,
         "teacher_score": teacher_score,
-        "accuracy_drop": points(task, metric, teacher_score - score),
+        "accuracy_drop": points(task, teacher_score - score),
         "edp_uJs": None if cost is None else cost.edp * 1e6,
         "edp_gain": None if cost is None else cost.dense_edp / cost.edp,
         "params_M": report.compressed_model_parameters / 1e6,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -22,7 +21,7 @@ from heat_hf.distillation.results import save_student
 from heat_hf.distillation.stages import Stage, label_columns, layer_losses, output_losses, total
 from heat_hf.distillation.teacher import Teacher, set_attention
 from heat_hf.divergence import output_signals
-from heat_hf.hub import push_folder
+from heat_hf.hub import push_saved
 from heat_hf.report import CompressionReport
 
 ROW = "distillation_row"  # column with a row's number, by which the teacher's answers are kept
@@ -240,14 +239,11 @@ class DistillationTrainer(Trainer):
             return None
         args = self.args
         repo_id = args.hub_model_id or Path(str(args.output_dir)).absolute().name
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
-            save_student(self, folder, False, origin, evaluations)
-            return push_folder(
-                folder, repo_id, private=args.hub_private_repo if private is None else private,
-                revision=revision or args.hub_revision, token=token or args.hub_token, commit_message=commit_message,
-                create_pr=create_pr,
-            )  # fmt: skip
+        return push_saved(
+            lambda folder: save_student(self, folder, False, origin, evaluations), repo_id,
+            private=args.hub_private_repo if private is None else private, revision=revision or args.hub_revision,
+            token=token or args.hub_token, commit_message=commit_message, create_pr=create_pr,
+        )  # fmt: skip
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As Trainer's, with the stage and the parts of its loss."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heat_hf.storage import atomic_directory, check_target
+from heat_hf.storage import atomic_directory
 
 OPSET = 18
 MODEL_NAME = "model.onnx"
@@ -66,7 +66,6 @@ def export_onnx(
         ValueError: if the model has none of the known outputs, or ONNX Runtime does not compute what the model does.
     """
     _require_packages()
-    check_target(folder, overwrite)
     model = model.eval()
     names = tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names)
     inputs = tokenizer(EXAMPLES, padding=True, return_tensors="pt").to(model.device)
