@@ -78,6 +78,7 @@ def recipes(bench: Bench) -> None:
         for name in labels:
             for rate in RATES if len(RECIPES[name]) > 1 else (FIRST_RATE,):
                 recipe(bench, name, rate, seed)
+                compare(bench, name, rate, seed)
     for name, label in labels.items():
         found = bench.found["recipes"][name]
         best = max(found, key=lambda rate: statistics.mean(found[rate]["scores"].values()))
@@ -113,6 +114,18 @@ def recipe(bench: Bench, name: str, rate: str, seed: int) -> None:
         "shape": TTM_SHAPE, "rank_search": "uniform", "train_rows": len(bench.rows),
     }  # fmt: skip
     print(name, rate, seed, row["scores"][str(seed)], flush=True)
+    bench.save()
+
+
+def compare(bench: Bench, name: str, rate: str, seed: int) -> None:
+    """How far a way's network is from the dense model on sentences that it was not trained on, if it is in the cache."""
+    row, folder = bench.found["recipes"][name][rate], recipe_folder(bench, name, rate, seed)
+    if str(seed) in row.setdefault("divergence", {}) or not folder.is_dir():
+        return
+    model = type(bench.dense).from_pretrained(folder)
+    agreement, row["divergence"][str(seed)] = bench.fidelity.both(model)
+    row.setdefault("agreement", {})[str(seed)] = agreement
+    print(name, rate, seed, "agreement", agreement, "divergence", row["divergence"][str(seed)], flush=True)
     bench.save()
 
 

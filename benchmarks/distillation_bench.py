@@ -32,6 +32,7 @@ from heat_hf.saving import save_compressed
 from heat_hf.search.budgets import network_costs, rule_settings
 from heat_hf.search.level1 import ShapeSearch, search_shapes
 from heat_hf.search.level2 import Search
+from heat_hf.search.quality import Quality
 from heat_hf.search.sensitivity import allocate_ranks
 from heat_hf.search.table import CostTable
 from recipes.evidence import evaluation_of, result_row, write_json
@@ -40,6 +41,7 @@ from recipes.pipeline import training_text
 TOKENS = 128
 GAINS = {"HEAT-a2": 5.7, "HEAT-a1": 10.0, "HEAT-a3": 3.0}  # in the order in which they are measured
 CALIBRATION = 2048
+UNSEEN = 4000  # sentences on which a model is compared with the dense one
 MANUAL, RANDOM, TENSORLY, HEAT = "manual", "random", "tensorly", "sensitivity"
 
 
@@ -92,18 +94,20 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.dense = self.load()
         file, column = subject.train
-        rows = self.drawn(load_rows(args.data / file), column)
+        rows, unseen = self.drawn(load_rows(args.data / file), column)
         self.calibration = calibration_batches([row[column] for row in rows[:CALIBRATION]], self.tokenizer, max_length=TOKENS)
+        self.unseen = calibration_batches([row[column] for row in unseen], self.tokenizer, max_length=TOKENS)
         self.rows = encode_rows(rows, self.tokenizer, TOKENS)
         self.test = load_rows(args.data / subject.test)
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
         self.file = args.results / "distillation.json"
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
         self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
+        self.found["unseen"] = UNSEEN
         self.metric = TASKS[subject.task].main
 
-    def drawn(self, data: Any, column: str) -> list[dict[str, Any]]:
-        """Training rows: long texts, and joined ones between; with labels if they are to be used."""
+    def drawn(self, data: Any, column: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Training rows, long texts with joined ones between, with labels if they are to be used; and long texts left over."""
         own, every = self.subject, data[column]
         labels = {"label": data["label"]} if own.labelled else {}
         long = [
@@ -113,9 +117,10 @@ class Bench:
         ]
         random.Random(0).shuffle(long)
         count = round(own.rows * own.joined)
-        rows = long[: own.rows - count] + [{column: text} for text in joined_texts(every, count)]
+        alone = own.rows - count
+        rows = long[:alone] + [{column: text} for text in joined_texts(every, count)]
         random.Random(1).shuffle(rows)
-        return rows
+        return rows, long[alone : alone + UNSEEN]
 
     def load(self) -> Any:
         return getattr(transformers, TASKS[self.subject.task].model_class).from_pretrained(self.checkpoint).eval()
@@ -129,6 +134,11 @@ class Bench:
     @cached_property
     def teacher_score(self) -> float:
         return self.score(self.dense)
+
+    @cached_property
+    def fidelity(self) -> Quality:
+        """What a few hundred labelled rows cannot tell apart, the divergence from the dense model on other sentences can."""
+        return Quality(self.dense, self.unseen)
 
     @cached_property
     def searches(self) -> dict[str, Search]:
@@ -241,10 +251,12 @@ def measure(
     started = time.perf_counter()
     trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed)
     seconds = time.perf_counter() - started
+    agreement, divergence = bench.fidelity.both(model)
     rows[key] = row = result_row(
         report, bench.subject.task, bench.metric, bench.score(model), bench.teacher_score, dataset=bench.subject.name,
         decomposition=decomposition, variant=variant, rank_search=method, recipe=trainer.args.recipe, seed=seed,
         train_rows=len(bench.rows), steps=trainer.state.global_step, seconds=round(seconds, 1), untrained_score=untrained,
+        agreement=agreement, divergence=divergence,
         signature=signature({own.name: own.setting for own in report.tensors}),
         command=bench.args.command,
     )  # fmt: skip

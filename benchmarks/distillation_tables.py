@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from benchmarks.provenance import source_line
 
+FORMATS = ("low_rank", "tucker", "cp", "ttm")
 METHODS = {"sensitivity": "HEAT", "manual": "hand-tuned", "tensorly": "TensorLy's ranks", "random": "random"}
 NOT_YET = "Not measured yet: `python -m benchmarks.distillation --parts {part}`."
 SQUAD_ROWS = 87599  # of its official training data
@@ -32,34 +33,59 @@ def mean(values: Iterable[float]) -> str:
     return f"{statistics.mean(found):.4f}{spread}"
 
 
+def compared(data: dict) -> str:
+    """What agreement and divergence are."""
+    return (
+        "Agreement with the dense model's class, and mean Kullback-Leibler divergence from its distribution: on "
+        f"{data['unseen']:,} other sentences of at least 12 words of the training data, not trained on by themselves."
+    )
+
+
+def average(values: Iterable[float], form: str) -> str:
+    """Mean of what was measured, or a dash."""
+    found = list(values)
+    return format(statistics.mean(found), form) if found else "–"
+
+
 def classification(data: dict) -> str:
     """SST-2: every format and method at every EDP gain, before and after distillation."""
     rows = measured(data, "SST-2")
     first = rows[0]
     lines = [
-        "| format | ranks by | variant | EDP gain | EDP, µJ·s | parameters, M | untrained | distilled | drop, points |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        "| format | ranks by | variant | EDP gain | EDP, µJ·s | parameters, M | untrained | distilled | drop, points "
+        "| agreement | divergence |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         f"| dense | | | 1 | {first['edp_uJs'] * first['edp_gain']:.3f} | {data['dense_params_M']['SST-2']:.2f} | "
-        f"| {first['teacher_score']:.4f} | 0 |",
+        f"| {first['teacher_score']:.4f} | 0 | 1 | 0 |",
     ]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["decomposition"], row["rank_search"], row["variant"]), []).append(row)
-    for (decomposition, method, variant), own in groups.items():
+    for decomposition, method, variant in sorted(groups, key=_place):
+        own = groups[decomposition, method, variant]
         one = own[0]
         drop = statistics.mean(row["accuracy_drop"] for row in own)
         lines.append(
             f"| {decomposition} | {METHODS[method]} | {variant if method == 'sensitivity' else ''} | {one['edp_gain']:.2f}× "
             f"| {one['edp_uJs']:.4f} | {one['params_M']:.2f} | {one['untrained_score']:.4f} "
-            f"| {mean(row['score'] for row in own)} | {drop:.2f} |"
+            f"| {mean(row['score'] for row in own)} | {drop:.2f} "
+            f"| {average((row['agreement'] for row in own if 'agreement' in row), '.3f')} "
+            f"| {average((row['divergence'] for row in own if 'divergence' in row), '.4f')} |"
         )
     note = (
         f"A MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points). {first['train_rows']:,} training "
         "texts, half of them sentences of at least 12 words, half joined of two; "
         f"{first['steps']:,} steps of 32, three quarters of them in stage one; no labels. "
-        "EDP: ΣE·ΣT of the 36 encoder matrices, 128 tokens, simba-l; parameters: of the whole model, embeddings included."
+        "EDP: ΣE·ΣT of the 36 encoder matrices, 128 tokens, simba-l; parameters: of the whole model, embeddings included. "
+        f"{compared(data)}"
     )
     return "\n".join([*lines, "", note, *_others(data), "", source_line(data)])
+
+
+def _place(group: tuple[str, str, str]) -> tuple[float, int, int]:
+    """In order of gains, then of formats, then of methods."""
+    decomposition, method, variant = group
+    return -int(variant[-1]), FORMATS.index(decomposition), list(METHODS).index(method)
 
 
 def _others(data: dict) -> list[str]:
@@ -86,12 +112,13 @@ def recipes(data: dict) -> str:
         return NOT_YET.format(part="recipes")
     first = next(iter(table["two-stage"].values()))
     lines = [
-        "| re-training | rate of the last stage | accuracy |",
-        "|---|---:|---:|",
-        f"| none | | {first['untrained_score']:.4f} |",
+        "| re-training | rate of the last stage | accuracy | agreement | divergence |",
+        "|---|---:|---:|---:|---:|",
+        f"| none | | {first['untrained_score']:.4f} | | |",
     ]
     lines += [
-        f"| {label} | {rate} | {mean(own['scores'].values())} |"
+        f"| {label} | {rate} | {mean(own['scores'].values())} "
+        f"| {average(own.get('agreement', {}).values(), '.3f')} | {average(own.get('divergence', {}).values(), '.4f')} |"
         for name, label in RECIPES.items()
         for rate, own in table[name].items()
     ]
@@ -100,7 +127,7 @@ def recipes(data: dict) -> str:
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
         f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way. "
         "Of several seeds, mean and range. "
-        "The first of two stages has a peak learning rate of 3e-4."
+        f"The first of two stages has a peak learning rate of 3e-4. {compared(data)}"
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 
