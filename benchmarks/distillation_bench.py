@@ -177,10 +177,11 @@ class Bench:
 
         Or None, and the row that has the same network.
         """
-        folder = self.args.cache / f"{self.subject.name}-{decomposition}-{method}-{gain:g}"
+        name = f"{self.subject.name} {decomposition} {method} {gain:g}"
+        folder = self.args.cache / name.replace(" ", "-")
         if not (folder / "heat_report.json").is_file():
             settings = self.settings(decomposition, method, gain, shape)
-            known = self.same_network(settings)
+            known = self.same_network(settings, name)
             if known is not None:
                 return None, known
             model = copy.deepcopy(self.dense)
@@ -190,11 +191,12 @@ class Bench:
         model = type(self.dense).from_pretrained(folder)
         return model, CompressionReport.load(folder)
 
-    def same_network(self, settings: dict[str, Any]) -> str | None:
+    def same_network(self, settings: dict[str, Any], name: str) -> str | None:
         """The measured row whose network is the same under another name: with modes of extent 1, all formats are low rank."""
         wanted = signature(settings)
         for key, row in self.found["rows"].items():
-            if row.get("dataset") == self.subject.name and row.get("signature") == wanted:
+            other = key.rpartition(" ")[0] != name  # the last word is the seed
+            if other and row.get("dataset") == self.subject.name and row.get("signature") == wanted:
                 return key
         return None
 

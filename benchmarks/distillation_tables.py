@@ -127,7 +127,8 @@ def recipes(data: dict) -> str:
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
         f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way. "
         "Of several seeds, mean and range. "
-        f"The first of two stages has a peak learning rate of 3e-4. {compared(data)}"
+        f"The first of two stages has a peak learning rate of 3e-4. {compared(data)} "
+        f"Of {len(first.get('divergence', {}))} seeds."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 
