@@ -96,14 +96,14 @@ class Bench:
         file, column = subject.train
         rows, unseen = self.drawn(load_rows(args.data / file), column)
         self.calibration = calibration_batches([row[column] for row in rows[:CALIBRATION]], self.tokenizer, max_length=TOKENS)
-        self.unseen = calibration_batches([row[column] for row in unseen], self.tokenizer, max_length=TOKENS)
+        self.unseen = [row[column] for row in unseen]
         self.rows = encode_rows(rows, self.tokenizer, TOKENS)
         self.test = load_rows(args.data / subject.test)
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
         self.file = args.results / "distillation.json"
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
         self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
-        self.found["unseen"] = UNSEEN
+        self.found["unseen"] = len(self.unseen)
         self.metric = TASKS[subject.task].main
 
     def drawn(self, data: Any, column: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -138,7 +138,7 @@ class Bench:
     @cached_property
     def fidelity(self) -> Quality:
         """What a few hundred labelled rows cannot tell apart, the divergence from the dense model on other sentences can."""
-        return Quality(self.dense, self.unseen)
+        return Quality(self.dense, calibration_batches(self.unseen, self.tokenizer, max_length=TOKENS))
 
     @cached_property
     def searches(self) -> dict[str, Search]:
