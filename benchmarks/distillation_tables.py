@@ -112,22 +112,22 @@ def recipes(data: dict) -> str:
         return NOT_YET.format(part="recipes")
     first = next(iter(table["two-stage"].values()))
     lines = [
-        "| re-training | rate of the last stage | accuracy | agreement | divergence |",
+        "| re-training | peak learning rate of each stage | accuracy | agreement | divergence |",
         "|---|---:|---:|---:|---:|",
         f"| none | | {first['untrained_score']:.4f} | | |",
     ]
     lines += [
-        f"| {label} | {rate} | {mean(own['scores'].values())} "
+        f"| {label} | {rates} | {mean(own['scores'].values())} "
         f"| {average(own.get('agreement', {}).values(), '.3f')} | {average(own.get('divergence', {}).values(), '.4f')} |"
         for name, label in RECIPES.items()
-        for rate, own in table[name].items()
+        for rates, own in table[name].items()
     ]
     shapes = ", ".join(f"{size} as {shape}" for size, shape in first["shape"].items())
     note = (
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
         f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way. "
         "Of several seeds, mean and range. "
-        f"The first of two stages has a peak learning rate of 3e-4. {compared(data)} "
+        f"{compared(data)} "
         f"Of {len(first.get('divergence', {}))} seeds."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
