@@ -88,18 +88,23 @@ def _place(group: tuple[str, str, str]) -> tuple[float, int, int]:
     return -int(variant[-1]), FORMATS.index(decomposition), list(METHODS).index(method)
 
 
+def _name(key: str) -> str:
+    """A row's format, method and EDP gain, from its key."""
+    decomposition, method, gain, _ = key.split()[-4:]
+    return f"{decomposition} {METHODS[method]} {gain}×"
+
+
 def _others(data: dict) -> list[str]:
-    """What cannot keep a budget, and the same networks under two names."""
-    rows = data["rows"]
-    names = {key: f"{row['decomposition']} {METHODS[row['rank_search']]} {row['variant']}" for key, row in rows.items()}
-    out = [names[key] for key, row in rows.items() if "unreachable" in row]
-    same = [f"{names[key]} is {names[row['same_as']]}" for key, row in rows.items() if "same_as" in row]
+    """What cannot keep a budget, and the same networks under several names."""
+    same: dict[str, list[str]] = {}
+    for key, row in data["rows"].items():
+        if "same_as" in row:
+            same.setdefault(_name(row["same_as"]), []).append(_name(key))
+    out = [_name(key) for key, row in data["rows"].items() if "unreachable" in row]
     lines = []
     if same:
-        lines += [
-            "",
-            f"The same networks, and so not trained twice (modes of extent 1 make a low rank of them): {'; '.join(same)}.",
-        ]
+        found = "; ".join(f"{name} is also {', '.join(others)}" for name, others in same.items())
+        lines += ["", f"The same networks, so not trained again (modes of extent 1 make a low rank of them): {found}."]
     if out:
         lines += ["", f"EDP out of reach, whatever the rank: {'; '.join(out)}."]
     return lines
