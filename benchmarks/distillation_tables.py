@@ -27,8 +27,10 @@ def measured(data: dict, dataset: str) -> list[dict]:
 
 
 def mean(values: Iterable[float]) -> str:
-    """Mean, and the range where there are several."""
+    """Mean, and the range where there are several; a dash for none."""
     found = list(values)
+    if not found:
+        return "–"
     spread = f" ({min(found):.4f}–{max(found):.4f}, {len(found)} seeds)" if len(found) > 1 else ""
     return f"{statistics.mean(found):.4f}{spread}"
 
@@ -123,7 +125,7 @@ def recipes(data: dict) -> str:
     ]
     lines += [
         f"| {label} | {rates} | {mean(own['scores'].values())} "
-        f"| {average(own.get('agreement', {}).values(), '.3f')} | {average(own.get('divergence', {}).values(), '.4f')} |"
+        f"| {average(own.get('agreement', {}).values(), '.3f')} | {mean(own.get('divergence', {}).values())} |"
         for name, label in RECIPES.items()
         for rates, own in table[name].items()
     ]
@@ -132,8 +134,7 @@ def recipes(data: dict) -> str:
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
         f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way. "
         "Of several seeds, mean and range. "
-        f"{compared(data)} "
-        f"Of {len(first.get('divergence', {}))} seeds."
+        f"{compared(data)}"
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 
