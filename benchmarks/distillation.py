@@ -68,6 +68,10 @@ def recipes(bench: Bench) -> None:
         "attention-logits": "attention, logits", "two-stage": "two stages",
     }  # fmt: skip
     untrained, _ = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
+    if "untrained" not in bench.found:
+        agreement, divergence = bench.fidelity.both(untrained)
+        bench.found["untrained"] = {"score": bench.score(untrained), "agreement": agreement, "divergence": divergence}
+        bench.save()
     maps = {"dense": attention_maps(bench, bench.dense), "not re-trained": attention_maps(bench, untrained)}
     for seed in bench.args.recipe_seeds:
         for name in labels:
@@ -94,7 +98,7 @@ def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
     if str(seed) in found.get(rates, {}).get("scores", {}):
         return
     model, report = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
-    untrained, folder = bench.score(model), recipe_folder(bench, name, rates, seed)
+    folder = recipe_folder(bench, name, rates, seed)
     first, *second = map(float, rates.split(", "))
     options = {"recipe": name, "max_steps": bench.args.recipe_steps, "learning_rate": first, "seed": seed}
     if second:
@@ -106,7 +110,7 @@ def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
     row = found.setdefault(rates, {"scores": {}})
     row["scores"][str(seed)] = bench.score(model)
     row |= {
-        "untrained_score": untrained, "teacher_score": bench.teacher_score,
+        "teacher_score": bench.teacher_score,
         "steps": trainer.state.global_step, "edp_gain": cost.dense_edp / cost.edp, "params_ratio": report.params_ratio,
         "shape": TTM_SHAPE, "rank_search": "uniform", "train_rows": len(bench.rows),
     }  # fmt: skip

@@ -117,11 +117,11 @@ def recipes(data: dict) -> str:
     table = data.get("recipes", {})
     if len(table) < len(RECIPES):
         return NOT_YET.format(part="recipes")
-    first = next(iter(table["two-stage"].values()))
+    none, first = data["untrained"], next(iter(table["two-stage"].values()))
     lines = [
         "| re-training | peak learning rate of each stage | accuracy | agreement | divergence |",
         "|---|---:|---:|---:|---:|",
-        f"| none | | {first['untrained_score']:.4f} | | |",
+        f"| none | | {none['score']:.4f} | {none['agreement']:.3f} | {none['divergence']:.4f} |",
     ]
     lines += [
         f"| {label} | {rates} | {mean(own['scores'].values())} "
