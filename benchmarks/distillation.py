@@ -30,6 +30,7 @@ from benchmarks.distillation_bench import (
     measure,
 )
 from benchmarks.distillation_step import step_ratios
+from benchmarks.distillation_tables import FORMATS
 from heat_hf.distillation import RECIPES
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.distillation_plots import draw_attention
@@ -46,12 +47,12 @@ def headline(bench: Bench) -> None:
 
 def others(bench: Bench) -> None:
     """What other formats choose at every gain, then what other methods choose, re-trained alike; one gain after the other."""
-    for decomposition in ("tucker", "cp", "ttm"):
+    for decomposition in FORMATS[1:]:  # low rank is the headline's
         for variant in GAINS:
             measure(bench, decomposition, HEAT, variant)
     for variant in GAINS:
         for method in (MANUAL, RANDOM, TENSORLY):
-            for decomposition in ("low_rank", "tucker", "cp", "ttm"):
+            for decomposition in FORMATS:
                 measure(bench, decomposition, method, variant)
 
 
@@ -99,10 +100,9 @@ def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
         return
     model, report = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
     folder = recipe_folder(bench, name, rates, seed)
-    first, *second = map(float, rates.split(", "))
-    options = {"recipe": name, "max_steps": bench.args.recipe_steps, "learning_rate": first, "seed": seed}
-    if second:
-        options["logit_learning_rate"] = second[0]
+    peaks = [float(rate) for rate in rates.split(", ")]
+    options = {"recipe": name, "max_steps": bench.args.recipe_steps, "seed": seed}
+    options |= {"learning_rate": peaks[0], "logit_learning_rate": peaks[-1]}
     trainer = bench.distil(model, folder.name, **options)
     cost = report.hardware
     assert cost is not None

@@ -26,13 +26,17 @@ def measured(data: dict, dataset: str) -> list[dict]:
     return [row for row in data["rows"].values() if row.get("dataset") == dataset]
 
 
-def mean(values: Iterable[float]) -> str:
-    """Mean, and the range where there are several; a dash for none."""
+def average(values: Iterable[float], form: str) -> str:
+    """Mean of what was measured, or a dash."""
     found = list(values)
-    if not found:
-        return "–"
+    return format(statistics.mean(found), form) if found else "–"
+
+
+def mean(values: Iterable[float]) -> str:
+    """As `average`, and the range where there are several."""
+    found = list(values)
     spread = f" ({min(found):.4f}–{max(found):.4f}, {len(found)} seeds)" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.4f}{spread}"
+    return average(found, ".4f") + spread
 
 
 def compared(data: dict) -> str:
@@ -41,12 +45,6 @@ def compared(data: dict) -> str:
         "Agreement with the dense model's class, and mean Kullback-Leibler divergence from its distribution: on "
         f"{data['unseen']:,} other sentences of at least 12 words of the training data, not trained on by themselves."
     )
-
-
-def average(values: Iterable[float], form: str) -> str:
-    """Mean of what was measured, or a dash."""
-    found = list(values)
-    return format(statistics.mean(found), form) if found else "–"
 
 
 def classification(data: dict) -> str:
@@ -133,8 +131,7 @@ def recipes(data: dict) -> str:
     note = (
         f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
         f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way. "
-        "Of several seeds, mean and range. "
-        f"{compared(data)}"
+        f"Of several seeds, mean and range. {compared(data)}"
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 
