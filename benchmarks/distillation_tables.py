@@ -82,6 +82,11 @@ def classification(data: dict) -> str:
     return "\n".join([*lines, "", note, *_others(data), "", source_line(data)])
 
 
+def searched(data: dict) -> str:
+    """SST-2: what HEAT's search chose, only."""
+    return classification({**data, "rows": {key: row for key, row in data["rows"].items() if row["rank_search"] == "sensitivity"}})
+
+
 def _place(group: tuple[str, str, str]) -> tuple[float, int, int]:
     """In order of gains, then of formats, then of methods."""
     decomposition, method, variant = group
@@ -108,6 +113,25 @@ def _others(data: dict) -> list[str]:
     if out:
         lines += ["", f"EDP out of reach, whatever the rank: {'; '.join(out)}."]
     return lines
+
+
+def faster(data: dict) -> str:
+    """The same networks by two schedules."""
+    if "faster" not in data:
+        return NOT_YET.format(part="faster")
+    rates = next(iter(data["faster"].values()))
+    lines = [
+        "| network | accuracy | agreement | divergence | faster: accuracy | agreement | divergence |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for key, own in data["faster"].items():
+        cells = (f"{row['score']:.4f} | {row['agreement']:.3f} | {row['divergence']:.4f}" for row in (data["rows"][key], own))
+        lines.append(f"| {_name(key)} | {' | '.join(cells)} |")
+    note = (
+        f"SST-2 as above, seed 0; faster: peak learning rates {rates['learning_rate']:g} and {rates['logit_learning_rate']:g} in "
+        "the two stages."
+    )
+    return "\n".join([*lines, "", note, "", source_line(data)])
 
 
 def recipes(data: dict) -> str:

@@ -284,6 +284,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "ranks": ("ranks", ranks),
     "ranks_supernet": ("ranks", ranks_supernet),
     "distilled": ("distillation", distilled.classification),
+    "searched": ("distillation", distilled.searched),
+    "faster": ("distillation", distilled.faster),
     "recipes": ("distillation", distilled.recipes),
     "embeddings": ("distillation", distilled.embeddings),
     "question_answering": ("question_answering", distilled.question_answering),
