@@ -2,7 +2,8 @@
 
 Rows are kept as soon as they are there, so an interrupted run goes on where it stopped; trained weights go to the cache folder.
 Parts: `headline` distils searched classifiers, `others` those that other formats and methods choose, `faster` some of them at
-a higher learning rate; `recipes` is Table 4; `step` times a step beside its parts; `embeddings` distils the sentence encoder without labels; `cards` only writes cards again.
+a higher learning rate; `recipes` is Table 4; `step` times a step beside its parts; `embeddings` distils the sentence encoder
+without labels; `cards` only writes cards again.
 
     python -m benchmarks.distillation --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
 """

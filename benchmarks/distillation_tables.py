@@ -84,7 +84,8 @@ def classification(data: dict) -> str:
 
 def searched(data: dict) -> str:
     """SST-2: what HEAT's search chose, only."""
-    return classification({**data, "rows": {key: row for key, row in data["rows"].items() if row["rank_search"] == "sensitivity"}})
+    rows = {key: row for key, row in data["rows"].items() if row["rank_search"] == "sensitivity"}
+    return classification({**data, "rows": rows})
 
 
 def _place(group: tuple[str, str, str]) -> tuple[float, int, int]:
@@ -128,8 +129,8 @@ def faster(data: dict) -> str:
         cells = (f"{row['score']:.4f} | {row['agreement']:.3f} | {row['divergence']:.4f}" for row in (data["rows"][key], own))
         lines.append(f"| {_name(key)} | {' | '.join(cells)} |")
     note = (
-        f"SST-2 as above, seed 0; faster: peak learning rates {rates['learning_rate']:g} and {rates['logit_learning_rate']:g} in "
-        "the two stages."
+        "SST-2 as above, seed 0. Faster: peak learning rates of the two stages "
+        f"{rates['learning_rate']:g} and {rates['logit_learning_rate']:g}."
     )
     return "\n".join([*lines, "", note, "", source_line(data)])
 
