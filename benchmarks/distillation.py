@@ -63,7 +63,8 @@ FASTER = {"learning_rate": 1e-3, "logit_learning_rate": 1e-4}
 def faster(bench: Bench) -> None:
     """The schedule was tuned for low rank: what a network that lost much, and those that did not, reach at another."""
     found = bench.found.setdefault("faster", {})
-    for decomposition, method in (("tucker", TENSORLY), ("tucker", HEAT), ("low_rank", HEAT)):
+    networks = [("tucker", method) for method in (TENSORLY, HEAT, MANUAL, RANDOM)]
+    for decomposition, method in (*networks, ("cp", MANUAL), ("low_rank", HEAT)):
         key = f"{bench.subject.name} {decomposition} {method} 5.7 0"
         if key in found:
             continue
