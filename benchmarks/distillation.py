@@ -63,15 +63,15 @@ FASTER = {"learning_rate": 1e-3, "logit_learning_rate": 1e-4}
 def faster(bench: Bench) -> None:
     """The schedule was tuned for low rank: what a network that lost much, and those that did not, reach at another."""
     found = bench.found.setdefault("faster", {})
+    gain = GAINS["HEAT-a2"]
     networks = [("tucker", method) for method in (TENSORLY, HEAT, MANUAL, RANDOM)]
     for decomposition, method in (*networks, ("cp", MANUAL), ("low_rank", HEAT)):
-        key = f"{bench.subject.name} {decomposition} {method} 5.7 0"
+        key = f"{bench.name(decomposition, method, gain)} 0"
         if key in found:
             continue
-        model, _ = bench.student(decomposition, method, 5.7)
+        model, _ = bench.student(decomposition, method, gain)
         bench.distil(model, f"{decomposition}-{method}-faster", **FASTER)
-        agreement, divergence = bench.fidelity.both(model)
-        found[key] = {"score": bench.score(model), "agreement": agreement, "divergence": divergence, **FASTER}
+        found[key] = {**bench.figures(model), **FASTER}
         print(key, found[key], flush=True)
         bench.save()
 
@@ -90,8 +90,7 @@ def recipes(bench: Bench) -> None:
     }  # fmt: skip
     untrained, _ = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
     if "untrained" not in bench.found:
-        agreement, divergence = bench.fidelity.both(untrained)
-        bench.found["untrained"] = {"score": bench.score(untrained), "agreement": agreement, "divergence": divergence}
+        bench.found["untrained"] = bench.figures(untrained)
         bench.save()
     maps = {"dense": attention_maps(bench, bench.dense), "not re-trained": attention_maps(bench, untrained)}
     for seed in bench.args.recipe_seeds:

@@ -140,6 +140,11 @@ class Bench:
         """What a few hundred labelled rows cannot tell apart, the divergence from the dense model on other sentences can."""
         return Quality(self.dense, calibration_batches(self.unseen, self.tokenizer, max_length=TOKENS))
 
+    def figures(self, model: Any) -> dict[str, float]:
+        """Score, agreement with the dense model and divergence from it."""
+        agreement, divergence = self.fidelity.both(model)
+        return {"score": self.score(model), "agreement": agreement, "divergence": divergence}
+
     @cached_property
     def searches(self) -> dict[str, Search]:
         return {}
@@ -172,12 +177,16 @@ class Bench:
         choice, _ = allocate_ranks(space, losses, "edp", costs.dense.edp / gain)
         return dict(space.settings(choice))
 
+    def name(self, decomposition: str, method: str, gain: float) -> str:
+        """Of a network; its rows' keys have the seed behind it."""
+        return f"{self.subject.name} {decomposition} {method} {gain:g}"
+
     def student(self, decomposition: str, method: str, gain: float, shape: Any = None) -> tuple[Any, Any]:
         """The compressed model before training, from the cache if it is there, and its report.
 
         Or None, and the row that has the same network.
         """
-        name = f"{self.subject.name} {decomposition} {method} {gain:g}"
+        name = self.name(decomposition, method, gain)
         folder = self.args.cache / name.replace(" ", "-")
         if not (folder / "heat_report.json").is_file():
             settings = self.settings(decomposition, method, gain, shape)
@@ -232,7 +241,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row: compress, distil, score; or why there is none. With `keep`, the trained model stays in the cache."""
     gain = GAINS[variant]
-    key = f"{bench.subject.name} {decomposition} {method} {gain:g} {seed}"
+    key = f"{bench.name(decomposition, method, gain)} {seed}"
     rows, trained = bench.found["rows"], bench.args.cache / f"{key} trained"
     if key in rows and not (keep and not trained.is_dir()):
         return rows[key]
@@ -253,12 +262,12 @@ def measure(
     started = time.perf_counter()
     trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed)
     seconds = time.perf_counter() - started
-    agreement, divergence = bench.fidelity.both(model)
+    found = bench.figures(model)
     rows[key] = row = result_row(
-        report, bench.subject.task, bench.metric, bench.score(model), bench.teacher_score, dataset=bench.subject.name,
+        report, bench.subject.task, bench.metric, found["score"], bench.teacher_score, dataset=bench.subject.name,
         decomposition=decomposition, variant=variant, rank_search=method, recipe=trainer.args.recipe, seed=seed,
         train_rows=len(bench.rows), steps=trainer.state.global_step, seconds=round(seconds, 1), untrained_score=untrained,
-        agreement=agreement, divergence=divergence,
+        agreement=found["agreement"], divergence=found["divergence"],
         signature=signature({own.name: own.setting for own in report.tensors}),
         command=bench.args.command,
     )  # fmt: skip
