@@ -23,13 +23,13 @@ from transformers import BertConfig, DistilBertConfig
 
 from benchmarks.provenance import provenance
 from heat_hf import TensorSetting, TensorShape
-from heat_hf.accelerators import load_accelerator
-from heat_hf.accelerators.fusion import CascadeCost, cost_plan, join
-from heat_hf.accelerators.mapper import Mapper
-from heat_hf.accelerators.mapping import Gemm
-from heat_hf.cost import cost_linear, cost_setting
+from heat_hf.encoders.cost import cost_linear, cost_setting
 from heat_hf.formats import FORMATS, get_format
-from heat_hf.planning import plan_contraction
+from heat_hf.formats.planning import plan_contraction
+from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.cascade import CascadeCost, cost_plan, join
+from heat_hf.hardware.mapper import Mapper
+from heat_hf.hardware.mapping import Gemm
 
 BERT_SIZES = {"768x768": 48, "3072x768": 12, "768x3072": 12}  # matrices of BERT-base's blocks
 # Table 1 of the paper: million parameters of the factors (the model's less 24.6 M), and the EDP in µJ·s of its HEAT rows.

@@ -34,7 +34,7 @@ from benchmarks.distillation_step import step_ratios
 from benchmarks.distillation_tables import FORMATS
 from heat_hf.distillation import RECIPES
 from heat_hf.distillation.teacher import set_attention
-from heat_hf.distillation_plots import draw_attention
+from heat_hf.reports.figures.distillation import draw_attention
 
 
 def headline(bench: Bench) -> None:

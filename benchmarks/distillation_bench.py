@@ -20,21 +20,21 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig
-from heat_hf.calibration import calibration_batches, encode_rows
-from heat_hf.card import Origin, inherited_license, model_card
-from heat_hf.data import joined_texts, load_rows
+from heat_hf.compression.factorize import factorize
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
-from heat_hf.distillation_plots import draw_training
-from heat_hf.evaluation import TASKS, evaluate_task
-from heat_hf.factorize import factorize
-from heat_hf.saving import save_compressed
-from heat_hf.search.budgets import network_costs, rule_settings
-from heat_hf.search.level1 import ShapeSearch, search_shapes
-from heat_hf.search.level2 import Search
-from heat_hf.search.quality import Quality
-from heat_hf.search.sensitivity import allocate_ranks
-from heat_hf.search.table import CostTable
+from heat_hf.encoders.checkpoints.folder import save_compressed
+from heat_hf.encoders.rows import joined_texts, load_rows
+from heat_hf.encoders.statistics import calibration_batches, encode_rows
+from heat_hf.evaluation.quality import Quality
+from heat_hf.evaluation.tasks import TASKS, evaluate_task
+from heat_hf.reports.card import Origin, inherited_license, model_card
+from heat_hf.reports.figures.distillation import draw_training
+from heat_hf.search.ranks.budgets import network_costs, rule_settings
+from heat_hf.search.ranks.search import Search
+from heat_hf.search.ranks.sensitivity import allocate_ranks
+from heat_hf.search.shapes.search import ShapeSearch, search_shapes
+from heat_hf.search.shapes.table import CostTable
 from recipes.evidence import evaluation_of, result_row, write_json
 from recipes.pipeline import training_text
 
@@ -51,12 +51,12 @@ class Subject:
 
     Attributes:
         name: of the data.
-        task: key of `heat_hf.evaluation.TASKS`.
+        task: key of `heat_hf.evaluation.tasks.TASKS`.
         train: file and column of the sentences.
         least_words: shorter sentences are left out: much of SST-2's training data are phrases of a few words.
         test: file of labelled rows.
         rows: texts drawn for training.
-        joined: share of them that is made of two each, see `heat_hf.data.joined_texts`.
+        joined: share of them that is made of two each, see `heat_hf.encoders.rows.joined_texts`.
         cache_gib: for the teacher's answers.
         labelled: whether rows keep their labels.
     """

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from benchmarks.tables import RESULTS
-from heat_hf.rank_plots import draw_ablation, draw_fidelity, draw_tradeoff
+from heat_hf.reports.figures.ranks import draw_ablation, draw_fidelity, draw_tradeoff
 
 STAGES = {
     "outputs": "untrained, activation-aware projection",

@@ -33,27 +33,27 @@ from transformers import (
 
 from benchmarks.provenance import provenance
 from heat_hf import HeatConfig
-from heat_hf.calibration import calibration_batches, encode_rows, pad_batches
-from heat_hf.data import load_rows
-from heat_hf.encoder import encoder_linears, swap_module
+from heat_hf.encoders.linears import encoder_linears, swap_module
+from heat_hf.encoders.rows import load_rows
+from heat_hf.encoders.statistics import calibration_batches, encode_rows, pad_batches
+from heat_hf.evaluation.quality import Quality
 from heat_hf.formats import Factorization
 from heat_hf.formats.base import balanced
-from heat_hf.layers import FactorizedLinear
-from heat_hf.search.budgets import network_costs, rule_settings
-from heat_hf.search.evolution import Evolution, evolve
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import TensorSetting
 from heat_hf.search.journal import Journal
-from heat_hf.search.level2 import (
+from heat_hf.search.ranks.budgets import network_costs, rule_settings
+from heat_hf.search.ranks.evolution import Evolution, evolve
+from heat_hf.search.ranks.predictor import AccuracyPredictor
+from heat_hf.search.ranks.search import (
     Search,
     evaluate_subnets,
     search_ranks,
     train_supernet,
 )
-from heat_hf.search.predictor import AccuracyPredictor
-from heat_hf.search.quality import Quality
-from heat_hf.search.sensitivity import allocate_ranks
-from heat_hf.search.space import RankSpace
-from heat_hf.search.supernet import RankSuperNet, Stabilizers, SuperNetArguments, sample_subnets
-from heat_hf.setting import TensorSetting
+from heat_hf.search.ranks.sensitivity import allocate_ranks
+from heat_hf.search.ranks.space import RankSpace
+from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments, sample_subnets
 
 TOKENS = 128
 GAINS = (3.0, 5.7, 10.0)

@@ -8,28 +8,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.integrations import transformers_quantizer as _registration  # noqa: F401
+from heat_hf.integrations import transformers as _registration  # noqa: F401
 
 if TYPE_CHECKING:
-    from heat_hf.compressor import HeatCompressor
-    from heat_hf.config import HeatConfig
-    from heat_hf.contraction import ContractionPlan
+    from heat_hf.compression.compressor import HeatCompressor
+    from heat_hf.compression.config import HeatConfig
     from heat_hf.formats import FORMATS, TensorShape
-    from heat_hf.layers import FactorizedLinear
-    from heat_hf.planning import plan_contraction
-    from heat_hf.report import CompressionReport
-    from heat_hf.setting import TensorSetting
+    from heat_hf.formats.layer import FactorizedLinear
+    from heat_hf.formats.plan import ContractionPlan
+    from heat_hf.formats.planning import plan_contraction
+    from heat_hf.formats.setting import TensorSetting
+    from heat_hf.reports.compression import CompressionReport
 
 _PUBLIC = {
-    "CompressionReport": "heat_hf.report",
-    "ContractionPlan": "heat_hf.contraction",
+    "CompressionReport": "heat_hf.reports.compression",
+    "ContractionPlan": "heat_hf.formats.plan",
     "FORMATS": "heat_hf.formats",
-    "FactorizedLinear": "heat_hf.layers",
-    "HeatCompressor": "heat_hf.compressor",
-    "HeatConfig": "heat_hf.config",
-    "TensorSetting": "heat_hf.setting",
+    "FactorizedLinear": "heat_hf.formats.layer",
+    "HeatCompressor": "heat_hf.compression.compressor",
+    "HeatConfig": "heat_hf.compression.config",
+    "TensorSetting": "heat_hf.formats.setting",
     "TensorShape": "heat_hf.formats",
-    "plan_contraction": "heat_hf.planning",
+    "plan_contraction": "heat_hf.formats.planning",
 }
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name == "__version__":
-        from heat_hf.config import package_version
+        from heat_hf.compression.config import package_version
 
         return package_version()
     if name not in _PUBLIC:

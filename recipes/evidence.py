@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf import CompressionReport
-from heat_hf.card import Evaluation
-from heat_hf.storage import atomic_file
+from heat_hf.encoders.checkpoints.storage import atomic_file
+from heat_hf.reports.card import Evaluation
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tensorly")
 
@@ -27,7 +27,7 @@ def result_row(
 
     Args:
         report: of its compression.
-        task: of `heat_hf.evaluation.TASKS`.
+        task: of `heat_hf.evaluation.tasks.TASKS`.
         metric: name of the score.
         score: the model's.
         teacher_score: the dense model's on the same rows.

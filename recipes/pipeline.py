@@ -17,13 +17,13 @@ from transformers import AutoConfig, AutoTokenizer, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from heat_hf import CompressionReport, HeatCompressor
-from heat_hf.calibration import pad_batches
-from heat_hf.card import Origin, inherited_license
-from heat_hf.data import joined_texts, load_rows
 from heat_hf.distillation import DistillationTrainer
-from heat_hf.evaluation import TASKS, evaluate_task
-from heat_hf.search.record import RankRecord
-from heat_hf.storage import atomic_directory
+from heat_hf.encoders.checkpoints.storage import atomic_directory
+from heat_hf.encoders.rows import joined_texts, load_rows
+from heat_hf.encoders.statistics import pad_batches
+from heat_hf.evaluation.tasks import TASKS, evaluate_task
+from heat_hf.reports.card import Origin, inherited_license
+from heat_hf.reports.ranks import RankRecord
 from recipes.evidence import evaluation_of, result_row, write_json
 from recipes.options import DataOptions, Options, parse
 
@@ -33,7 +33,7 @@ class Recipe:
     """What a task adds.
 
     Attributes:
-        task: key of `heat_hf.evaluation.TASKS`.
+        task: key of `heat_hf.evaluation.tasks.TASKS`.
         encode: rows, their columns, tokenizer, options → rows of model inputs with labels, if there are any.
         collator: of a tokenizer.
         labels: rows, their columns → names of the classes; None where the task has none.

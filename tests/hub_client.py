@@ -29,7 +29,7 @@ def load(repo: str, revision: str | None) -> None:
 
 def push(folder: str, repo: str) -> None:
     from heat_hf import HeatCompressor, HeatConfig
-    from heat_hf.card import Evaluation
+    from heat_hf.reports.card import Evaluation
 
     compressor = HeatCompressor.from_pretrained(folder)
     compressor.compress(HeatConfig(target_params_ratio=0.4))

@@ -19,7 +19,7 @@ from fake_hub import TOKEN, FakeHub
 
 from benchmarks import tables
 from heat_hf.cli import VERBS, build_parser, main
-from heat_hf.encoder import BLOCKS
+from heat_hf.encoders.linears import BLOCKS
 from heat_hf.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoConfig
 
-from heat_hf.data import JOINTS, joined_texts
-from heat_hf.encoder import factorized_layers
+from heat_hf.encoders.linears import factorized_layers
+from heat_hf.encoders.rows import JOINTS, joined_texts
 from recipes import options
 from recipes.pipeline import run
 from recipes.question_answering.run import RECIPE as QUESTIONS

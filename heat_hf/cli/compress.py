@@ -7,12 +7,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from heat_hf.cli.values import parse_pairs, parse_rank, show
-from heat_hf.config import CALIBRATION_MEMORY, RANK_SEARCHES
+from heat_hf.compression.config import CALIBRATION_MEMORY, RANK_SEARCHES
 from heat_hf.formats import FORMATS
-from heat_hf.setting import EXECUTIONS
+from heat_hf.formats.setting import EXECUTIONS
 
 if TYPE_CHECKING:
-    from heat_hf.search.record import Variant
+    from heat_hf.reports.ranks import Variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compress a checkpoint, or print the plan."""
-    from heat_hf.compressor import HeatCompressor
-    from heat_hf.config import HeatConfig
-    from heat_hf.data import load_rows
-    from heat_hf.storage import check_target
+    from heat_hf.compression.compressor import HeatCompressor
+    from heat_hf.compression.config import HeatConfig
+    from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.rows import load_rows
 
     variant = _variant(args)
     if variant is not None:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _variant(args: argparse.Namespace) -> Variant | None:
     """The variant to take; its record also says which decomposition it is."""
-    from heat_hf.search.record import RankRecord
+    from heat_hf.reports.ranks import RankRecord
 
     if args.ranks is None:
         if args.variant is not None:

@@ -8,11 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli.values import parse_rank, show
-from heat_hf.setting import EXECUTIONS
+from heat_hf.formats.setting import EXECUTIONS
 
 if TYPE_CHECKING:
-    from heat_hf.accelerators.fusion import CascadeCost
-    from heat_hf.accelerators.mapper import Mapper
+    from heat_hf.hardware.cascade import CascadeCost
+    from heat_hf.hardware.mapper import Mapper
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Cost a product, a matrix or a model."""
     _check(args)
-    from heat_hf.accelerators import load_accelerator
-    from heat_hf.accelerators.mapper import Mapper
-    from heat_hf.cost_report import describe_mapper
+    from heat_hf.hardware import load_accelerator
+    from heat_hf.hardware.mapper import Mapper
+    from heat_hf.reports.cost import describe_mapper
 
     accelerator = load_accelerator(args.accelerator)
     plain, padded = (
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     )
     data, text, parts = (_model if args.model else _product)(args, plain, padded)
     if args.plot:
-        from heat_hf.cost_report import plot_cost
+        from heat_hf.reports.cost import plot_cost
 
         plot_cost(parts, accelerator, f"{_name(args)} on {accelerator.name}", args.plot)
         print(f"drawn to {args.plot}", file=sys.stderr)
@@ -81,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.count and not args.model:
         raise ValueError("--count needs a MODEL")
     if args.export:
-        from heat_hf.accelerators.export import EXPORTS
+        from heat_hf.hardware.export import EXPORTS
 
         if args.export not in EXPORTS:
             raise ValueError(f"--export must be one of {', '.join(EXPORTS)}, got {args.export!r}")
@@ -110,7 +110,7 @@ def _integers(option: str, text: str, names: str) -> list[int]:
 
 
 def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
-    from heat_hf.cost_report import cost_data, level_table, mapping_text, step_parts, step_table, total_line, totals
+    from heat_hf.reports.cost import cost_data, level_table, mapping_text, step_parts, step_table, total_line, totals
 
     cost, padded_cost = _cascade(args, plain), _cascade(args, padded)
     data = {**cost_data(cost), "padded": totals(padded_cost)}
@@ -119,7 +119,7 @@ def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[d
         lines.append(total_line("with zeros filled up", padded_cost))
     if args.format:
         rows, columns = _integers("--matrix", args.matrix, "OUTxIN")
-        from heat_hf.cost import cost_linear
+        from heat_hf.encoders.cost import cost_linear
 
         dense = cost_linear(rows, columns, args.sequence_length * args.batch_size, plain)
         data["dense"] = totals(dense)
@@ -128,11 +128,11 @@ def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[d
 
 
 def _cascade(args: argparse.Namespace, mapper: Mapper) -> CascadeCost:
-    from heat_hf.accelerators.fusion import cost_gemm
-    from heat_hf.accelerators.mapping import Gemm
-    from heat_hf.cost import cost_linear, cost_setting
+    from heat_hf.encoders.cost import cost_linear, cost_setting
     from heat_hf.formats import TensorShape, get_format
-    from heat_hf.setting import TensorSetting
+    from heat_hf.formats.setting import TensorSetting
+    from heat_hf.hardware.cascade import cost_gemm
+    from heat_hf.hardware.mapping import Gemm
 
     if args.gemm:
         m, n, k = _integers("--gemm", args.gemm, "MxNxK")
@@ -148,8 +148,8 @@ def _cascade(args: argparse.Namespace, mapper: Mapper) -> CascadeCost:
 
 
 def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
-    from heat_hf.cost import EXTRAS, cost_model
-    from heat_hf.cost_report import layer_table, level_table, model_data, model_parts, total_line, totals
+    from heat_hf.encoders.cost import EXTRAS, cost_model
+    from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line, totals
 
     found, filled = (
         cost_model(args.model, mapper, args.sequence_length, args.batch_size, args.count, fused=not args.unfused)
@@ -169,8 +169,8 @@ def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dic
 
 
 def _export(args: argparse.Namespace, parts: dict[str, CascadeCost], mapper: Mapper) -> None:
-    from heat_hf.accelerators.export import EXPORTS
-    from heat_hf.storage import atomic_directory
+    from heat_hf.encoders.checkpoints.storage import atomic_directory
+    from heat_hf.hardware.export import EXPORTS
 
     with atomic_directory(args.output, args.overwrite) as folder:
         for i, part in enumerate(parts.values(), start=1):

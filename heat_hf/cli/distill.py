@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoTokenizer, DataCollatorWithPadding
     from transformers.trainer_utils import get_last_checkpoint
 
-    from heat_hf.calibration import encode_rows
-    from heat_hf.data import load_rows
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
-    from heat_hf.report import CompressionReport
-    from heat_hf.storage import check_target
+    from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.rows import load_rows
+    from heat_hf.encoders.statistics import encode_rows
+    from heat_hf.reports.compression import CompressionReport
 
     check_target(args.output, args.overwrite)
     report = CompressionReport.load(Path(args.model))
@@ -85,7 +85,7 @@ def _models(args: argparse.Namespace) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
     import heat_hf  # noqa: F401
-    from heat_hf.encoder import model_class_of
+    from heat_hf.encoders.linears import model_class_of
 
     loader = model_class_of(AutoConfig.from_pretrained(args.model))
     return loader.from_pretrained(args.model), loader.from_pretrained(args.teacher)

@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
     import transformers
 
     import heat_hf  # noqa: F401
-    from heat_hf.data import load_rows
-    from heat_hf.evaluation import TASKS, evaluate_task, measure_latency
+    from heat_hf.encoders.rows import load_rows
+    from heat_hf.evaluation.tasks import TASKS, evaluate_task, measure_latency
 
     if args.task not in TASKS:
         raise ValueError(f"unknown task {args.task!r}; known are {', '.join(TASKS)}")
@@ -59,7 +59,7 @@ def _load(loader: Any, name: str) -> Any:  # noqa: ANN401
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:
-    from heat_hf.text import text_table
+    from heat_hf.reports.text import text_table
 
     columns = list(dict.fromkeys(column for scores in results.values() for column in scores))
     rows = [(name, *(_cell(scores.get(column, "")) for column in columns)) for name, scores in results.items()]

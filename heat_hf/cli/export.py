@@ -22,9 +22,9 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoConfig, AutoTokenizer
 
     import heat_hf  # noqa: F401
-    from heat_hf.encoder import model_class_of
+    from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.linears import model_class_of
     from heat_hf.integrations.onnx import OPSET, export_onnx
-    from heat_hf.storage import check_target
 
     check_target(args.output, args.overwrite)
     config = AutoConfig.from_pretrained(args.model, revision=args.revision)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Push a folder as one commit."""
-    from heat_hf.hub import push_folder
+    from heat_hf.encoders.checkpoints.hub import push_folder
 
     names = ("private", "revision", "token", "commit_message", "create_pr")
     commit = push_folder(args.model, args.repo_id, **{name: getattr(args, name) for name in names})

@@ -7,11 +7,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli.values import parse_pairs, show
-from heat_hf.config import MIXED, RANK_SEARCHES
+from heat_hf.compression.config import MIXED, RANK_SEARCHES
 from heat_hf.formats import FORMATS
 
 if TYPE_CHECKING:
-    from heat_hf.search.supernet import SuperNetArguments
+    from heat_hf.search.ranks.supernet import SuperNetArguments
 
 METHODS = tuple(name for name in RANK_SEARCHES if name != "pareto")
 
@@ -57,9 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Find ranks for every budget, and print them."""
-    from heat_hf.compressor import HeatCompressor
-    from heat_hf.config import HeatConfig
-    from heat_hf.data import load_rows
+    from heat_hf.compression.compressor import HeatCompressor
+    from heat_hf.compression.config import HeatConfig
+    from heat_hf.encoders.rows import load_rows
 
     if args.method not in METHODS:
         raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {args.method!r}")
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _arguments(args: argparse.Namespace) -> SuperNetArguments:
-    from heat_hf.search.supernet import SuperNetArguments, default_subnets
+    from heat_hf.search.ranks.supernet import SuperNetArguments, default_subnets
 
     for name in ("steps", "train_batch_size", "subnets"):
         value = getattr(args, name)

@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ranks(args: argparse.Namespace, path: str) -> int:
-    from heat_hf.rank_plots import draw_fidelity, draw_rank_map
-    from heat_hf.search.record import RankRecord
-    from heat_hf.storage import atomic_directory
+    from heat_hf.encoders.checkpoints.storage import atomic_directory
+    from heat_hf.reports.figures.ranks import draw_fidelity, draw_rank_map
+    from heat_hf.reports.ranks import RankRecord
 
     record = RankRecord.load(path)
     if args.output is not None:
@@ -54,12 +54,12 @@ def _ranks(args: argparse.Namespace, path: str) -> int:
 
 
 def _model(args: argparse.Namespace, model: str) -> int:
-    from heat_hf.report import CompressionReport
+    from heat_hf.reports.compression import CompressionReport
 
     report = CompressionReport.from_pretrained(model)
     if args.output is not None:
-        from heat_hf.model_report import page
-        from heat_hf.storage import atomic_directory, check_target
+        from heat_hf.encoders.checkpoints.storage import atomic_directory, check_target
+        from heat_hf.reports.model_page import page
 
         check_target(args.output, args.overwrite)
         text = page(model, args.beside or ())
@@ -71,10 +71,10 @@ def _model(args: argparse.Namespace, model: str) -> int:
 
 
 def _shapes(args: argparse.Namespace, path: str) -> int:
-    from heat_hf.search.table import CostTable
-    from heat_hf.search_plots import draw_figure_2, draw_figure_7
-    from heat_hf.search_report import page, table_data, table_text
-    from heat_hf.storage import atomic_directory
+    from heat_hf.encoders.checkpoints.storage import atomic_directory
+    from heat_hf.reports.figures.shapes import draw_figure_2, draw_figure_7
+    from heat_hf.reports.shapes import page, table_data, table_text
+    from heat_hf.search.shapes.table import CostTable
 
     table = CostTable.load(path)
     if args.output is not None:

@@ -51,10 +51,10 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
 
 def _run_shapes(args: argparse.Namespace) -> int:
     """Fill a cost table and print what it says. Under `accelerate launch`, the first process prints."""
-    from heat_hf.compressor import HeatCompressor
+    from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.formats import FORMATS
-    from heat_hf.search.level1 import ShapeSearch, search_shapes
-    from heat_hf.search_report import table_data, table_text
+    from heat_hf.reports.shapes import table_data, table_text
+    from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 
     search = ShapeSearch(
         formats=tuple(args.formats or FORMATS),

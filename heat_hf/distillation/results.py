@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.modeling_utils import unwrap_model
 
-from heat_hf.card import Evaluation, Origin, model_card, origin_of, task_of
 from heat_hf.distillation.teacher import set_attention
-from heat_hf.distillation_plots import draw_training
-from heat_hf.report import CompressionReport
-from heat_hf.saving import save_compressed
-from heat_hf.sentence_encoder import sentence_encoder
+from heat_hf.encoders.checkpoints.folder import save_compressed
+from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
+from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, task_of
+from heat_hf.reports.compression import CompressionReport
+from heat_hf.reports.figures.distillation import draw_training
 
 if TYPE_CHECKING:
     from heat_hf.distillation.trainer import DistillationTrainer

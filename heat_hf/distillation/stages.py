@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from heat_hf.divergence import Signal, attention_distance, divergence, hidden_distance
+from heat_hf.encoders.signals import Signal, attention_distance, divergence, hidden_distance
 
 if TYPE_CHECKING:
     from heat_hf.distillation.arguments import DistillationArguments

@@ -14,15 +14,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 from transformers.modeling_utils import unwrap_model
 
-from heat_hf.card import Evaluation, Origin
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.checks import check_data, check_models
 from heat_hf.distillation.results import save_student
 from heat_hf.distillation.stages import Stage, label_columns, layer_losses, output_losses, total
 from heat_hf.distillation.teacher import Teacher, set_attention
-from heat_hf.divergence import output_signals
-from heat_hf.hub import push_saved
-from heat_hf.report import CompressionReport
+from heat_hf.encoders.checkpoints.hub import push_saved
+from heat_hf.encoders.signals import output_signals
+from heat_hf.reports.card import Evaluation, Origin
+from heat_hf.reports.compression import CompressionReport
 
 ROW = "distillation_row"  # column with a row's number, by which the teacher's answers are kept
 

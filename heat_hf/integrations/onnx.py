@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from heat_hf.storage import atomic_directory
+from heat_hf.encoders.checkpoints.storage import atomic_directory
 
 OPSET = 18
 MODEL_NAME = "model.onnx"

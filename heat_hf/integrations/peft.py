@@ -11,9 +11,9 @@ from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
-from heat_hf.encoder import factorized_layers
-from heat_hf.layers import FactorizedLinear
-from heat_hf.setting import TensorSetting
+from heat_hf.encoders.linears import factorized_layers
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import TensorSetting
 
 
 class LoraFactorizedLinear(Linear):

@@ -61,7 +61,7 @@ def find_material(online: bool, rows: int) -> Material:
     """The first source of data that is there."""
     folder = os.environ.get("HEAT_HF_DATA")
     if folder:
-        from heat_hf.data import load_rows
+        from heat_hf.encoders.rows import load_rows
 
         text = load_rows(Path(folder, "text", "train.parquet"), rows)["text"]
         return Material(f"HEAT_HF_DATA={folder}", list(text), load_rows(Path(folder, "stsb", "test.parquet")).to_dict())
@@ -91,7 +91,7 @@ def python_reference_paragraphs() -> list[list[str]]:
 
 def quality(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material) -> tuple[str, float]:
     """STS-B Spearman; or the mean reciprocal rank of the right rest of a paragraph, given its opening."""
-    from heat_hf.evaluation import evaluate_task, sentence_embeddings
+    from heat_hf.evaluation.tasks import evaluate_task, sentence_embeddings
 
     if material.pairs is not None:
         return "STS-B test Spearman", evaluate_task(model, tokenizer, "sentence-similarity", material.pairs)["spearman"]
@@ -114,8 +114,8 @@ def main() -> None:
     from transformers import AutoModel, AutoTokenizer
 
     from heat_hf import HeatCompressor, HeatConfig
-    from heat_hf.evaluation import measure_latency
-    from heat_hf.text import text_table
+    from heat_hf.evaluation.tasks import measure_latency
+    from heat_hf.reports.text import text_table
 
     online = hub_reachable()
     source = find_model(online)

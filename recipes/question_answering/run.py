@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import DataCollatorWithPadding
 
-from heat_hf.question_answering import encode_questions
+from heat_hf.evaluation.question_answering import encode_questions
 from recipes.options import DataOptions
 from recipes.pipeline import Recipe, run
 

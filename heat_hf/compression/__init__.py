@@ -1,0 +1,1 @@
+"""From a dense model and a request to a factorized model."""

@@ -1,0 +1,313 @@
+"""HeatCompressor: from a dense checkpoint to a factorized one. Orchestration only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from heat_hf.compression.config import METHOD, HeatConfig
+from heat_hf.compression.factorize import cost_table, factorize, model_settings, planned
+from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
+from heat_hf.encoders.checkpoints.folder import save_compressed
+from heat_hf.encoders.checkpoints.hub import push_saved
+from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
+from heat_hf.encoders.checkpoints.storage import check_target
+from heat_hf.encoders.linears import encoder_linears, model_class_of
+from heat_hf.encoders.statistics import (
+    Batch,
+    calibration_batches,
+    encode_rows,
+    pad_batches,
+)
+from heat_hf.evaluation.quality import Quality
+from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, task_of
+from heat_hf.reports.compression import CompressionReport
+from heat_hf.reports.ranks import RankRecord, Variant
+from heat_hf.search.ranks.evolution import Evolution
+from heat_hf.search.ranks.search import search_ranks
+from heat_hf.search.ranks.space import Settings
+from heat_hf.search.ranks.supernet import SuperNetArguments
+
+
+class HeatCompressor:
+    """Factorizes the encoder linears of a Transformers model.
+
+    Args:
+        model: a dense model, changed in place by `compress`.
+        tokenizer: its tokenizer, for calibration on text and to be saved beside the model.
+
+    Raises:
+        ValueError: if the model is compressed or quantized already.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        _require_dense(model.config)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.report: CompressionReport | None = None
+        self.encoder = SentenceEncoder()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_class: Any = None,  # noqa: ANN401
+        **kwargs: Any,
+    ) -> HeatCompressor:
+        """Load what is to be compressed.
+
+        Args:
+            model: a Hub id, a checkpoint folder, or a model object. A checkpoint of sentence-transformers keeps what it has
+                beside its Transformer, and is saved as one. An adapter, as PEFT's LoRA, is merged into its dense model first; a
+                warning says so.
+            tokenizer: default: the checkpoint's own, if it has one.
+            model_class: default: the class named in the checkpoint's config.json.
+            **kwargs: passed to the model's `from_pretrained`, for example `revision`, `token` or `dtype`.
+
+        Raises:
+            OSError: if there is no such checkpoint.
+            ValueError: if it is compressed or quantized already, is an adapter that cannot be merged, or an object of another
+                library.
+        """
+        if isinstance(model, nn.Module):
+            merged = merge(model)
+            if not isinstance(merged, PreTrainedModel):
+                raise ValueError(
+                    f"model must be a model of Transformers, a folder or a Hub id, got a {type(model).__name__}; "
+                    "of a SentenceTransformer, name the folder or id that it was loaded from"
+                )
+            return cls(merged, tokenizer)
+        hub: dict[str, Any] = {
+            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
+        }
+        if has_adapter(model, **hub):
+            options = {key: value for key, value in kwargs.items() if key not in hub}
+            merged, base, words = load_merged(model, model_class, hub, **options)
+            found = cls(merged.eval(), tokenizer or _load_tokenizer(words.name, words.hub))
+            found.encoder = sentence_encoder(base.name, **base.hub)
+            return found
+        encoder = sentence_encoder(model, **hub)
+        if encoder.subfolder:
+            kwargs = {**kwargs, "subfolder": encoder.subfolder}
+            hub["subfolder"] = encoder.subfolder
+        config = AutoConfig.from_pretrained(model, **hub)
+        _require_dense(config)
+        loaded = (model_class or model_class_of(config)).from_pretrained(model, use_safetensors=True, **kwargs)
+        found = cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
+        found.encoder = encoder
+        return found
+
+    def plan(self, config: HeatConfig, calibration_dataset: Any = None, variant: Variant | None = None) -> CompressionReport:  # noqa: ANN401
+        """What `compress` would do: every matrix's shape, rank, parameters and MACs. Nothing is decomposed.
+
+        Args:
+            config: what to factorize and how.
+            calibration_dataset: for searches that look at it.
+            variant: take what `search_ranks` found.
+
+        Raises:
+            ValueError: if the configuration does not fit the model.
+        """
+        settings = self._settings(config, self._batches(config, calibration_dataset), variant)
+        return planned(self.model, config, settings)
+
+    def search_ranks(
+        self,
+        config: HeatConfig,
+        calibration_dataset: Any = None,  # noqa: ANN401
+        output: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        *,
+        train_dataset: Any = None,  # noqa: ANN401
+        eval_dataset: Any = None,  # noqa: ANN401
+        arguments: SuperNetArguments | None = None,
+        evolution: Evolution | None = None,
+    ) -> RankRecord:
+        """Find ranks for every budget of the configuration in one search; the model is not changed (paper, section 2.2.2).
+
+        Args:
+            config: `rank_search`, and a target or a list of them.
+            calibration_dataset: see `compress`.
+            output: JSON file for the record; an interrupted search with the same arguments goes on from OUTPUT.partial.
+            overwrite: whether to replace another record there.
+            train_dataset: rows to distil the SuperNet on; labels are not used. Default: the calibration data.
+            eval_dataset: rows to score SubNets on, with a column `label` for accuracy, else by agreement with the dense model.
+                Default: the calibration data.
+            arguments: of the SuperNet's training.
+            evolution: of the evolutionary search.
+
+        Returns:
+            The record; hand one of its variants to `compress`.
+
+        Raises:
+            ValueError: if data is missing, a budget cannot be reached, or `output` holds another search.
+        """
+        batches = self._batches(config, calibration_dataset)
+        training, quality = None, None
+        if config.rank_search == "supernet":
+            training, quality = self._supernet_data(config, calibration_dataset, train_dataset, eval_dataset)
+        table = cost_table(self.model, config)
+        path = None if output is None else Path(output)
+        return search_ranks(
+            self.model, config, batches, table, training, quality, arguments, evolution, path, overwrite
+        )  # fmt: skip
+
+    def _supernet_data(self, config: HeatConfig, *datasets: Any) -> tuple[tuple[Any, Any], Quality]:
+        """Tokenized training rows with their collator, and what scores SubNets."""
+        calibration, training, evaluation = datasets
+        training, evaluation = (own if own is not None else calibration for own in (training, evaluation))
+        if training is None or evaluation is None:
+            raise ValueError("rank_search='supernet' needs a train_dataset to distil on and an eval_dataset to score SubNets")
+        if self.tokenizer is None:
+            raise ValueError("rank_search='supernet' needs a tokenizer, and the checkpoint has none")
+        rows = encode_rows(training, self.tokenizer, config.sequence_length)
+        held = pad_batches(encode_rows(evaluation, self.tokenizer, config.sequence_length), self.tokenizer, batch_size=128)
+        return (rows, DataCollatorWithPadding(self.tokenizer)), Quality(self.model, held)
+
+    def _batches(self, config: HeatConfig, dataset: Any) -> list[Batch] | None:  # noqa: ANN401
+        if dataset is None or not config.uses_calibration:
+            return None
+        return calibration_batches(dataset, self.tokenizer, max_length=config.sequence_length)
+
+    def _settings(self, config: HeatConfig, batches: Sequence[Batch] | None, variant: Variant | None) -> Settings:
+        if variant is None:
+            return model_settings(self.model, config, batches)
+        names = set(encoder_linears(self.model, config.modules, config.exclude))
+        if names != set(variant.settings):
+            odd = sorted(names ^ set(variant.settings))[0]
+            raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {odd!r}")
+        return variant.settings
+
+    def compress(
+        self,
+        config: HeatConfig,
+        calibration_dataset: Any = None,  # noqa: ANN401
+        save_directory: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        *,
+        variant: Variant | None = None,
+        train_dataset: Any = None,  # noqa: ANN401
+        eval_dataset: Any = None,  # noqa: ANN401
+        **save_options: Any,
+    ) -> CompressionReport:
+        """Factorize the model in place, and save it if asked.
+
+        Args:
+            config: what to factorize and how.
+            calibration_dataset: sentences, rows of a `datasets.Dataset`, or batches; see `calibration_batches`.
+            save_directory: where to save model, tokenizer and report; appears only when all is done.
+            overwrite: whether to replace a non-empty directory there.
+            variant: take the settings that `search_ranks` found; the configuration then says how to decompose.
+            train_dataset: for `rank_search="supernet"`, see `search_ranks`.
+            eval_dataset: likewise.
+            **save_options: for `save_pretrained`, for example `max_shard_size`.
+
+        Returns:
+            The report, which also goes to `heat_report.json`.
+
+        Raises:
+            ValueError: if the configuration, the calibration data or the weights cannot work. The model is then unchanged.
+            OSError: if `save_directory` cannot be written. Checked before any work.
+        """
+        _require_dense(self.model.config)
+        if save_directory is not None:
+            check_target(save_directory, overwrite)
+        batches = self._batches(config, calibration_dataset)
+        if variant is None and config.rank_search == "supernet":
+            config.require_one_budget()
+            record = self.search_ranks(config, calibration_dataset, train_dataset=train_dataset, eval_dataset=eval_dataset)
+            variant = record.variants[0]
+        settings = self._settings(config, batches, variant)
+        config = config if variant is None else variant.configure(config)
+        if save_directory is not None:
+            expected = planned(self.model, config, settings)
+            check_target(save_directory, overwrite, expected.compressed_model_parameters * self.model.dtype.itemsize)
+        self.report = factorize(self.model, config, batches, settings)
+        if save_directory is not None:
+            self.save(save_directory, overwrite, **save_options)
+        return self.report
+
+    def save(self, save_directory: str | os.PathLike[str], overwrite: bool = False, **kwargs: Any) -> None:
+        """Save the compressed model, its tokenizer, its report and its card; the directory appears whole or not at all.
+
+        Args:
+            save_directory: where.
+            overwrite: whether to replace a non-empty directory there.
+            **kwargs: for `save_pretrained`, for example `max_shard_size`.
+
+        Raises:
+            RuntimeError: if the model has not been compressed.
+            OSError: if the directory cannot be written.
+        """
+        if self.report is None:
+            raise RuntimeError("nothing to save: call compress first")
+        self._save(save_directory, overwrite, None, (), **kwargs)
+
+    def push_to_hub(
+        self, repo_id: str, *, evaluations: Sequence[Evaluation] = (), origin: Origin | None = None, **hub: Any
+    ) -> Any:  # noqa: ANN401
+        """Push the compressed model with its card, its settings and its EDP figures, all in one commit.
+
+        Args:
+            repo_id: "name" or "owner/name".
+            evaluations: scores for the card.
+            origin: what else the card says; default: what the report knows.
+            **hub: private, revision, token, commit_message, create_pr; see `heat_hf.encoders.checkpoints.hub.push_folder`.
+
+        Returns:
+            `huggingface_hub.CommitInfo`.
+
+        Raises:
+            RuntimeError: if the model has not been compressed.
+            OSError: if the Hub refuses or cannot be reached.
+        """
+        if self.report is None:
+            raise RuntimeError("nothing to push: call compress first")
+        return push_saved(lambda folder: self._save(folder, False, origin, evaluations), repo_id, **hub)
+
+    def _save(
+        self,
+        folder: str | os.PathLike[str],
+        overwrite: bool,
+        origin: Origin | None,
+        evaluations: Sequence[Evaluation],
+        **kwargs: Any,
+    ) -> None:
+        assert self.report is not None
+        files = self.encoder.files
+        about = origin or origin_of(self.report, Path(folder).name, task_of(self.model, bool(files)))
+        card = model_card(self.report, about, evaluations)
+        save_compressed(self.model, self.tokenizer, self.report, folder, overwrite, card, files, **kwargs)
+
+
+def _require_dense(config: Any) -> None:  # noqa: ANN401
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized.quant_method
+    if method == METHOD:
+        raise ValueError(
+            "the model is compressed by heat_hf already; compress the dense checkpoint it came from, "
+            "or call model.dequantize() first to factorize its approximation again"
+        )
+    raise ValueError(f"the model is quantized with {method}; compress the unquantized checkpoint")
+
+
+def _load_tokenizer(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
+    folder = Path(model) / hub.get("subfolder", "")
+    if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **hub)
+    return tokenizer

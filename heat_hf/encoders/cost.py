@@ -1,0 +1,210 @@
+"""What a layer or a whole model costs on an accelerator, dense and factorized."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from heat_hf.compression.config import METHOD, HeatConfig
+from heat_hf.encoders.linears import BLOCKS, block_pattern, factorized_layers, resolve_names, runs
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import Execution, TensorSetting
+from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.cascade import CascadeCost, cost_gemm, cost_plan, join, least_edp
+from heat_hf.hardware.mapper import Mapper
+from heat_hf.hardware.mapping import Gemm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# What the paper's ΣE·ΣT over linear layers leaves out.
+EXTRAS = ("attention", "embeddings", "elementwise")
+
+
+def reporting_mapper(config: HeatConfig) -> Mapper | None:
+    """The mapper for what a configuration's reports and budgets are about; None without an accelerator.
+
+    Ranks found by ratio are often odd, so operands may be filled up with zeros.
+    """
+    return None if config.accelerator is None else Mapper(load_accelerator(config.accelerator), padding=True)
+
+
+def cost_setting(setting: TensorSetting, tokens: int, mapper: Mapper, fused: bool = True) -> CascadeCost:
+    """The cost of a factorized layer: the least over contraction path and mapping (paper, Eq. 2: min_m min_p).
+
+    With execution "auto", the MAC-optimal path and the one that rebuilds W′ first are both tried; else the setting's own.
+
+    Raises:
+        ValueError: if a step has no mapping.
+    """
+    ways: tuple[Execution, ...] = ("contract", "reconstruct") if setting.execution == "auto" else (setting.execution,)
+    plans = [replace(setting, execution=way).plan(tokens) for way in ways]
+    if len(plans) == 2 and plans[0].all_steps == plans[1].all_steps:
+        plans.pop()
+    best = cost_plan(plans[0], mapper, fused)
+    for plan in plans[1:]:
+        if least_edp(plan, mapper) < best.edp:
+            best = min(best, cost_plan(plan, mapper, fused), key=lambda cost: cost.edp)
+    return best
+
+
+def cost_linear(rows: int, columns: int, tokens: int, mapper: Mapper) -> CascadeCost:
+    """The cost of a dense layer with an M×N matrix of `rows` outputs and `columns` inputs."""
+    return cost_gemm(Gemm(tokens, rows, columns), mapper, f"dense {rows}x{columns}")
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer of a model.
+
+    Attributes:
+        name: module name, or what the layer is.
+        what: "dense", the format, or one of `EXTRAS`.
+        size: extents of its matrix, or of its product.
+        repeats: how often a forward pass runs it.
+        cost: one run.
+        dense: one run of the dense layer in its place; the cost itself where nothing is factorized.
+    """
+
+    name: str
+    what: str
+    size: str
+    repeats: int
+    cost: CascadeCost
+    dense: CascadeCost
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """A model's forward pass: energies and times add over layers, EDP = ΣE·ΣT (paper, section 2.2.2).
+
+    Attributes:
+        name: the model.
+        sequence_length, batch_size: what is fed.
+        layers: what is counted.
+    """
+
+    name: str
+    sequence_length: int
+    batch_size: int
+    layers: tuple[LayerCost, ...]
+
+    @cached_property
+    def total(self) -> CascadeCost:
+        """All layers one after the other."""
+        return join(layer.cost for layer in self.layers for _ in range(layer.repeats))
+
+    @cached_property
+    def dense(self) -> CascadeCost:
+        """The same with every factorized layer dense."""
+        return join(layer.dense for layer in self.layers for _ in range(layer.repeats))
+
+    @property
+    def factorized(self) -> bool:
+        """Whether any layer is factorized."""
+        return any(layer.cost is not layer.dense for layer in self.layers)
+
+
+def cost_model(
+    model: PreTrainedModel | str | os.PathLike[str],
+    mapper: Mapper,
+    sequence_length: int,
+    batch_size: int = 1,
+    count: Collection[str] = (),
+    fused: bool = True,
+) -> ModelCost:
+    """The cost of a model's encoder linears, dense or factorized.
+
+    Of a checkpoint only its config.json is read.
+
+    Args:
+        model: a model object, a checkpoint folder, or a Hub id.
+        mapper: the accelerator's mapper.
+        sequence_length: tokens of a sequence.
+        batch_size: sequences of a forward pass.
+        count: also count what the paper's sum leaves out, any of `EXTRAS`.
+        fused: keep intermediates of factorized layers on chip where that pays.
+
+    Raises:
+        ValueError: for an unknown model family, a size below 1, or something unknown in `count`.
+        OSError: if there is no such checkpoint.
+    """
+    for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    unknown = set(count) - set(EXTRAS)
+    if unknown:
+        raise ValueError(f"count must name some of {', '.join(EXTRAS)}, got {', '.join(sorted(unknown))}")
+    loaded, settings = _settings(model) if isinstance(model, (str, os.PathLike)) else (model, {})
+    tokens = sequence_length * batch_size
+    layers = []
+    for name, (rows, columns, setting) in _matrices(loaded, settings).items():
+        dense = cost_linear(rows, columns, tokens, mapper)
+        cost = dense if setting is None else cost_setting(setting, tokens, mapper, fused)
+        what = "dense" if setting is None else setting.format
+        layers.append(LayerCost(name, what, f"{rows}x{columns}", runs(loaded.config, name), cost, dense))
+    layers += _extras(loaded.config, mapper, sequence_length, batch_size, count)
+    return ModelCost(str(loaded.config._name_or_path or type(loaded).__name__), sequence_length, batch_size, tuple(layers))
+
+
+def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str, TensorSetting]]:
+    """The model without weights, dense, and what a compressed checkpoint's tensors got."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(source)
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        if quantization.get("quant_method") != METHOD:
+            raise ValueError(f"{source} is quantized with {quantization.get('quant_method')}; its cost is not known")
+        del config.quantization_config
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    tensors = (HeatConfig.from_dict(quantization).tensors or {}) if quantization else {}
+    names = resolve_names(model, tensors)
+    return model, {names[name]: setting for name, setting in tensors.items() if name in names}
+
+
+def _matrices(
+    model: PreTrainedModel, settings: Mapping[str, TensorSetting]
+) -> dict[str, tuple[int, int, TensorSetting | None]]:
+    """Rows, columns and setting, if there is one, of every encoder linear and every factorized layer."""
+    family = model.config.model_type in BLOCKS
+    blocks = block_pattern(model) if family or not (settings or factorized_layers(model)) else r"(?!)"
+    found: dict[str, tuple[int, int, TensorSetting | None]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FactorizedLinear):
+            found[name] = (module.out_features, module.in_features, module.setting)
+        elif isinstance(module, nn.Linear) and (name in settings or re.search(blocks, name)):
+            found[name] = (module.out_features, module.in_features, settings.get(name))
+    return found
+
+
+def _extras(config: PreTrainedConfig, mapper: Mapper, length: int, batch: int, count: Collection[str]) -> list[LayerCost]:
+    """Layers beside the linears, as products: element-wise ones have a multiply-accumulate for each operand of an element."""
+    hidden, heads, blocks = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or config.hidden_dim
+    elements, scores = batch * length * hidden, batch * heads * length * length
+    products = (
+        ("attention", "scores Q·Kᵀ", blocks, Gemm(length, length, hidden // heads, batch * heads)),
+        ("attention", "values A·V", blocks, Gemm(length, hidden // heads, length, batch * heads)),
+        ("embeddings", "word + position + type", 1, Gemm(elements, 1, 3)),
+        ("elementwise", "softmax", blocks, Gemm(scores, 1, 1)),
+        ("elementwise", "activation", blocks, Gemm(batch * length * inner, 1, 1)),
+        ("elementwise", "residual", 2 * blocks, Gemm(elements, 1, 2)),
+        ("elementwise", "layer norm", 2 * blocks + 1, Gemm(elements, 1, 1)),
+    )
+    layers = []
+    for what, name, repeats, gemm in products:
+        if what in count:
+            # Element by element, either operand may be the one that takes the weights' way.
+            ways = (gemm, replace(gemm, M=gemm.N, N=gemm.M)) if gemm.N == 1 else (gemm,)
+            cost = min((cost_gemm(way, mapper, name) for way in ways), key=lambda cost: cost.edp)
+            layers.append(LayerCost(name, what, str(gemm), repeats, cost, cost))
+    return layers

@@ -1,0 +1,165 @@
+"""Where a model's encoder linears are: model families, name patterns, and swapping layers in place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from heat_hf.formats.layer import FactorizedLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# Names of a family's Transformer blocks, relative to the base model. Their linears are factorized; embeddings, poolers and
+# heads are not (paper, section 4).
+_BERT_BLOCKS = r"encoder\.layer\.\d+\."
+BLOCKS = {
+    "bert": _BERT_BLOCKS,
+    "distilbert": r"transformer\.layer\.\d+\.",
+    "roberta": _BERT_BLOCKS,
+    "xlm-roberta": _BERT_BLOCKS,
+    "camembert": _BERT_BLOCKS,
+    "electra": _BERT_BLOCKS,
+    "mpnet": _BERT_BLOCKS,
+    "deberta-v2": _BERT_BLOCKS,
+    "albert": r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+\.",
+    "modernbert": r"layers\.\d+\.",
+}
+
+
+def base_prefix(model: PreTrainedModel) -> str:
+    """What the base model's module names start with inside this model: "bert." under a head, "" in a headless model."""
+    prefix = model.base_model_prefix
+    return f"{prefix}." if prefix and isinstance(getattr(model, prefix, None), nn.Module) else ""
+
+
+def block_pattern(model: PreTrainedModel) -> str:
+    """Regular expression for the names of modules in the model's Transformer blocks.
+
+    Raises:
+        ValueError: for an unknown family.
+    """
+    family = model.config.model_type
+    if family not in BLOCKS:
+        raise ValueError(
+            f"unknown model family {family!r}: name its linears with modules=[pattern, …] (known families: {', '.join(BLOCKS)})"
+        )
+    return f"^{re.escape(base_prefix(model))}{BLOCKS[family]}"
+
+
+def encoder_linears(
+    model: PreTrainedModel, modules: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> dict[str, nn.Linear]:
+    """The linear layers to factorize, by module name, shared layers once.
+
+    Args:
+        model: a Transformers model, with or without a head.
+        modules: regular expressions searched in module names; default: the blocks of the model's family.
+        exclude: regular expressions of linears to leave out.
+
+    Raises:
+        ValueError: for an unknown family without `modules`, an invalid pattern, one that matches no linear, or if nothing is
+            left to factorize.
+    """
+    # Subclasses are left alone: their owners (as nn.MultiheadAttention does) may read `weight` without calling them.
+    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    if not linears:
+        raise ValueError(f"{type(model).__name__} has no linear layers to factorize")
+    if modules is None:
+        modules = [block_pattern(model)]
+    chosen = {name for pattern in modules for name in _matching("modules", pattern, linears)}
+    chosen -= {name for pattern in exclude for name in _matching("exclude", pattern, linears)}
+    if not chosen:
+        raise ValueError("no linear layer is left to factorize: every match of `modules` is also in `exclude`")
+    return {name: linear for name, linear in linears.items() if name in chosen}
+
+
+def _matching(argument: str, pattern: str, names: Iterable[str]) -> list[str]:
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"{argument} has an invalid regular expression {pattern!r}: {error}") from error
+    if not found:
+        examples = ", ".join(list(names)[:3])
+        raise ValueError(f"{argument} pattern {pattern!r} matches no linear layer; their names look like {examples}")
+    return found
+
+
+def matrix_size(linear: nn.Linear) -> str:
+    """Extents of a layer's matrix, output × input features, as "384x1536"."""
+    return f"{linear.out_features}x{linear.in_features}"
+
+
+def runs(config: PreTrainedConfig, name: str) -> int:
+    """How often a forward pass runs a module: ALBERT's groups of layers are shared by its blocks."""
+    groups = getattr(config, "num_hidden_groups", None)
+    return config.num_hidden_layers // groups if groups and "albert_layer_groups" in name else 1
+
+
+def block_of(name: str) -> str:
+    """Name of the Transformer block a module is in; modules outside any numbered block are their own."""
+    match = re.match(r".*?\.?\d+(?=\.)", name)
+    return match.group() if match else name
+
+
+def kind_of(name: str) -> str:
+    """What a module is within its block."""
+    return name[len(block_of(name)) :].lstrip(".") or name
+
+
+def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` is in the model, shared uses included."""
+    for parent in list(model.modules()):
+        for child, module in list(parent.named_children()):
+            if module is old:
+                setattr(parent, child, new)
+                # Some models initialize a child's `weight` from its parent; loaded cores need no initialization.
+                parent._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def resolve_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Map tensor names of a saved model to module names of this one.
+
+    The classes may differ: a checkpoint saved with a head loads headless and the other way round, so names are tried with and
+    without the base model's prefix. Names outside the base model that this class lacks belong to another head.
+
+    Returns:
+        Saved name → name here, without names of other heads.
+
+    Raises:
+        ValueError: if a name of the base model is not found.
+    """
+    linears = {name for name, module in model.named_modules() if type(module) is nn.Linear}
+    prefix = f"{model.base_model_prefix}."
+    here = base_prefix(model)
+    resolved, missing = {}, []
+    for name in names:
+        candidates = (name, here + name.removeprefix(prefix), name.removeprefix(prefix))
+        found = next((candidate for candidate in candidates if candidate in linears), None)
+        if found:
+            resolved[name] = found
+        else:
+            missing.append(name)
+    lost = [name for name in missing if name.startswith(prefix) or not resolved]
+    if lost:
+        raise ValueError(
+            f"the compressed checkpoint does not fit {type(model).__name__}: it has no linear layer {lost[0]!r} "
+            f"({len(lost)} such names)"
+        )
+    return resolved
+
+
+def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:
+    """All factorized layers by module name, shared ones once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FactorizedLinear)}
+
+
+def model_class_of(config: Any) -> Any:  # noqa: ANN401
+    """The Transformers class that a checkpoint's configuration names; `AutoModel` if it names none that is known."""
+    import transformers
+
+    names = getattr(config, "architectures", None) or []
+    return getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel

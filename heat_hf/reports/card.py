@@ -1,0 +1,243 @@
+"""Model cards: what a compressed model is, what it costs, how good it is, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+    from heat_hf.reports.compression import CompressionReport, TensorReport
+
+CARD_NAME = "README.md"
+HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+}
+OF_DENSE = " of the dense model"  # after a metric's name
+TEMPLATE = Path(__file__).with_name("model_card.md")
+PIPELINES = ("text-classification", "token-classification")  # Transformers 5 has no question-answering pipeline
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score of a compressed model, and the dense model's on the same rows.
+
+    Attributes:
+        task: as the Hub's pipelines are named, "text-classification".
+        dataset: its name, "SST-2".
+        split: rows, "validation".
+        rows: how many.
+        metric: name of the score.
+        score, dense_score: what both reach.
+        dataset_type: the Hub's id of the data set; default: the name in lower case.
+    """
+
+    task: str
+    dataset: str
+    split: str
+    rows: int
+    metric: str
+    score: float
+    dense_score: float
+    dataset_type: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as far as its card says so.
+
+    Attributes:
+        name: of the model.
+        base_model: Hub id or name of the dense checkpoint; default: the report's.
+        license: of the dense checkpoint.
+        datasets: Hub ids or names of training data.
+        training: sentences on how it was trained.
+        command: that makes it again.
+        figures: label → path of a picture, beside the card.
+        language: of the data.
+        task: as the Hub's pipelines are named; default: that of the scores, or else "feature-extraction".
+    """
+
+    name: str
+    base_model: str | None = None
+    license: str | None = None
+    datasets: Sequence[str] = ()
+    training: str = ""
+    command: str = ""
+    figures: Mapping[str, str] | None = None
+    language: str | None = None
+    task: str = ""
+
+
+def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[Evaluation] = ()) -> ModelCard:
+    """The card of a compressed model.
+
+    Args:
+        report: of the compression.
+        origin: what the report does not know.
+        evaluations: scores.
+    """
+    from huggingface_hub import ModelCard
+
+    base = origin.base_model or report.base_model
+    task = origin.task or (evaluations[0].task if evaluations else "feature-extraction")
+    factorized = [t for t in report.tensors if t.setting is not None]
+    cost = report.hardware
+    card: ModelCard = ModelCard.from_template(
+        _card_data(report, origin, evaluations, base, task),
+        template_path=str(TEMPLATE),
+        name=origin.name,
+        base_link=f"https://huggingface.co/{base}" if base.count("/") == 1 else "",
+        base_model=base,
+        factorized=len(factorized),
+        tensors=len(report.tensors),
+        formats=", ".join(sorted(_formats(report))),
+        params_ratio=f"{report.params_ratio:.3f}",
+        gain="" if cost is None else f"{cost.dense_edp / cost.edp:.2f} times",
+        accelerator=report.accelerator,
+        usage=_usage(origin.name, task),
+        comparison=_comparison(report, evaluations),
+        scores_note=_scores_note(evaluations),
+        hardware_note=_hardware_note(report),
+        training=origin.training,
+        command=origin.command,
+        figures=[{"label": label, "path": path} for label, path in (origin.figures or {}).items()],
+        settings=_settings(report.tensors),
+    )
+    return card
+
+
+def origin_of(report: CompressionReport, name: str, task: str = "") -> Origin:
+    """What is known of a model's origin from its report: a checkpoint in a folder is named as that, not by its path.
+
+    Args:
+        report: of the compression.
+        name: of the model.
+        task: of the model, see `task_of`.
+    """
+    base = Path(report.base_model)
+    if not base.is_dir():
+        return Origin(name, report.base_model, task=task)
+    return Origin(name, base.name, inherited_license(base), task=task)
+
+
+def task_of(model: Any, sentence_encoder: bool = False) -> str:  # noqa: ANN401
+    """What a model is for, as the Hub's pipelines are named, by its head.
+
+    Args:
+        model: of Transformers.
+        sentence_encoder: whether its checkpoint is one of sentence-transformers.
+    """
+    found = next((task for head, task in HEADS.items() if type(model).__name__.endswith(head)), "")
+    return found or ("sentence-similarity" if sentence_encoder else "feature-extraction")
+
+
+def inherited_license(checkpoint: str | Path) -> str | None:
+    """The licence that a dense checkpoint's own card states, if it has a card in its folder."""
+    from huggingface_hub import ModelCard
+
+    path = Path(checkpoint) / CARD_NAME
+    return ModelCard.load(path, ignore_metadata_errors=True).data.get("license") if path.is_file() else None
+
+
+def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[Evaluation], base: str, task: str) -> Any:  # noqa: ANN401
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    for own in evaluations:
+        about: dict[str, Any] = {
+            "task_type": own.task,
+            "dataset_type": own.dataset_type or own.dataset.lower().replace(" ", "-"),
+            "dataset_name": own.dataset,
+            "dataset_split": own.split,
+        }
+        results.append(EvalResult(**about, metric_type=own.metric, metric_name=own.metric, metric_value=round(own.score, 5)))
+        dense = f"{own.metric}{OF_DENSE}"
+        results.append(EvalResult(**about, metric_type=own.metric, metric_name=dense, metric_value=round(own.dense_score, 5)))
+        if report.hardware is not None:
+            where = f"on {report.accelerator}, {report.tokens} tokens, µJ·s"
+            for label, edp in (("EDP", report.hardware.edp), ("EDP of the dense model", report.hardware.dense_edp)):
+                figure = float(f"{edp * 1e6:.6g}")
+                results.append(EvalResult(**about, metric_type="edp", metric_name=f"{label} {where}", metric_value=figure))
+    return ModelCardData(
+        language=origin.language,
+        license=origin.license,
+        library_name="heat_hf",
+        tags=["heat_hf", "tensor-decomposition", "model-compression", *sorted(_formats(report))],
+        base_model=base,
+        datasets=list(origin.datasets) or None,
+        pipeline_tag=task,
+        model_name=origin.name if results else None,
+        eval_results=results or None,
+    )
+
+
+def _formats(report: CompressionReport) -> set[str]:
+    return {t.setting.format for t in report.tensors if t.setting is not None}
+
+
+def _usage(name: str, task: str) -> str:
+    if task in PIPELINES:
+        return f'import heat_hf\nfrom transformers import pipeline\n\npipe = pipeline("{task}", model="{name}")'
+    if task == "sentence-similarity":
+        return f'import heat_hf\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")'
+    loader = "AutoModelForQuestionAnswering" if task == "question-answering" else "AutoModel"
+    return f'import heat_hf\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained("{name}")'
+
+
+def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) -> str:
+    lines = ["| | dense | this model | change |", "|---|---:|---:|---:|"]
+    for own in evaluations:
+        what = f"{own.dataset} {own.split}, {own.metric}"
+        lines.append(f"| {what} | {own.dense_score:.4f} | {own.score:.4f} | {own.score - own.dense_score:+.4f} |")
+    figures = [
+        ("parameters", report.model_parameters, report.compressed_model_parameters),
+        ("parameters of the encoder matrices", report.dense_parameters, report.parameters),
+    ]
+    lines += [f"| {label} | {before:,} | {after:,} | ×{after / before:.3f} |" for label, before, after in figures]
+    cost = report.hardware
+    if cost is not None:
+        for label, before, after in (
+            ("EDP of the encoder matrices, µJ·s", cost.dense_edp * 1e6, cost.edp * 1e6),
+            ("energy, mJ", cost.dense_energy_pJ * 1e-9, cost.energy_pJ * 1e-9),
+            ("time, ms", cost.dense_seconds * 1e3, cost.seconds * 1e3),
+        ):
+            lines.append(f"| {label} | {before:.4g} | {after:.4g} | ×{after / before:.3f} |")
+    return "\n".join(lines)
+
+
+def _scores_note(evaluations: Sequence[Evaluation]) -> str:
+    return "; ".join(f"{own.dataset}: {own.rows:,} rows of {own.split}" for own in evaluations) + ("." if evaluations else "")
+
+
+def _hardware_note(report: CompressionReport) -> str:
+    if report.accelerator is None:
+        return ""
+    from heat_hf.hardware import load_accelerator
+
+    note = (
+        f"EDP is ΣE·ΣT over the encoder matrices for {report.tokens} tokens on `{report.accelerator}` (specification digest "
+        f"`{report.accelerator_digest}`), each product with its best mapping, as heat_hf's cost model has it; it is computed, "
+        "not measured on a chip."
+    )
+    try:
+        known = load_accelerator(report.accelerator)
+    except (OSError, ValueError):
+        return note
+    return f"{note} {known.technology.strip()}" if known.digest == report.accelerator_digest else note
+
+
+def _settings(tensors: Sequence[TensorReport]) -> str:
+    lines = [
+        "| tensor | size | format | shape | rank | parameters | EDP | error | output error |",
+        "|---|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    for own in tensors:
+        name, size, form, shape, rank, _, ratio, _, gain, error, output = own.row()
+        lines.append(f"| {name} | {size} | {form} | {shape} | {rank} | ×{ratio} | {gain} | {error} | {output} |")
+    return "\n".join(lines)

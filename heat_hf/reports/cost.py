@@ -1,0 +1,219 @@
+"""Costs as JSON, as tables and as pictures: where energy and cycles go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from heat_hf.encoders.cost import LayerCost, ModelCost
+from heat_hf.hardware.cascade import CascadeCost, StepCost, join
+from heat_hf.hardware.mapper import Mapper
+from heat_hf.hardware.spec import TENSORS, Accelerator
+from heat_hf.reports.text import text_table
+
+
+def describe_mapper(mapper: Mapper) -> dict[str, Any]:
+    """What figures hold for: the accelerator with its digest, the constraints, the objective."""
+    accelerator = mapper.accelerator
+    return {
+        "accelerator": accelerator.name,
+        "digest": accelerator.digest,
+        "technology": accelerator.technology,
+        "constraints": mapper.constraints,
+        "objective": mapper.objective,
+    }
+
+
+def totals(cost: CascadeCost) -> dict[str, float]:
+    """Energy, cycles, time, EDP and utilization."""
+    return {
+        "energy_pJ": cost.energy_pJ,
+        "cycles": cost.cycles,
+        "seconds": cost.seconds,
+        "edp_J_s": cost.edp,
+        "utilization": cost.utilization,
+    }
+
+
+def cost_data(cost: CascadeCost) -> dict[str, Any]:
+    """A cascade as JSON: totals, accesses, energy by level, and every step with its mapping."""
+    return {
+        **totals(cost),
+        "accesses": cost.accesses,
+        "energy_by_level_pJ": cost.energy_by_level_pJ,
+        "steps": [_step_data(step) for step in cost.steps],
+        "mapping": [_mapping_data(step) for step in cost.steps],
+    }
+
+
+def _mapping_data(step: StepCost) -> dict[str, Any]:
+    return {"step": step.name, "loops": [loop._asdict() for loop in step.cost.loops]}
+
+
+def _step_data(step: StepCost) -> dict[str, Any]:
+    found, gemm = step.cost, step.cost.gemm
+    return {
+        "step": step.name,
+        "batch": gemm.batch,
+        "M": gemm.M,
+        "N": gemm.N,
+        "K": gemm.K,
+        "repeats": step.repeats,
+        "inputs_from": step.inputs_from,
+        "weights_from": step.weights_from,
+        "outputs_to": step.outputs_to,
+        "energy_pJ": found.energy_pJ,
+        "cycles": found.cycles,
+        "utilization": found.utilization,
+        "bottleneck": found.bottleneck,
+    }
+
+
+def model_data(model: ModelCost) -> dict[str, Any]:
+    """A model as JSON: totals over all layers, and every layer."""
+    total, dense = model.total, model.dense
+    layers = [
+        {"layer": layer.name, "what": layer.what, "size": layer.size, "repeats": layer.repeats, **totals(layer.cost)}
+        for layer in model.layers
+    ]
+    # Layers that differ only in rank have steps of the same name.
+    mappings = {(step.name, step.cost.gemm): step for layer in model.layers for step in layer.cost.steps}
+    return {
+        "model": model.name,
+        "sequence_length": model.sequence_length,
+        "batch_size": model.batch_size,
+        **totals(total),
+        "dense": totals(dense),
+        "accesses": total.accesses,
+        "energy_by_level_pJ": total.energy_by_level_pJ,
+        "layers": layers,
+        "mapping": [{"product": str(step.cost.gemm), **_mapping_data(step)} for step in mappings.values()],
+    }
+
+
+def groups(model: ModelCost) -> dict[str, tuple[int, LayerCost]]:
+    """Layers that differ in nothing but the number of their block, with how often they run."""
+    found: dict[str, tuple[int, LayerCost]] = {}
+    for layer in model.layers:
+        key = f"{re.sub(r'[.][0-9]+[.]', '.*.', layer.name)} {layer.what}"
+        while key in found and found[key][1].cost.edp != layer.cost.edp:
+            key += "′"
+        found[key] = (found.get(key, (0, layer))[0] + layer.repeats, layer)
+    return found
+
+
+def level_table(cost: CascadeCost, accelerator: Accelerator) -> str:
+    """Energy by level and tensor."""
+    by_level, accesses = cost.energy_by_level_pJ, cost.accesses
+    price = {level.name: level.energy_pJ for level in accelerator.levels}
+    rows = []
+    for level in [*price, "MAC"]:
+        tensors = accesses.get(level, {})
+        cells = [price.get(level, 0.0) * sum(tensors.get(tensor, {}).values()) for tensor in TENSORS]
+        energy = by_level.get(level, 0.0)
+        rows.append((level, *map(_micro, cells), _micro(energy), f"{energy / cost.energy_pJ:.1%}"))
+    slow = ", ".join(f"{level} {cycles / cost.cycles:.0%}" for level, cycles in cost.cycles_by_bottleneck.items())
+    head = ("level", *TENSORS, "µJ", "of all")
+    return text_table(head, [rows], "energy by level") + f"\ncycles: {slow}"
+
+
+def step_table(cost: CascadeCost) -> str:
+    """Energy and cycles by step."""
+    rows = []
+    for step in cost.steps:
+        found = step.cost
+        repeats = f" ×{step.repeats}" if step.repeats > 1 else ""
+        rows.append(
+            (step.name, f"{found.gemm}{repeats}", f"{step.inputs_from} · {step.weights_from} → {step.outputs_to}",
+             _micro(step.repeats * found.energy_pJ), f"{step.repeats * found.cycles:,}", f"{found.utilization:.3f}",
+             found.bottleneck)
+        )  # fmt: skip
+    head = ("step", "M×N×K", "inputs · weights → outputs", "µJ", "cycles", "utilization", "limited by")
+    return text_table(head, [rows], "by step", left=(0, 2))
+
+
+def mapping_text(cost: CascadeCost) -> str:
+    """The loop nests, outermost loop first."""
+    return "\n\n".join(f"{step.name}\n{step.cost}" for step in cost.steps)
+
+
+def layer_table(model: ModelCost) -> str:
+    """Energy and time by tensor; layers alike in all blocks are one row."""
+    total = model.total
+    rows = []
+    for key, (count, layer) in groups(model).items():
+        energy, seconds = count * layer.cost.energy_pJ, count * layer.cost.seconds
+        rows.append(
+            (key.rsplit(" ", 1)[0], layer.what, layer.size, str(count), _micro(energy), f"{energy / total.energy_pJ:.1%}",
+             f"{seconds * 1e6:,.1f}", f"{seconds / total.seconds:.1%}", f"{layer.cost.utilization:.3f}",
+             f"{layer.cost.edp / layer.dense.edp:.3f}")
+        )  # fmt: skip
+    head = ("tensor", "format", "size", "runs", "µJ", "of all", "µs", "of all", "utilization", "EDP of dense")
+    title = f"{model.name}, {model.batch_size} × {model.sequence_length} tokens"
+    return text_table(head, [rows], title, left=(0, 1))
+
+
+def total_line(name: str, cost: CascadeCost) -> str:
+    """Totals in one line."""
+    return (
+        f"{name}: {cost.energy_pJ * 1e-9:.4g} mJ, {cost.seconds * 1e3:.4g} ms ({cost.cycles:,} cycles), "
+        f"EDP {cost.edp * 1e6:.4g} µJ·s, utilization {cost.utilization:.3f}"
+    )
+
+
+def _micro(picojoules: float) -> str:
+    return f"{picojoules * 1e-6:,.2f}"
+
+
+def model_parts(model: ModelCost) -> dict[str, CascadeCost]:
+    """Groups of layers as cascades, for `plot_cost`."""
+    return {f"{count} × {key.rsplit(' ', 1)[0]}": join([layer.cost] * count) for key, (count, layer) in groups(model).items()}
+
+
+def step_parts(cost: CascadeCost) -> dict[str, CascadeCost]:
+    """Steps as cascades, for `plot_cost`."""
+    return {f"{i}. {step.name}": replace(cost, steps=(step,)) for i, step in enumerate(cost.steps, start=1)}
+
+
+def plot_cost(parts: Mapping[str, CascadeCost], accelerator: Accelerator, title: str, path: str | Path) -> None:
+    """Draw energy by level and cycles by what limits them, one bar a part.
+
+    Args:
+        parts: what is compared, by name.
+        accelerator: the hardware, for the order of levels.
+        title: heading.
+        path: where to write; the suffix says the format, as .png or .svg.
+
+    Raises:
+        ValueError: for a suffix matplotlib does not write.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(parts)
+    levels = [*(level.name for level in accelerator.levels), "MAC"]
+    figure = Figure(figsize=(13, 1.8 + 0.38 * len(names)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    energies = {level: [parts[name].energy_by_level_pJ.get(level, 0.0) * 1e-6 for name in names] for level in levels}
+    cycles = {level: [parts[name].cycles_by_bottleneck.get(level, 0) * 1e-3 for name in names] for level in levels}
+    _bars(left, names, energies, "energy (µJ)")
+    _bars(right, names, cycles, "cycles (thousands), by what limits them")
+    left.invert_yaxis()
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(levels), frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def _bars(axes: Any, names: Sequence[str], values: Mapping[str, Sequence[float]], label: str) -> None:  # noqa: ANN401
+    from matplotlib import colormaps
+
+    start = [0.0] * len(names)
+    for i, (level, widths) in enumerate(values.items()):
+        axes.barh(range(len(names)), widths, left=start, label=level, color=colormaps["tab10"](i))
+        start = [a + b for a, b in zip(start, widths, strict=True)]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,174 @@
+"""Pictures of Level 2: the ranks of a network, the predictor's fidelity, the SuperNet's ablation, accuracy against EDP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heat_hf.encoders.linears import block_of, kind_of
+from heat_hf.reports.figures.style import COLOURS, save_figure, tidy_axes
+from heat_hf.reports.ranks import RankRecord, rank_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Points = Sequence[tuple[float, float]]
+
+
+def draw_rank_map(record: RankRecord, path: str | Path) -> None:
+    """Draw what every tensor of every variant got: blocks × kinds of layer; colour is the share of parameters kept.
+
+    Args:
+        record: of a search.
+        path: PNG file to write.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(record.variants[0].settings)
+    blocks = list(dict.fromkeys(map(block_of, names)))
+    kinds = list(dict.fromkeys(kind_of(name) for name in names))
+    wide = max(len(rank_text(s)) for v in record.variants for s in v.settings.values())
+    cell = max(0.75, 0.09 * wide)
+    width = max(7.0, 2.6 + cell * len(blocks))
+    figure = Figure(figsize=(width, 1.2 + len(record.variants) * (0.9 + 0.34 * len(kinds))), layout="constrained")
+    panels = figure.subplots(len(record.variants), 1, squeeze=False)[:, 0]
+    for axes, variant in zip(panels, record.variants, strict=True):
+        shares = [[float("nan")] * len(blocks) for _ in kinds]
+        for name, setting in variant.settings.items():
+            row, column = kinds.index(kind_of(name)), blocks.index(block_of(name))
+            shares[row][column] = 1.0 if setting is None else setting.ratio
+            axes.text(
+                column, row, rank_text(setting), ha="center", va="center", fontsize=8.5,
+                color="black" if shares[row][column] > 0.45 else "white",
+            )  # fmt: skip
+        drawn = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axes.set_xticks(range(len(blocks)), [re.sub(r"\D*(\d+)$", r"\1", block) for block in blocks])
+        axes.set_yticks(range(len(kinds)), kinds)
+        axes.set_xlabel("block")
+        axes.set_title(
+            f"{variant.name}: EDP ×{variant.edp_ratio:.3f}, parameters ×{variant.params_ratio:.3f}, "
+            f"{variant.seconds * 1e6:.0f} µs",
+            fontsize=10,
+        )
+    figure.colorbar(drawn, ax=panels.tolist(), label="share of the parameters kept", pad=0.02)
+    name = "/".join(record.model.split("/")[-2:])[-60:]
+    figure.suptitle(f"Ranks of {name}, {record.method}", parse_math=False, fontsize=12)
+    save_figure(figure, path)
+
+
+def draw_fidelity(
+    held_out: Points,
+    path: str | Path,
+    correlations: tuple[float, float],
+    retrained: Points = (),
+    retrained_spearman: float = 0.0,
+) -> None:
+    """Draw predicted against measured accuracies (paper, Fig. 9): of held-out SubNets, and of re-trained ones if there are.
+
+    Args:
+        held_out: measured with the SuperNet's cores, predicted.
+        path: PNG file to write.
+        correlations: Spearman's and Kendall's of these.
+        retrained: measured after re-training each SubNet alike, predicted.
+        retrained_spearman: Spearman's correlation of these.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5 if retrained else 6, 5.4), layout="constrained")
+    panels = figure.subplots(1, 2 if retrained else 1, squeeze=False)[0]
+    note = f"Spearman {correlations[0]:.3f}, Kendall {correlations[1]:.3f}"
+    _draw_pairs(panels[0], held_out, f"{len(held_out)} held-out SubNets: {note}", COLOURS[0])
+    panels[0].set_xlabel("accuracy with the SuperNet's cores")
+    if retrained:
+        _draw_pairs(panels[1], retrained, f"{len(retrained)} SubNets re-trained: Spearman {retrained_spearman:.3f}", COLOURS[1])
+        panels[1].set_xlabel("accuracy after re-training")
+    save_figure(figure, path)
+
+
+def _draw_pairs(axes: Axes, points: Points, title: str, colour: str) -> None:
+    measured, predicted = zip(*points, strict=True)
+    axes.scatter(measured, predicted, s=30, c=colour, alpha=0.75, linewidths=0)
+    axes.set_ylabel("predicted accuracy")
+    axes.set_title(title, fontsize=11)
+    tidy_axes(axes)
+
+
+def draw_ablation(accuracies: Mapping[str, Sequence[float]], path: str | Path, title: str) -> None:
+    """Draw the accuracies of the same SubNets for several ways to train the SuperNet, as boxes (paper, Fig. 11).
+
+    Args:
+        accuracies: by way.
+        path: PNG file to write.
+        title: what is shown.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    from statistics import median
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 1.4 + 0.75 * len(accuracies)), layout="constrained")
+    axes = figure.subplots()
+    names = list(accuracies)
+    boxes = axes.boxplot(
+        [list(accuracies[name]) for name in names], orientation="horizontal", widths=0.55, patch_artist=True,
+        medianprops={"color": "black", "linewidth": 1.6}, flierprops={"markersize": 4},
+    )  # fmt: skip
+    for box, colour in zip(boxes["boxes"], [COLOURS[0], *["#c9ccd4"] * len(names)], strict=False):
+        box.set_facecolor(colour)
+        box.set_alpha(0.75)
+    axes.set_yticks(range(1, len(names) + 1), [f"{name}\nmedian {median(accuracies[name]):.4f}" for name in names])
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy of SubNets")
+    axes.set_title(title, fontsize=11)
+    tidy_axes(axes)
+    save_figure(figure, path)
+
+
+def draw_tradeoff(panels: Mapping[str, Mapping[str, Points]], cloud: str, dense: float, path: str | Path, title: str) -> None:
+    """Draw accuracy against EDP of several methods, random settings as a cloud (paper, Fig. 12).
+
+    Args:
+        panels: title of a panel → method → (EDP as a fraction of the dense model's, accuracy).
+        cloud: the method drawn as a cloud.
+        dense: the dense model's accuracy.
+        path: PNG file to write.
+        title: of the whole.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.2 * len(panels), 5.6), layout="constrained")
+    methods = list(dict.fromkeys(name for own in panels.values() for name in own if name != cloud))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
+    for axes, (name, own) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        if cloud in own:
+            axes.scatter(*zip(*own[cloud], strict=True), s=16, c="#9aa0aa", alpha=0.6, linewidths=0, label=cloud)
+        for number, method in enumerate(methods):
+            if method in own:
+                # Different markers and dashes: methods that find the same settings lie on top of each other.
+                style = {"marker": "osD^vP"[number % 6], "ms": 8 - number % 6, "ls": ("-", "--", ":")[number // 2 % 3]}
+                axes.plot(*zip(*sorted(own[method]), strict=True), lw=1.6, color=colours[method], label=method, **style)
+        axes.axhline(dense, color="black", lw=1, ls="--", label="dense")
+        axes.set_xscale("log")
+        ticks = [0.1, 0.15, 0.2, 0.3, 0.4]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("EDP / that of the dense model")
+        axes.set_ylabel("accuracy")
+        axes.set_title(name, fontsize=11)
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
+        tidy_axes(axes)
+    figure.suptitle(title, fontsize=12)
+    save_figure(figure, path)

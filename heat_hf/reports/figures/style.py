@@ -1,0 +1,31 @@
+"""What all pictures share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from heat_hf.encoders.checkpoints.storage import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#4269d0", "#ff725c", "#3ca951", "#a463f2", "#9c6b4e", "#efb118", "#6cc5b0")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG file; it appears whole or not at all.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=130, format="png")
+
+
+def tidy_axes(axes: Axes) -> None:
+    """No frame, a light grid behind."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)

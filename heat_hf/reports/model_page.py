@@ -1,0 +1,200 @@
+"""A compressed model as a page: before and after, every tensor, energy by level, its training, and other models beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from heat_hf.distillation.results import STATE_NAME
+from heat_hf.encoders.cost import cost_linear, cost_setting
+from heat_hf.encoders.linears import block_of, kind_of
+from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.cascade import CascadeCost, join
+from heat_hf.hardware.mapper import Mapper
+from heat_hf.reports.card import CARD_NAME, OF_DENSE, origin_of
+from heat_hf.reports.compression import CompressionReport, TensorReport
+from heat_hf.reports.figures.distillation import loss_curves
+from heat_hf.reports.figures.style import COLOURS
+from heat_hf.reports.page import fill
+
+
+def page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> str:
+    """One HTML file, with everything it needs in it.
+
+    Args:
+        model: folder or Hub id of a compressed model.
+        beside: other compressed models of the same dense model, for the Pareto view.
+
+    Raises:
+        OSError: if one of them does not exist, or has no report.
+        ValueError: if one of `beside` has other matrices, or is costed for another accelerator or number of tokens.
+    """
+    return fill("model.html", page_data(model, beside))
+
+
+def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
+    """What the page shows; energies in µJ, times in µs, EDP in nJ·s. See `page`."""
+    report, name = CompressionReport.from_pretrained(model), _name(model)
+    scores = _scores(model)
+    others = []
+    for other in beside:
+        found = CompressionReport.from_pretrained(other)
+        _require_comparable(report, found, other)
+        others.append(_model(_name(other), found, _scores(other)))
+    origin = origin_of(report, name)
+    return {
+        "name": name,
+        "base": origin.base_model,
+        "accelerator": report.accelerator,
+        "digest": report.accelerator_digest,
+        "tokens": report.tokens,
+        "calibration_rows": report.calibration_rows,
+        "version": report.heat_version,
+        "colours": list(COLOURS),
+        "scores": scores,
+        "totals": _totals(report),
+        "tensors": [_tensor(tensor, report.calibration_rows > 0) for tensor in report.tensors],
+        "levels": _levels(report),
+        "training": _training(model),
+        "models": [_model(name, report, scores), *others],
+    }
+
+
+def _name(model: str | os.PathLike[str]) -> str:
+    """A folder's name without its path, a Hub id as it is."""
+    return Path(model).absolute().name if Path(model).is_dir() else str(model)
+
+
+def _beside_the_weights(model: str | os.PathLike[str], name: str) -> Path | None:
+    """A file of a model's folder or repository; None if it has no such file."""
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+def _scores(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What a model's card says that it and the dense model reach."""
+    path = _beside_the_weights(model, CARD_NAME)
+    if path is None:
+        return []
+    from huggingface_hub import ModelCard
+
+    results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
+    own = [r for r in results if r.metric_type != "edp"]
+    dense = {(r.dataset_name, r.metric_name): r.metric_value for r in own if r.metric_name.endswith(OF_DENSE)}
+    return [
+        {
+            "label": f"{r.dataset_name} {r.dataset_split}, {r.metric_name}",
+            "now": r.metric_value,
+            "dense": dense.get((r.dataset_name, f"{r.metric_name}{OF_DENSE}")),
+        }
+        for r in own
+        if not r.metric_name.endswith(OF_DENSE)
+    ]
+
+
+def _totals(report: CompressionReport) -> list[dict[str, Any]]:
+    runs = [tensor for tensor in report.tensors for _ in range(tensor.runs)]
+    found: list[tuple[str, str, float, float]] = [
+        ("parameters of the model", "", report.model_parameters, report.compressed_model_parameters),
+        ("parameters of the matrices", "", report.dense_parameters, report.parameters),
+        ("MACs a token in the matrices", "", sum(t.dense_parameters for t in runs), sum(t.macs for t in runs)),
+    ]
+    cost = report.hardware
+    if cost is not None:
+        found += [
+            ("energy of the matrices", "µJ", cost.dense_energy_pJ * 1e-6, cost.energy_pJ * 1e-6),
+            ("time of the matrices", "µs", cost.dense_seconds * 1e6, cost.seconds * 1e6),
+            ("EDP of the matrices", "nJ·s", cost.dense_edp * 1e9, cost.edp * 1e9),
+        ]
+    return [{"label": label, "unit": unit, "dense": before, "now": after} for label, unit, before, after in found]
+
+
+def _tensor(tensor: TensorReport, calibrated: bool) -> dict[str, Any]:
+    setting, cost, block = tensor.setting, tensor.hardware, block_of(tensor.name)
+    return {
+        "name": tensor.name,
+        "block": re.sub(r"\D*(\d+)$", r"\1", block) if block != tensor.name else "",
+        "kind": kind_of(tensor.name),
+        "size": f"{tensor.rows}×{tensor.columns}",
+        "format": "dense" if setting is None else setting.format,
+        "shape": "" if setting is None else str(setting.shape),
+        "rank": "" if setting is None else "×".join(map(str, setting.rank)),
+        "parameters": tensor.parameters,
+        "params": tensor.parameters / tensor.dense_parameters,
+        "macs": tensor.macs / tensor.dense_parameters,
+        "edp": None if cost is None else cost.edp / cost.dense_edp,
+        "error": 0.0 if setting is None else tensor.relative_error,
+        "output_error": 0.0 if setting is None and calibrated else tensor.output_error,
+    }
+
+
+def _levels(report: CompressionReport) -> dict[str, Any] | None:
+    """Energy by memory level and time by what limits it, dense and factorized; None if the accelerator is not at hand."""
+    if report.accelerator is None:
+        return None
+    try:
+        accelerator = load_accelerator(report.accelerator)
+    except (OSError, ValueError):
+        return None
+    if accelerator.digest != report.accelerator_digest:
+        return None
+    names = [*(level.name for level in accelerator.levels), "MAC"]
+    ways = _cascades(report, Mapper(accelerator, padding=True))
+    return {
+        "names": names,
+        "technology": accelerator.technology.strip(),
+        "energy": {way: [own.energy_by_level_pJ.get(level, 0.0) * 1e-6 for level in names] for way, own in ways.items()},
+        "time": {way: _times(own, names) for way, own in ways.items()},
+    }
+
+
+def _cascades(report: CompressionReport, mapper: Mapper) -> dict[str, CascadeCost]:
+    """All matrices one after the other, dense and as they are."""
+    dense, now = [], []
+    for tensor in report.tensors:
+        before = cost_linear(tensor.rows, tensor.columns, report.tokens, mapper)
+        after = before if tensor.setting is None else cost_setting(tensor.setting, report.tokens, mapper)
+        dense += [before] * tensor.runs
+        now += [after] * tensor.runs
+    return {"dense": join(dense), "now": join(now)}
+
+
+def _times(cost: CascadeCost, names: Sequence[str]) -> list[float]:
+    """µs by what limits a step."""
+    return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * cost.seconds * 1e6 for level in names]
+
+
+def _training(model: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Parts of the loss over the steps, and where stages start; None if the model was not distilled."""
+    path = _beside_the_weights(model, STATE_NAME)
+    if path is None:
+        return None
+    parts, starts = loss_curves(json.loads(path.read_text()).get("log_history", []))
+    return {"parts": parts, "stages": starts} if parts else None
+
+
+def _model(name: str, report: CompressionReport, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    cost = report.hardware
+    return {
+        "name": name,
+        "edp": None if cost is None else cost.edp / cost.dense_edp,
+        "params": report.params_ratio,
+        "output_error": report.output_error,
+        "scores": {own["label"]: own["now"] for own in scores},
+    }
+
+
+def _require_comparable(report: CompressionReport, other: CompressionReport, name: str | os.PathLike[str]) -> None:
+    sizes = [[(tensor.name, tensor.rows, tensor.columns) for tensor in own.tensors] for own in (report, other)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{name} has other matrices: put only models of the same dense model beside each other")
+    for what in ("accelerator", "accelerator_digest", "tokens"):
+        own, theirs = getattr(report, what), getattr(other, what)
+        if own != theirs:
+            raise ValueError(f"{name} is costed for another {what.replace('_', ' ')}: {theirs}, not {own}")

@@ -1,0 +1,257 @@
+"""The Rank SuperNet: one set of cores for every rank, so that networks are compared without training each (paper, Fig. 8).
+
+A SubNet is a rank for every tensor; it takes slices of the SuperNet's cores. Four stabilizers, each of which can be switched
+off, keep its training from becoming unstable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from heat_hf.encoders.linears import factorized_layers
+from heat_hf.encoders.signals import divergence, hidden_distance, output_signals
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.search.ranks.space import Choice, RankSpace
+
+HOLD = 8  # steps after which the bounded walk turns to another SubNet
+SPREAD = 0.2  # of a tensor's place among its options, around the SubNet's own
+
+
+@dataclass(frozen=True)
+class Stabilizers:
+    """The four techniques of section 2.2.2.
+
+    Attributes:
+        first_slices: SubNets take the first r slices along each axis; without it, r random ones.
+        bounded_change: from one iteration to the next, a tensor's rank moves by at most a few options, towards a SubNet that is
+            drawn anew every few steps; without it, every iteration draws a new one.
+        sandwich: every iteration trains the largest, the smallest and a random SubNet; without it, a random one.
+        normalized_variance: W′ is scaled to a target variance, by √(Var target / Var W′).
+    """
+
+    first_slices: bool = True
+    bounded_change: bool = True
+    sandwich: bool = True
+    normalized_variance: bool = True
+
+
+class RankSuperNet:
+    """Sets a model's factorized layers to the ranks of SubNets.
+
+    Args:
+        model: its layers have, for every tensor of the space, a rank at least as large as every option's.
+        space: what SubNets choose from; no dense options.
+        stabilizers: which of them are on while sampling and setting.
+        seed: of the SubNets; the one of a training step depends on nothing else, so training can be resumed.
+
+    Raises:
+        ValueError: if a tensor is no factorized layer of the model, or has a dense option.
+    """
+
+    def __init__(self, model: PreTrainedModel, space: RankSpace, stabilizers: Stabilizers | None = None, seed: int = 0) -> None:
+        layers = factorized_layers(model)
+        missing = [name for name in space.names if name not in layers]
+        if missing:
+            raise ValueError(f"{missing[0]!r} is no factorized layer of the model ({len(missing)} such tensors)")
+        if any(setting is None for own in space.options.values() for setting in own):
+            raise ValueError("a SuperNet has no dense options: leave them out of its space")
+        self.model = model
+        self.space = space
+        self.layers = {name: layers[name] for name in space.names}
+        self.stabilizers = stabilizers or Stabilizers()
+        self.seed = seed
+        self._walk: list[Choice] = []
+        self._targets = {name: self._variances(name) for name in space.names} if self.stabilizers.normalized_variance else {}
+
+    def _variances(self, name: str) -> list[float]:
+        """Variance of W′ of every option as projected, before training: what normalization keeps."""
+        layer, found = self.layers[name], []
+        for setting in self.space.options[name]:
+            assert setting is not None
+            layer.set_rank(setting.rank)
+            found.append(_variance(layer))
+        layer.set_rank(None)
+        return found
+
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """A random SubNet: of a random size, its tensors around that size."""
+        last = self.space.sizes - 1
+        places = rng.uniform() + SPREAD * rng.standard_normal(len(last))
+        return np.clip(np.rint(places * last), 0, last).astype(np.int64)
+
+    def sampled(self, step: int) -> Choice:
+        """The random SubNet of a training step."""
+        if not self.stabilizers.bounded_change:
+            return self.draw(np.random.default_rng([self.seed, step]))
+        while len(self._walk) <= step:
+            place = len(self._walk)
+            goal = self.draw(np.random.default_rng([self.seed, place // HOLD]))
+            if place == 0:
+                self._walk.append(goal)
+                continue
+            bound = np.maximum(1, self.space.sizes // HOLD)
+            self._walk.append(self._walk[-1] + np.clip(goal - self._walk[-1], -bound, bound))
+        return self._walk[step]
+
+    def choices(self, step: int) -> list[Choice]:
+        """The SubNets of a training step."""
+        random = self.sampled(step)
+        return [self.space.largest(), self.space.smallest(), random] if self.stabilizers.sandwich else [random]
+
+    def set(self, choice: Choice, rng: np.random.Generator | None = None) -> None:
+        """Make the model this SubNet.
+
+        Args:
+            choice: places of options.
+            rng: of the slices, where these are random; default: the first slices.
+        """
+        for (name, layer), place in zip(self.layers.items(), choice, strict=True):
+            setting = self.space.options[name][int(place)]
+            assert setting is not None
+            slices = _random_slices(layer, setting.rank, rng) if rng is not None else None
+            layer.set_rank(setting.rank, slices)
+            if self._targets:
+                variance = _variance(layer)
+                gain = (self._targets[name][int(place)] / variance) ** 0.5 if variance > 0 else 1.0
+                layer.set_rank(setting.rank, slices, gain)
+
+
+def _variance(layer: FactorizedLinear) -> float:
+    with torch.no_grad():
+        return float(layer.reconstruct().var())
+
+
+def _random_slices(layer: FactorizedLinear, rank: Any, rng: np.random.Generator) -> dict[str, Tensor]:  # noqa: ANN401
+    """As many slices of every rank index as the rank has, in order, the same in all cores that share the index."""
+    codec, shape = layer.setting.codec, layer.setting.shape
+    extents = codec.core_shapes(shape, rank)
+    found: dict[str, Tensor] = {}
+    for indices, core, cut in zip(codec.subscripts(shape).cores, layer.cores, extents, strict=True):
+        for index, whole, size in zip(indices, core.shape, cut, strict=True):
+            if size < whole and index not in found:
+                found[index] = torch.from_numpy(np.sort(rng.choice(whole, size, replace=False)))
+    return found
+
+
+def default_subnets() -> int:
+    """SubNets to evaluate where nothing else is said: 200 for each core that may be used, at most the paper's 2,560."""
+    return min(2560, 200 * len(os.sched_getaffinity(0)))
+
+
+@dataclass
+class SuperNetArguments(TrainingArguments):
+    """How the SuperNet is trained, and how many SubNets are looked at.
+
+    Trainer's own options, with defaults for a short distillation; checkpoints go beside the search's output.
+
+    Attributes:
+        hidden_weight: of the hidden states' distance to the teacher's, beside the outputs' divergence.
+        subnets: SubNets to evaluate for the accuracy predictor, held-out ones included; see `default_subnets`.
+        least_share: parameters of the smallest options, as a fraction of the matrix's.
+        largest_share: of the largest.
+
+    Raises:
+        ValueError: for a value that cannot work.
+    """
+
+    output_dir: str | None = field(default="supernet", metadata={"help": "not used by a search"})
+    max_steps: int = field(default=600, metadata={"help": "steps of the SuperNet's training"})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows in a batch"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate"})
+    warmup_steps: float = field(default=60, metadata={"help": "steps until it is reached"})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "little is padded"})
+    save_steps: float = field(default=100, metadata={"help": "steps between checkpoints, from which training is resumed"})
+    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept"})
+    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser reads it in this order
+        default_factory=list, metadata={"help": "trackers"}
+    )
+    hidden_weight: float = field(default=10.0, metadata={"help": "weight of the hidden states' distance"})
+    subnets: int = field(default_factory=default_subnets, metadata={"help": "SubNets to evaluate for the predictor"})
+    least_share: float = field(default=0.06, metadata={"help": "smallest options, as a fraction of the parameters"})
+    largest_share: float = field(default=0.8, metadata={"help": "largest options"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if not 0 < self.least_share < self.largest_share <= 1:
+            raise ValueError(f"least_share must be below largest_share, got {self.least_share} and {self.largest_share}")
+        if self.subnets < 20:
+            raise ValueError(f"subnets must be at least 20, a fifth of them is held out, got {self.subnets}")
+        if self.hidden_weight < 0:
+            raise ValueError(f"hidden_weight must not be negative, got {self.hidden_weight}")
+
+
+class SuperNetTrainer(Trainer):
+    """Trains the SubNets of a step together, each distilled from the dense teacher; labels are not used.
+
+    Accelerate, mixed precision, gradient accumulation, checkpoints and resuming are Trainer's. All micro-batches of a step
+    train the same SubNets, which depend on the seed and the step alone.
+
+    Args:
+        supernet: the SuperNet; its model is trained.
+        teacher: the dense model.
+        **kwargs: of Trainer, less `model`.
+    """
+
+    loss_is_scaled_for_ga = False
+    args: SuperNetArguments
+
+    def __init__(self, supernet: RankSuperNet, teacher: PreTrainedModel, **kwargs: Any) -> None:
+        for module in supernet.model.modules():  # the teacher's outputs are to be met, not to be robust to noise
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        super().__init__(model=supernet.model, **kwargs)
+        self.supernet = supernet
+        self.teacher = teacher.eval().to(self.args.device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Mean over the step's SubNets of the divergence from the teacher, outputs and hidden states."""
+        given = {key: value for key, value in inputs.items() if key != "labels"}
+        with torch.no_grad():
+            target = self.teacher(**given, output_hidden_states=True)
+        step, stabilizers = self.state.global_step, self.supernet.stabilizers
+        losses, outputs = [], None
+        for number, choice in enumerate(self.supernet.choices(step)):
+            rng = None if stabilizers.first_slices else np.random.default_rng([self.supernet.seed, step, number])
+            self.supernet.set(choice, rng)
+            outputs = model(**given, output_hidden_states=True)
+            losses.append(self._distance(outputs, target, given))
+        loss = torch.stack(losses).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def _distance(self, outputs: Any, target: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
+        config = self.teacher.config
+        lost = divergence(output_signals(outputs, inputs, config), output_signals(target, inputs, config))
+        apart = hidden_distance(outputs.hidden_states, target.hidden_states, inputs.get("attention_mask"))
+        return lost + self.args.hidden_weight * apart
+
+
+def sample_subnets(supernet: RankSuperNet, count: int, seed: int) -> list[Choice]:
+    """Distinct SubNets to evaluate, the smallest and the largest among them.
+
+    Raises:
+        ValueError: if the space has fewer.
+    """
+    space = supernet.space
+    if float(np.prod(space.sizes.astype(np.float64))) < count:
+        raise ValueError(f"subnets={count} is more than the space has: {int(np.prod(space.sizes))}")
+    rng = np.random.default_rng([seed, 1])
+    found = {tuple(space.smallest()): space.smallest(), tuple(space.largest()): space.largest()}
+    while len(found) < count:
+        choice = supernet.draw(rng)
+        found.setdefault(tuple(choice), choice)
+    return list(found.values())[:count]

@@ -1,0 +1,295 @@
+"""Level 2 as a whole: budgets, variants, baselines, records, resuming, and what the command line says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_model, token_ids
+
+from heat_hf import FORMATS, HeatCompressor, HeatConfig
+from heat_hf.compression.factorize import factorize
+from heat_hf.encoders.cost import cost_model
+from heat_hf.encoders.linears import encoder_linears, factorized_layers
+from heat_hf.evaluation.quality import Quality
+from heat_hf.reports.ranks import RankRecord
+from heat_hf.search.ranks.budgets import fit_share, network_costs
+from heat_hf.search.ranks.evolution import Evolution
+from heat_hf.search.ranks.search import search_ranks
+from heat_hf.search.ranks.supernet import SuperNetArguments
+
+BATCHES = [{"input_ids": token_ids(24, 6)}]
+LABELLED = [{"input_ids": token_ids(60, 6), "labels": torch.arange(60) % 2}]
+ROWS = [{"input_ids": row.tolist(), "attention_mask": [1] * 6} for row in token_ids(64, 6)]
+ARGUMENTS = SuperNetArguments(
+    max_steps=4, per_device_train_batch_size=4, save_steps=2, subnets=24, train_sampling_strategy="sequential", use_cpu=True,
+    disable_tqdm=True, logging_strategy="no", warmup_steps=1, least_share=0.15, largest_share=0.95,
+)  # fmt: skip
+EVOLUTION = Evolution(population=32, generations=5)
+
+
+def config(method: str = "sensitivity", **options: object) -> HeatConfig:
+    options = options or {"target_edp_ratio": [0.8, 0.6]}
+    return HeatConfig(rank_search=method, sequence_length=16, max_sweeps=5, **options)
+
+
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+
+class Size:
+    """A quality that only depends on how large a network is, so that the predictor can be trusted."""
+
+    calls = 0
+
+    def __call__(self, model: torch.nn.Module) -> float:
+        Size.calls += 1
+        shares = [layer.active.ratio for layer in factorized_layers(model).values()]
+        return 0.5 + 0.4 * sum(shares) / len(shares)
+
+
+def by_supernet(output: Path | None = None, quality: object = None, **options: object) -> RankRecord:
+    return search_ranks(
+        small_model("bert"), config("supernet", **options), BATCHES, training=(ROWS, collate), quality=quality or Size(),
+        arguments=ARGUMENTS, evolution=EVOLUTION, output=output,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["sensitivity", "uniform", "tensorly", "manual", "random"])
+@pytest.mark.parametrize("target", [{"target_edp_ratio": [0.8, 0.6]}, {"target_params_ratio": [0.7, 0.5]}])
+def test_variants_keep_their_budgets(method: str, target: dict) -> None:
+    model = small_model("bert")
+    record = search_ranks(model, config(method, **target), BATCHES)
+    assert [v.name for v in record.variants] == ["HEAT-a1", "HEAT-a2"]
+    costs = network_costs(model, config(method, **target))
+    for variant, budget in zip(record.variants, sorted(next(iter(target.values()))), strict=True):
+        assert (variant.edp_ratio if "target_edp_ratio" in target else variant.params_ratio) <= budget
+        assert costs.total(variant.settings).edp / costs.dense.edp == pytest.approx(variant.edp_ratio)
+        assert set(variant.settings) == set(encoder_linears(model))
+    assert record.variants[0].edp_ratio < record.variants[1].edp_ratio
+    assert not factorized_layers(model)
+
+
+@pytest.mark.parametrize("decomposition", FORMATS)
+def test_every_format_by_sensitivity(decomposition: str) -> None:
+    record = search_ranks(small_model("bert"), config(decomposition=decomposition, target_params_ratio=0.6), BATCHES)
+    assert {s.format for s in record.variants[0].settings.values() if s is not None} == {decomposition}
+
+
+def test_latency_budget() -> None:
+    model = small_model("bert")
+    dense = network_costs(model, config()).dense.seconds
+    record = search_ranks(model, config(target_latency=0.8 * dense), BATCHES)
+    assert record.variants[0].seconds <= 0.8 * dense
+
+
+def test_the_report_has_the_edp_that_was_promised(tmp_path: Path) -> None:
+    """Dense tensors are counted as dense, before and after reloading."""
+    import heat_hf.integrations.transformers  # noqa: F401
+    from heat_hf.hardware import load_accelerator
+    from heat_hf.hardware.mapper import Mapper
+
+    compressor = HeatCompressor(small_model("bert"))
+    record = compressor.search_ranks(config(), BATCHES)
+    (variant,) = (v for v in record.variants if v.budget == 0.8)
+    report = compressor.compress(config(), BATCHES, tmp_path / "out", variant=variant)
+    assert report.hardware.edp / report.hardware.dense_edp == pytest.approx(variant.edp_ratio)
+    assert report.params_ratio == pytest.approx(variant.params_ratio)
+    dense = [t.name for t in report.tensors if t.setting is None]
+    assert set(factorized_layers(compressor.model)) == set(encoder_linears(small_model("bert"))) - set(dense)
+    assert ("dense" in str(report)) == bool(dense)
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert saved["rank_search"] == "sensitivity"
+    assert saved["target_edp_ratio"] == 0.8
+    cost = cost_model(str(tmp_path / "out"), Mapper(load_accelerator("simba-l"), padding=True), 16)
+    assert cost.total.edp / cost.dense.edp == pytest.approx(variant.edp_ratio)
+
+
+def test_one_call_searches_and_compresses() -> None:
+    for method in ("sensitivity", "uniform", "random"):
+        report = factorize(small_model("bert"), config(method, target_edp_ratio=0.7), BATCHES)
+        assert report.hardware.edp <= 0.7 * report.hardware.dense_edp
+
+
+def test_sensitivity_beats_uniform_in_what_it_minimizes() -> None:
+    """Same budget, same projection: the model's outputs are nearer to the dense model's."""
+    divergences = {}
+    for method in ("sensitivity", "uniform"):
+        model = small_model("bert")
+        model.classifier.weight.data.mul_(20)
+        quality = Quality(model, BATCHES)
+        factorize(model, config(method, target_edp_ratio=0.6), BATCHES)
+        divergences[method] = quality.both(model)[1]
+    assert divergences["sensitivity"] < divergences["uniform"]
+
+
+def test_supernet_search_end_to_end(tmp_path: Path) -> None:
+    record = by_supernet(tmp_path / "ranks.json")
+    assert record.fidelity["spearman"] > 0.6
+    assert [v.predicted_accuracy for v in record.variants] == sorted(v.predicted_accuracy for v in record.variants)
+    assert all(v.edp_ratio <= v.budget for v in record.variants)
+    assert RankRecord.load(tmp_path / "ranks.json") == RankRecord.load(tmp_path / "ranks.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["ranks.json"]
+    assert "Spearman" in str(record)
+
+
+def test_supernet_without_a_budget_takes_the_papers_objective() -> None:
+    dense, options = small_model("bert"), HeatConfig(rank_search="supernet", sequence_length=16)
+    job = {"training": (ROWS, collate), "quality": Size(), "arguments": ARGUMENTS, "evolution": EVOLUTION}
+    (variant,) = search_ranks(dense, options, BATCHES, **job).variants
+    assert variant.budget is None
+    assert variant.configure(HeatConfig(rank=3)).budget_name is None
+
+
+@pytest.mark.parametrize("stop", [1, 13, 24])
+def test_an_interrupted_search_goes_on(tmp_path: Path, stop: int) -> None:
+    """Stopped while SubNets are measured: the rest alone is measured then, and the result is the same."""
+    whole = by_supernet(tmp_path / "whole.json")
+
+    class Crash(Size):
+        left = stop
+
+        def __call__(self, model: torch.nn.Module) -> float:
+            Crash.left -= 1
+            if Crash.left < 0:
+                raise KeyboardInterrupt
+            return super().__call__(model)
+
+    output = tmp_path / "ranks.json"
+    if stop < 24:
+        with pytest.raises(KeyboardInterrupt):
+            by_supernet(output, Crash())
+        assert not output.exists()
+    Size.calls = 0
+    resumed = by_supernet(output)
+    assert Size.calls == 24 - (stop if stop < 24 else 0)
+    assert resumed.variants == whole.variants
+    assert resumed.fidelity == whole.fidelity
+    Size.calls = 0
+    assert by_supernet(output).variants == whole.variants  # only read
+    assert Size.calls == 0
+    with pytest.raises(ValueError, match="holds another search: its target_edp_ratio"):
+        by_supernet(output, target_edp_ratio=0.7)
+
+
+def test_a_record_belongs_to_its_data(tmp_path: Path) -> None:
+    output, model = tmp_path / "ranks.json", small_model("bert")
+    first = search_ranks(model, config(), BATCHES, output=output)
+    assert search_ranks(model, config(), BATCHES, output=output).variants == first.variants
+    with pytest.raises(ValueError, match="holds another search: its calibration"):
+        search_ranks(model, config(), [{"input_ids": token_ids(25, 6)}], output=output)
+    with pytest.raises(ValueError, match="holds another search: its weights"):
+        search_ranks(small_model("bert", seed=1), config(), BATCHES, output=output)
+    other = search_ranks(small_model("bert", seed=1), config(), BATCHES, output=output, overwrite=True)
+    assert RankRecord.load(output).variants == other.variants
+
+
+def test_an_untrusted_predictor_is_refused(tmp_path: Path) -> None:
+    noise = iter(torch.rand(1000, generator=torch.Generator().manual_seed(0)).tolist())
+    with pytest.raises(ValueError, match="rank correlation"):
+        by_supernet(quality=lambda model: next(noise))
+
+
+def test_quality_by_labels_and_by_agreement() -> None:
+    dense, other = small_model("bert"), small_model("bert", seed=1)
+    logits = dense(LABELLED[0]["input_ids"]).logits.argmax(-1)
+    labelled, agreement = Quality(dense, LABELLED), Quality(dense, BATCHES)
+    assert labelled(dense) == pytest.approx(float((logits == LABELLED[0]["labels"]).float().mean()))
+    assert agreement.both(dense) == (1.0, pytest.approx(0, abs=1e-6))
+    assert 0 <= agreement(other) <= 1
+    headless = small_model("bert", head=False)
+    vectors = Quality(headless, BATCHES)
+    assert vectors(headless) == pytest.approx(1)
+    assert 0 <= vectors(small_model("bert", head=False, seed=1)) < 1
+    with pytest.raises(ValueError, match="no evaluation rows"):
+        Quality(dense, [])
+
+
+def test_fit_share_takes_the_largest_that_fits() -> None:
+    costs = network_costs(small_model("bert"), config())
+
+    def settings(share: float) -> dict:
+        from heat_hf.search.ranks.settings import plan_settings
+
+        return plan_settings(encoder_linears(small_model("bert")), config("uniform", target_params_ratio=share))
+
+    found = fit_share(settings, costs, "parameters", 0.5 * costs.dense.parameters)
+    assert 0.4 < costs.total(found).parameters / costs.dense.parameters <= 0.5
+    with pytest.raises(ValueError, match="cannot be reached by this method: the least it comes to is"):
+        fit_share(settings, costs, "edp", 1e-9 * costs.dense.edp)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("sensitivity", {"target_edp_ratio": 1e-6}, "must lie between"),
+        ("uniform", {"target_edp_ratio": 1e-6}, "cannot be reached by this method"),
+        ("sensitivity", {"target_latency": 10.0}, "must be below the dense model's"),
+        ("supernet", {"target_edp_ratio": 0.5}, "needs a train_dataset"),
+    ],
+)
+def test_impossible_searches(method: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search_ranks(small_model("bert"), config(method, **options), BATCHES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank_search": "sensitivity", "target_edp_ratio": 1.5}, "target_edp_ratio must be between 0 and 1"),
+        ({"rank_search": "sensitivity", "target_edp_ratio": [0.5, 0.5]}, "one number, or a list of different ones"),
+        ({"rank_search": "sensitivity", "target_edp_ratio": []}, "one number, or a list of different ones"),
+        ({"rank_search": "sensitivity", "target_latency": 0}, "target_latency must be a positive number of seconds"),
+        ({"rank_search": "sensitivity", "target_edp_ratio": 0.5, "accelerator": None}, "target_edp_ratio needs an accelerator"),
+        ({"rank_search": "sensitivity", "target_edp_ratio": 0.5, "activation_aware": False}, "needs calibration data"),
+        ({"rank_search": "supernet", "target_edp_ratio": 0.5, "rank": 3}, "exactly one of|leave out rank"),
+        ({"decomposition": "mixed", "target_params_ratio": 0.5}, "needs rank_search='sensitivity'"),
+        ({"rank_search": "pareto", "target_latency": 0.5}, "target_latency is a budget of the whole network"),
+        ({"loss_aware": True, "activation_aware": False, "rank": 3}, "loss_aware=True needs calibration data"),
+    ],
+)
+def test_bad_configurations(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HeatConfig(**options)
+
+
+def test_several_budgets_are_not_compressed_at_once() -> None:
+    with pytest.raises(ValueError, match=r"target_edp_ratio=\[0.8, 0.6\] asks for several variants"):
+        factorize(small_model("bert"), config(), BATCHES)
+
+
+def test_a_variant_of_another_model_is_refused() -> None:
+    record = search_ranks(small_model("distilbert"), config(), BATCHES)
+    with pytest.raises(ValueError, match="variant HEAT-a1 does not fit the model"):
+        HeatCompressor(small_model("bert")).compress(config(), BATCHES, variant=record.variants[0])
+    with pytest.raises(ValueError, match="no variant 'HEAT-a9'; there are HEAT-a1, HEAT-a2"):
+        record.variant("HEAT-a9")
+
+
+def test_sensitivity_needs_calibration() -> None:
+    with pytest.raises(ValueError, match="needs a calibration_dataset"):
+        factorize(small_model("bert"), config(target_edp_ratio=0.5))
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"version": 99}', "{"])
+def test_damaged_records(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "ranks.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"damaged or no rank record|of version 99"):
+        RankRecord.load(tmp_path / "ranks.json")
+    with pytest.raises(FileNotFoundError, match="no rank record"):
+        RankRecord.load(tmp_path / "missing.json")
+
+
+def test_shared_layers_count_once_in_parameters_and_by_runs_in_cost() -> None:
+    costs = network_costs(small_model("albert"), config())
+    name = next(iter(costs.matrices))
+    assert costs.matrices[name].runs == 2
+    assert costs.dense.parameters == sum(m.rows * m.columns for m in costs.matrices.values())
+
+
+def test_settings_keep_the_configured_execution() -> None:
+    for method in ("sensitivity", "uniform"):
+        record = search_ranks(small_model("bert"), config(method, target_edp_ratio=0.8, execution="contract"), BATCHES)
+        assert {s.execution for s in record.variants[0].settings.values() if s is not None} == {"contract"}
