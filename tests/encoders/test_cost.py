@@ -158,7 +158,7 @@ def test_export(tmp_path: Path, tool: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_an_accelerator_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = yaml.safe_load((files("heat_hf.hardware") / "edge_npu.yaml").read_text())
+    own = yaml.safe_load((files("heat_hf.hardware") / "accelerators" / "edge_npu.yaml").read_text())
     own["name"], own["mac_pJ"] = "mine", 3.5
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(own, sort_keys=False))

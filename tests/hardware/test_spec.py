@@ -11,7 +11,7 @@ import pytest
 from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.spec import shipped_accelerators
 
-TEXT = (files("heat_hf.hardware") / "simba_l.yaml").read_text()
+TEXT = (files("heat_hf.hardware") / "accelerators" / "simba_l.yaml").read_text()
 
 
 def test_simba_l() -> None:
