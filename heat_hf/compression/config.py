@@ -6,30 +6,20 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from heat_hf.encoders.checkpoints.names import METHOD, package_version
+from heat_hf.encoders.rows import CALIBRATION_MEMORY
 from heat_hf.formats import Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution, TensorSetting
+from heat_hf.search.ranks.names import MIXED, RANK_SEARCHES
 
-METHOD = "heat"
-CALIBRATION_MEMORY = ("model", "layer")
-MIXED = "mixed"
-RANK_SEARCHES = ("uniform", "pareto", "sensitivity", "supernet", "tensorly", "manual", "random")
 NETWORK_SEARCHES = ("sensitivity", "supernet")  # every tensor gets a rank of its own, within a budget of the whole network
 
 
 TARGETS = {"target_params_ratio": "parameters", "target_edp_ratio": "edp", "target_latency": "seconds"}  # what each limits
-
-
-def package_version() -> str:
-    """The installed version of heat_hf; "0+source" where it runs from a folder that is not installed."""
-    try:
-        return version("heat-hf")
-    except PackageNotFoundError:
-        return "0+source"
 
 
 def _check_target(name: str, value: object) -> None:

@@ -13,7 +13,8 @@ from transformers import (
 )
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from heat_hf.compression.config import NETWORK_SEARCHES, HeatConfig, package_version
+from heat_hf.compression.config import NETWORK_SEARCHES, HeatConfig
+from heat_hf.encoders.checkpoints.names import package_version
 from heat_hf.encoders.cost import reporting_mapper
 from heat_hf.encoders.linears import block_of, encoder_linears, swap_module
 from heat_hf.encoders.statistics import (

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from heat_hf.compression.config import METHOD, HeatConfig
+from heat_hf.compression.config import HeatConfig
+from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.linears import BLOCKS, block_pattern, factorized_layers, resolve_names, runs
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import Execution, TensorSetting

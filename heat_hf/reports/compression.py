@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.compression.config import HeatConfig, package_version
+from heat_hf.compression.config import HeatConfig
+from heat_hf.encoders.checkpoints.names import REPORT_NAME, package_version
 from heat_hf.encoders.cost import cost_linear, cost_setting, reporting_mapper
 from heat_hf.encoders.linears import encoder_linears, runs
 from heat_hf.formats import Factorization
@@ -20,8 +21,6 @@ from heat_hf.reports.text import text_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-REPORT_NAME = "heat_report.json"
 
 
 @dataclass(frozen=True)
@@ -208,9 +207,13 @@ class CompressionReport:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a heat_hf report: {error} is missing") from error
 
+    def to_json(self) -> str:
+        """What `heat_report.json` has."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def save(self, folder: Path) -> None:
         """Write `heat_report.json` into a folder."""
-        (folder / REPORT_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        (folder / REPORT_NAME).write_text(self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> CompressionReport:

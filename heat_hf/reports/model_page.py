@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf.distillation.results import STATE_NAME
+from heat_hf.encoders.checkpoints.names import CARD_NAME
 from heat_hf.encoders.cost import cost_linear, cost_setting
 from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.cascade import CascadeCost, join
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.reports.card import CARD_NAME, OF_DENSE, origin_of
+from heat_hf.reports.card import OF_DENSE, origin_of
 from heat_hf.reports.compression import CompressionReport, TensorReport
 from heat_hf.reports.figures.distillation import loss_curves
 from heat_hf.reports.figures.style import COLOURS

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from heat_hf.compression.config import MIXED, TARGETS, HeatConfig
+from heat_hf.compression.config import TARGETS, HeatConfig
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.encoders.linears import encoder_linears, matrix_size, swap_module
 from heat_hf.encoders.statistics import Batch, collect_output_moments, collect_second_moments, data_digest
@@ -27,6 +27,7 @@ from heat_hf.reports.ranks import RankRecord, Variant
 from heat_hf.search.journal import Journal, require_same_key
 from heat_hf.search.ranks.budgets import Budget, budgets, network_costs, rule_settings
 from heat_hf.search.ranks.evolution import Evolution, evolve, require_reachable
+from heat_hf.search.ranks.names import MIXED
 from heat_hf.search.ranks.predictor import AccuracyPredictor, Fidelity
 from heat_hf.search.ranks.sensitivity import Shapes, allocate_ranks, sensitivity_curves
 from heat_hf.search.ranks.settings import choose_shape
