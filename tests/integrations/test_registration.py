@@ -31,8 +31,8 @@ ORDERS = {
     ),
     "in threads": (
         "import importlib, threading\n"
-        "names = ['heat_hf', 'transformers.modeling_utils', 'heat_hf.compression.factorize', 'heat_hf.integrations.transformers']"
-        "\nthreads = [threading.Thread(target=importlib.import_module, args=(name,)) for name in names]\n"
+        "names = ['heat_hf', 'transformers.modeling_utils', 'heat_hf.compression.factorize']\n"
+        "threads = [threading.Thread(target=importlib.import_module, args=(name,)) for name in names]\n"
         "[thread.start() for thread in threads]; [thread.join() for thread in threads]"
     ),
 }  # fmt: skip
