@@ -23,9 +23,9 @@ from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.factorize import factorize
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
+from heat_hf.encoders.batches import calibration_batches, encode_rows
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.rows import joined_texts, load_rows
-from heat_hf.encoders.statistics import calibration_batches, encode_rows
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
 from heat_hf.reports.card import Origin, inherited_license, model_card, saved_files

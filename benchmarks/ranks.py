@@ -33,9 +33,9 @@ from transformers import (
 
 from benchmarks.provenance import provenance
 from heat_hf import HeatConfig
+from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches
 from heat_hf.encoders.linears import encoder_linears, swap_module
 from heat_hf.encoders.rows import load_rows
-from heat_hf.encoders.statistics import calibration_batches, encode_rows, pad_batches
 from heat_hf.evaluation.quality import Quality
 from heat_hf.formats import Factorization
 from heat_hf.formats.base import balanced

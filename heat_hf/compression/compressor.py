@@ -18,6 +18,7 @@ from transformers import (
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.factorize import cost_table, factorize, model_settings, planned
+from heat_hf.encoders.batches import Batch, calibration_batches, encode_rows, pad_batches
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
@@ -25,12 +26,6 @@ from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
 from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.linears import encoder_linears, model_class_of
-from heat_hf.encoders.statistics import (
-    Batch,
-    calibration_batches,
-    encode_rows,
-    pad_batches,
-)
 from heat_hf.evaluation.quality import Quality
 from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files, task_of
 from heat_hf.reports.compression import CompressionReport

@@ -14,14 +14,11 @@ from transformers import (
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import NETWORK_SEARCHES, HeatConfig
+from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.checkpoints.names import package_version
 from heat_hf.encoders.cost import reporting_mapper
 from heat_hf.encoders.linears import block_of, encoder_linears, swap_module
-from heat_hf.encoders.statistics import (
-    Batch,
-    collect_output_moments,
-    collect_second_moments,
-)
+from heat_hf.encoders.statistics import collect_output_moments, collect_second_moments
 from heat_hf.formats import Factorization, match_variance
 from heat_hf.formats.base import require_finite
 from heat_hf.formats.layer import FactorizedLinear

@@ -9,8 +9,9 @@ from conftest import small_model, token_ids
 from datasets import Dataset
 from torch import nn
 
+from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
-from heat_hf.encoders.statistics import calibration_batches, collect_second_moments
+from heat_hf.encoders.statistics import collect_second_moments
 
 SENTENCES = ["a short one", "a somewhat longer sentence than that", "the third"]
 

@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from heat_hf.compression.config import TARGETS, HeatConfig
+from heat_hf.encoders.batches import Batch, data_digest
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.encoders.linears import encoder_linears, matrix_size, swap_module
-from heat_hf.encoders.statistics import Batch, collect_output_moments, collect_second_moments, data_digest
+from heat_hf.encoders.statistics import collect_output_moments, collect_second_moments
 from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.hardware import load_accelerator
