@@ -27,7 +27,8 @@ from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sente
 from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.linears import encoder_linears, model_class_of
 from heat_hf.evaluation.quality import Quality
-from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files, task_of
+from heat_hf.evaluation.tasks import task_of
+from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord, Variant
 from heat_hf.search.ranks.evolution import Evolution
