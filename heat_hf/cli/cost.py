@@ -11,7 +11,7 @@ from heat_hf.cli.values import parse_rank, show
 from heat_hf.formats.setting import EXECUTIONS
 
 if TYPE_CHECKING:
-    from heat_hf.hardware.cascade import CascadeCost
+    from heat_hf.hardware.cascade import Cascade
     from heat_hf.hardware.mapper import Mapper
 
 
@@ -109,7 +109,7 @@ def _integers(option: str, text: str, names: str) -> list[int]:
     return [int(group) for group in found.groups()]
 
 
-def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
+def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
     from heat_hf.reports.cost import cost_data, level_table, mapping_text, step_parts, step_table, total_line, totals
 
     cost, padded_cost = _cascade(args, plain), _cascade(args, padded)
@@ -127,12 +127,12 @@ def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[d
     return data, "\n\n".join(lines), step_parts(cost)
 
 
-def _cascade(args: argparse.Namespace, mapper: Mapper) -> CascadeCost:
+def _cascade(args: argparse.Namespace, mapper: Mapper) -> Cascade:
     from heat_hf.encoders.cost import cost_linear, cost_setting
     from heat_hf.formats import TensorShape, get_format
     from heat_hf.formats.setting import TensorSetting
     from heat_hf.hardware.cascade import cost_gemm
-    from heat_hf.hardware.mapping import Gemm
+    from heat_hf.hardware.gemm import Gemm
 
     if args.gemm:
         m, n, k = _integers("--gemm", args.gemm, "MxNxK")
@@ -147,7 +147,7 @@ def _cascade(args: argparse.Namespace, mapper: Mapper) -> CascadeCost:
     return cost_setting(setting, tokens, mapper, fused=not args.unfused)
 
 
-def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
+def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
     from heat_hf.encoders.cost import EXTRAS, cost_model
     from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line, totals
 
@@ -168,7 +168,7 @@ def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dic
     return data, "\n\n".join(lines), model_parts(found)
 
 
-def _export(args: argparse.Namespace, parts: dict[str, CascadeCost], mapper: Mapper) -> None:
+def _export(args: argparse.Namespace, parts: dict[str, Cascade], mapper: Mapper) -> None:
     from heat_hf.encoders.checkpoints.storage import atomic_directory
     from heat_hf.hardware.export import EXPORTS
 

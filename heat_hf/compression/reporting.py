@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.reports.compression import CompressionReport, TensorReport
+from heat_hf.reports.compression import Compared, CompressionReport, TensorReport
 from heat_hf.search.ranks.space import Costs
 from heat_hf.version import package_version
 
@@ -55,15 +55,14 @@ def report_of(
 
 def _tensor(name: str, result: Reached, costs: Costs) -> TensorReport:
     matrix, setting, factorization = costs.matrices[name], result.setting, result.factorization
-    size = matrix.size
+    size, now, dense = matrix.size, costs.one_run(name, setting), costs.one_run(name, None)
     return TensorReport(
         name,
         size.rows,
         size.columns,
         setting,
         macs=size.elements if setting is None else setting.plan(costs.tokens).macs / costs.tokens,
-        cost=costs.one_run(name, setting),
-        dense_cost=costs.one_run(name, None),
+        hardware=None if now is None or dense is None else Compared(now, dense),
         runs=matrix.runs,
         relative_error=None if factorization is None else factorization.relative_error,
         output_error=None if factorization is None else factorization.output_error,

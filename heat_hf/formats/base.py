@@ -61,6 +61,8 @@ class Format(ABC):
     name: ClassVar[str]
     paired_modes: ClassVar[bool] = False
     """Whether the k-th row mode and the k-th column mode share a core, in a chain; modes of extent 1 then fill gaps."""
+    iterative: ClassVar[bool] = False
+    """Whether the errors of many ranks take sweeps, rather than one factorization."""
 
     @abstractmethod
     def max_rank(self, shape: TensorShape) -> Rank:

@@ -25,6 +25,7 @@ class CP(Format):
     """
 
     name = "cp"
+    iterative = True
 
     def max_rank(self, shape: TensorShape) -> Rank:
         """∏ of all extents but the largest: every tensor has a CP decomposition of that rank."""

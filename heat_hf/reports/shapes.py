@@ -144,7 +144,7 @@ def _selected_table(table: CostTable) -> str:
 
 def dense_candidate(table: CostTable, size: str) -> Candidate:
     """The dense layer as if it were a candidate. Its MACs are those of the product."""
-    parameters = math.prod(map(int, size.split("x")))
+    parameters = MatrixSize.parse(size).elements
     info = table.sizes[size]
     macs = parameters * table.tokens
     return Candidate(size, DENSE, "", (), 0.0, parameters, macs, info.dense_energy_pJ, info.dense_seconds)

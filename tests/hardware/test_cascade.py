@@ -9,9 +9,9 @@ import pytest
 from heat_hf import TensorSetting, TensorShape, plan_contraction
 from heat_hf.encoders.cost import cost_linear, cost_setting
 from heat_hf.hardware import load_accelerator
-from heat_hf.hardware.cascade import CascadeCost, cost_gemm, cost_plan, join, least_edp
+from heat_hf.hardware.cascade import Cascade, cost_gemm, cost_plan, join, least_edp
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.mapping import Gemm
+from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.spec import Accelerator
 
 SIMBA = load_accelerator("simba-l")
@@ -25,7 +25,7 @@ def small_buffer(words: int) -> Mapper:
     return Mapper(replace(SIMBA, levels=levels))
 
 
-def places(cost: CascadeCost) -> list[tuple[str, str]]:
+def places(cost: Cascade) -> list[tuple[str, str]]:
     return [(step.inputs_from, step.outputs_to) for step in cost.steps]
 
 
