@@ -28,7 +28,7 @@ from heat_hf.encoders.rows import joined_texts, load_rows
 from heat_hf.encoders.statistics import calibration_batches, encode_rows
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
-from heat_hf.reports.card import Origin, inherited_license, model_card
+from heat_hf.reports.card import Origin, inherited_license, model_card, saved_files
 from heat_hf.reports.figures.distillation import draw_training
 from heat_hf.search.ranks.budgets import network_costs, rule_settings
 from heat_hf.search.ranks.search import Search
@@ -278,7 +278,7 @@ def measure(
     )
     bench.save()
     if keep:
-        save_compressed(model, bench.tokenizer, report, trained)
+        save_compressed(model, bench.tokenizer, trained, saved_files(report))
     if card:
         card_folder(bench, row).mkdir(parents=True, exist_ok=True)
         draw_training(trainer.state.log_history, card_folder(bench, row) / "training.png")

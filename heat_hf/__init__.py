@@ -1,57 +1,115 @@
 """heat_hf: hardware-efficient tensor factorization of Transformer encoders, as a Hugging Face plug-in.
 
 Importing the package registers the quantization method "heat" with Transformers, so that compressed models load with
-`AutoModel….from_pretrained`. Everything else is imported on first use.
+`AutoModel….from_pretrained`, whichever of the two is imported first. Everything else is imported on first use.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.integrations import transformers as _registration  # noqa: F401
+from heat_hf.integrations.registration import install as _register
 
 if TYPE_CHECKING:
     from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.compression.config import HeatConfig
-    from heat_hf.formats import FORMATS, TensorShape
+    from heat_hf.distillation.arguments import DistillationArguments
+    from heat_hf.distillation.teacher import Teacher
+    from heat_hf.distillation.trainer import DistillationTrainer
+    from heat_hf.encoders.checkpoints.hub import push_folder
+    from heat_hf.encoders.rows import joined_texts
+    from heat_hf.evaluation.tasks import TASKS, Task, evaluate_task
+    from heat_hf.formats import FORMATS, Format, Solver, Subscripts, TensorShape
     from heat_hf.formats.layer import FactorizedLinear
     from heat_hf.formats.plan import ContractionPlan
     from heat_hf.formats.planning import plan_contraction
     from heat_hf.formats.setting import TensorSetting
+    from heat_hf.hardware import load_accelerator
+    from heat_hf.hardware.mapping import Gemm
+    from heat_hf.integrations.onnx import OnnxModel, export_onnx
+    from heat_hf.integrations.peft import load_adapter, lora_config
+    from heat_hf.reports.card import Evaluation, Origin
     from heat_hf.reports.compression import CompressionReport
-
-_PUBLIC = {
-    "CompressionReport": "heat_hf.reports.compression",
-    "ContractionPlan": "heat_hf.formats.plan",
-    "FORMATS": "heat_hf.formats",
-    "FactorizedLinear": "heat_hf.formats.layer",
-    "HeatCompressor": "heat_hf.compression.compressor",
-    "HeatConfig": "heat_hf.compression.config",
-    "TensorSetting": "heat_hf.formats.setting",
-    "TensorShape": "heat_hf.formats",
-    "plan_contraction": "heat_hf.formats.planning",
-}
+    from heat_hf.reports.ranks import RankRecord, Variant
+    from heat_hf.search.shapes.search import ShapeSearch, search_shapes
+    from heat_hf.search.shapes.table import CostTable
 
 __all__ = [
     "FORMATS",
+    "TASKS",
     "CompressionReport",
     "ContractionPlan",
+    "CostTable",
+    "DistillationArguments",
+    "DistillationTrainer",
+    "Evaluation",
     "FactorizedLinear",
+    "Format",
+    "Gemm",
     "HeatCompressor",
     "HeatConfig",
+    "OnnxModel",
+    "Origin",
+    "RankRecord",
+    "ShapeSearch",
+    "Solver",
+    "Subscripts",
+    "Task",
+    "Teacher",
     "TensorSetting",
     "TensorShape",
+    "Variant",
+    "evaluate_task",
+    "export_onnx",
+    "joined_texts",
+    "load_accelerator",
+    "load_adapter",
+    "lora_config",
     "plan_contraction",
+    "push_folder",
+    "search_shapes",
 ]
+_MODULES = {
+    "heat_hf.compression.compressor": ("HeatCompressor",),
+    "heat_hf.compression.config": ("HeatConfig",),
+    "heat_hf.distillation.arguments": ("DistillationArguments",),
+    "heat_hf.distillation.teacher": ("Teacher",),
+    "heat_hf.distillation.trainer": ("DistillationTrainer",),
+    "heat_hf.encoders.checkpoints.hub": ("push_folder",),
+    "heat_hf.encoders.rows": ("joined_texts",),
+    "heat_hf.evaluation.tasks": ("TASKS", "Task", "evaluate_task"),
+    "heat_hf.formats": ("FORMATS", "Format", "Solver", "Subscripts", "TensorShape"),
+    "heat_hf.formats.layer": ("FactorizedLinear",),
+    "heat_hf.formats.plan": ("ContractionPlan",),
+    "heat_hf.formats.planning": ("plan_contraction",),
+    "heat_hf.formats.setting": ("TensorSetting",),
+    "heat_hf.hardware": ("load_accelerator",),
+    "heat_hf.hardware.mapping": ("Gemm",),
+    "heat_hf.integrations.onnx": ("OnnxModel", "export_onnx"),
+    "heat_hf.integrations.peft": ("load_adapter", "lora_config"),
+    "heat_hf.reports.card": ("Evaluation", "Origin"),
+    "heat_hf.reports.compression": ("CompressionReport",),
+    "heat_hf.reports.ranks": ("RankRecord", "Variant"),
+    "heat_hf.search.shapes.search": ("ShapeSearch", "search_shapes"),
+    "heat_hf.search.shapes.table": ("CostTable",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     if name == "__version__":
-        from heat_hf.compression.config import package_version
+        from heat_hf.encoders.checkpoints.names import package_version
 
         return package_version()
-    if name not in _PUBLIC:
+    if name not in _HOMES:
         raise AttributeError(f"module 'heat_hf' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_PUBLIC[name]), name)
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+_register()

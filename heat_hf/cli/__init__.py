@@ -1,6 +1,6 @@
 """The `heat-hf` command. Every verb is also reachable as `optimum-cli heat VERB`.
 
-Beyond what importing heat_hf loads anyway, each verb imports what it needs inside its `run`.
+Parsing takes names alone: neither torch nor Transformers is loaded before a verb's `run`, which imports what it needs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from heat_hf.cli import compress, cost, distill, evaluate, export, push, report, search
+from heat_hf.encoders.checkpoints.names import package_version
 
 BAD_INPUT = 2
 
@@ -39,6 +40,7 @@ VERBS = {
 def build_parser(prog: str = "heat-hf") -> argparse.ArgumentParser:
     """The parser of `heat-hf`."""
     parser = argparse.ArgumentParser(prog=prog, description="Hardware-efficient tensor factorization of Transformer encoders.")
+    parser.add_argument("--version", action="version", version=f"heat-hf {package_version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         verb.add_arguments(verbs.add_parser(name, help=verb.help, description=f"{verb.help[0].upper()}{verb.help[1:]}."))

@@ -7,6 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.cli import options
 from heat_hf.cli.values import parse_rank, show
 from heat_hf.formats.setting import EXECUTIONS
 
@@ -29,20 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     matrix.add_argument("--rank", metavar="R", help="an integer, or integers with commas between")
     matrix.add_argument("--execution", default="auto", choices=EXECUTIONS, help="auto: whichever has the lower EDP (default)")
     run = parser.add_argument_group("what is fed, and where it runs")
-    run.add_argument("--sequence-length", type=int, default=128, metavar="L", help="default: %(default)s")
-    run.add_argument("--batch-size", type=int, default=1, metavar="B", help="default: %(default)s")
-    run.add_argument("--accelerator", default="simba-l", metavar="NAME|FILE.yaml", help="default: %(default)s")
+    options.add_tokens(run)
+    options.add_accelerator(run)
     run.add_argument("--constraints", metavar="NAME", help="keep to a part of the mapping space, as timeloop on simba-l")
     run.add_argument("--objective", default="edp", help="edp, energy or latency (default: %(default)s)")
     run.add_argument("--unfused", action="store_true", help="send every intermediate through DRAM")
     run.add_argument("--count", nargs="+", default=[], metavar="WHAT", help="also count attention, embeddings, elementwise")
-    run.add_argument("--cache", metavar="DIR", help="keep mappings there for later runs")
+    options.add_cache(run, "later runs")
     out = parser.add_argument_group("output")
-    out.add_argument("--json", action="store_true", help="print the costs as JSON")
+    options.add_json(out, "the costs")
     out.add_argument("--plot", metavar="FILE", help="draw where energy and cycles go")
     out.add_argument("--export", metavar="TOOL", help="write the product and its mapping for timeloop or accelforge")
-    out.add_argument("--output", metavar="DIR", help="where --export writes")
-    out.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
+    options.add_output(out, "DIR", "where --export writes")
+    options.add_overwrite(out)
 
 
 def run(args: argparse.Namespace) -> int:

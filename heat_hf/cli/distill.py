@@ -6,13 +6,15 @@ import argparse
 import sys
 from typing import Any
 
+from heat_hf.cli import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `distill`."""
     parser.add_argument("model", help="folder of the compressed model")
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="Hub id or folder of the dense model it came from")
-    parser.add_argument("--train-file", required=True, metavar="FILE", help="sentences or pairs; labels are not needed")
-    parser.add_argument("--train-rows", type=int, metavar="N", help="rows of it to use (default: all)")
+    text = "sentences or pairs; labels are not needed"
+    options.add_rows(parser, "train", text, rows_text="rows of it to use", required=True)
     parser.add_argument("--max-length", type=int, default=128, metavar="L", help="tokens of a row (default: %(default)s)")
     how = parser.add_argument_group("training")
     how.add_argument("--recipe", default="two-stage", help="two-stage, one-stage, layers, logits … (default: %(default)s)")
@@ -27,12 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--save-steps", type=int, default=200, metavar="N", help="steps between checkpoints (default: %(default)s)"
     )
-    how.add_argument("--seed", type=int, default=0)
+    options.add_seed(how)
     out = parser.add_argument_group("output")
-    out.add_argument(
-        "--output", required=True, metavar="DIR", help="where to save; checkpoints are in DIR.checkpoints meanwhile"
-    )
-    out.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
+    options.add_output(out, "DIR", "where to save; checkpoints are in DIR.checkpoints meanwhile", required=True)
+    options.add_overwrite(out)
 
 
 def run(args: argparse.Namespace) -> int:

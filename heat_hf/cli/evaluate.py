@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from heat_hf.cli import options
 from heat_hf.cli.values import show
 
 
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, metavar="N", help="use only the first rows")
     parser.add_argument("--baseline", metavar="MODEL", help="also score this model, as the one it is compared with")
     parser.add_argument("--latency", action="store_true", help="also time a forward pass of 8 × 128 tokens")
-    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    options.add_json(parser, "the scores")
 
 
 def run(args: argparse.Namespace) -> int:

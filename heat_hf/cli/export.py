@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 
+from heat_hf.cli import options
 from heat_hf.cli.values import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
     parser.add_argument("model", help="Hub id or folder, dense or compressed")
-    parser.add_argument("--output", required=True, metavar="DIR", help="for model.onnx, with configuration and tokenizer")
+    options.add_output(parser, "DIR", "for model.onnx, with configuration and tokenizer", required=True)
     parser.add_argument("--int8", action="store_true", help="quantize the weights, per channel, and activations as they come")
     parser.add_argument("--revision", help="branch, tag or commit of the model; default: main")
-    parser.add_argument("--overwrite", action="store_true", help="replace a non-empty DIR")
-    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+    options.add_overwrite(parser)
+    options.add_json(parser, "what was written")
 
 
 def run(args: argparse.Namespace) -> int:
     """Export to ONNX, with the head that the checkpoint has."""
     from transformers import AutoConfig, AutoTokenizer
 
-    import heat_hf  # noqa: F401
     from heat_hf.encoders.checkpoints.storage import check_target
     from heat_hf.encoders.linears import model_class_of
     from heat_hf.integrations.onnx import OPSET, export_onnx
@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
     path = export_onnx(model, tokenizer, args.output, args.int8, args.overwrite)
     size = path.stat().st_size
-    found = {"file": str(path), "bytes": size, "opset": OPSET, "int8": args.int8}
-    show(args, found, f"exported: {path}, {size / 2**20:.1f} MiB, opset {OPSET}, {'int8' if args.int8 else 'float32'}")
+    written = {"file": str(path), "bytes": size, "opset": OPSET, "int8": args.int8}
+    show(args, written, f"exported: {path}, {size / 2**20:.1f} MiB, opset {OPSET}, {'int8' if args.int8 else 'float32'}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from heat_hf.cli import options
 from heat_hf.cli.values import show
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", help="default: the one logged in with")
     parser.add_argument("--commit-message", default="Upload a model factorized by heat_hf", help="default: %(default)s")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
-    parser.add_argument("--json", action="store_true", help="print the commit as JSON")
+    options.add_json(parser, "the commit")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +26,6 @@ def run(args: argparse.Namespace) -> int:
 
     names = ("private", "revision", "token", "commit_message", "create_pr")
     commit = push_folder(args.model, args.repo_id, **{name: getattr(args, name) for name in names})
-    found = {"url": str(commit.commit_url), "commit": commit.oid, "pull_request": commit.pr_url}
-    show(args, found, f"pushed: {commit.pr_url or commit.commit_url}")
+    pushed = {"url": str(commit.commit_url), "commit": commit.oid, "pull_request": commit.pr_url}
+    show(args, pushed, f"pushed: {commit.pr_url or commit.commit_url}")
     return 0

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from heat_hf.compression.config import HeatConfig
 
 
 def parse_pairs(values: Sequence[str] | None, read: Callable[[str], Any]) -> Any:  # noqa: ANN401
@@ -26,6 +31,41 @@ def parse_rank(text: str) -> int | list[int]:
     except ValueError as error:
         raise ValueError(f"--rank must be an integer or integers with commas between, got {text!r}") from error
     return ranks[0] if len(ranks) == 1 else ranks
+
+
+def require_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raise ValueError if one of these options is given and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def heat_config(args: argparse.Namespace) -> HeatConfig:
+    """The configuration that the options ask for: each of its fields that is an option of the verb, the others as they are.
+
+    Raises:
+        ValueError: if it cannot work.
+    """
+    import dataclasses
+
+    from heat_hf.compression.config import HeatConfig
+
+    read: dict[str, Callable[[str], Any]] = {"rank": parse_rank, "shape": str}
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(HeatConfig) if hasattr(args, field.name)}
+    return HeatConfig(**{name: parse_pairs(value, read[name]) if name in read else value for name, value in given.items()})
+
+
+def rows_of(args: argparse.Namespace, name: str) -> Dataset | None:
+    """The rows that `--NAME-file` and `--NAME-rows` ask for; None without a file.
+
+    Raises:
+        OSError, ValueError: if the file cannot be read.
+    """
+    from heat_hf.encoders.rows import load_rows
+
+    file = getattr(args, f"{name}_file")
+    return load_rows(file, getattr(args, f"{name}_rows")) if file else None
 
 
 def show(args: argparse.Namespace, data: object, text: str) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.job import Job
-from heat_hf.encoders import METHOD
+from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
@@ -30,7 +30,7 @@ from heat_hf.encoders.rows import calibration_batches, encode_rows, pad_batches
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.hardware import CostModel
-from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, task_of
+from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files, task_of
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.ranks.evolution import Evolution
@@ -325,7 +325,8 @@ class HeatCompressor:
         files = self.encoder.files
         about = origin or origin_of(self.report, Path(folder).name, task_of(self.model, bool(files)))
         card = model_card(self.report, about, evaluations)
-        save_compressed(self.model, self.tokenizer, self.report, folder, overwrite, card, files, **kwargs)
+        files = {**saved_files(self.report, card), **files}
+        save_compressed(self.model, self.tokenizer, folder, files, overwrite, **kwargs)
 
 
 def _require_dense(config: Any) -> None:  # noqa: ANN401

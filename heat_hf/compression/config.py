@@ -7,14 +7,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from heat_hf.encoders import METHOD
+from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.formats import FORMATS, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
 from heat_hf.search.ranks.budgets import TARGETS
-from heat_hf.search.ranks.methods import RANK_SEARCHES, RankSearch, get_rank_search
+from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
 
 CALIBRATION_MEMORY = ("model", "layer")
-MIXED = "mixed"
 
 
 @dataclass

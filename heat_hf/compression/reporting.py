@@ -10,7 +10,7 @@ from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.reports.compression import Compared, CompressionReport, TensorReport
 from heat_hf.search.ranks.space import Costs
-from heat_hf.version import package_version
+from heat_hf.encoders.checkpoints.names import package_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

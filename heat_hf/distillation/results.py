@@ -14,14 +14,13 @@ from transformers.modeling_utils import unwrap_model
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
-from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, task_of
+from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files, task_of
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.figures.distillation import draw_training
 
 if TYPE_CHECKING:
     from heat_hf.distillation.trainer import DistillationTrainer
 
-STATE_NAME = "trainer_state.json"  # as Trainer's checkpoints have it
 CURVES_NAME = "training.png"
 
 
@@ -53,7 +52,8 @@ def save_student(
             about = replace(about, figures={**(about.figures or {}), **figures})
         about = replace(about, training=about.training or trained(trainer))
         card = model_card(report, about, evaluations)
-        save_compressed(student, trainer.processing_class, report, save_directory, overwrite, card, files, **kwargs)
+        files = {**saved_files(report, card), **files}
+        save_compressed(student, trainer.processing_class, save_directory, files, overwrite, **kwargs)
 
 
 def found_report(student: Any) -> CompressionReport:  # noqa: ANN401

@@ -9,9 +9,8 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from heat_hf.encoders import METHOD
+from heat_hf.encoders.checkpoints.names import METHOD, package_version
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.version import package_version
 
 
 @dataclass

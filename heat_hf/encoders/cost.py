@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from heat_hf.encoders import METHOD
+from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import BLOCKS, block_pattern, factorized_layers, resolve_names, runs
 from heat_hf.formats.layer import FactorizedLinear

@@ -1,8 +1,8 @@
 """Loading, saving and dequantizing factorized models with plain Transformers.
 
-Importing this module registers the quantization method "heat", so that `AutoModel….from_pretrained` builds factorized layers
-where config.json says so. A program that does not import heat_hf must not get random dense weights in their place: the weights
-are saved under a name of their own, for which only this quantizer makes Transformers look.
+The quantization method "heat" is registered when heat_hf is imported, so that `AutoModel….from_pretrained` builds factorized
+layers where config.json has it. A program that does not import heat_hf must not get random dense weights in their place: the
+weights are saved under a name of their own, for which only this quantizer makes Transformers look.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from heat_hf.encoders import METHOD
+from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_module
 from heat_hf.formats.layer import FactorizedLinear
@@ -34,7 +33,6 @@ ALIGNMENT = 64  # bytes, as torch allocates
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
-@register_quantizer(METHOD)
 class HeatQuantizer(HfQuantizer):
     """Builds, and takes down, the factorized layers of a model being loaded."""
 
@@ -167,6 +165,3 @@ def _rename_weights(folder: Path) -> str:
     (folder / WEIGHTS_INDEX_NAME).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     index.unlink()
     return WEIGHTS_INDEX_NAME
-
-
-register_quantization_config(METHOD)(FactorizedConfig)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
+
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from heat_hf.reports.compression import CompressionReport, TensorReport
 
-CARD_NAME = "README.md"
 HEADS = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
@@ -110,6 +111,12 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         settings=_settings(report.tensors),
     )
     return card
+
+
+def saved_files(report: CompressionReport, card: ModelCard | None = None) -> dict[str, bytes]:
+    """Report and card as the files of a compressed model's folder: name → content."""
+    files = {REPORT_NAME: report.to_json().encode()}
+    return files if card is None else {**files, CARD_NAME: str(card).encode()}
 
 
 def origin_of(report: CompressionReport, name: str, task: str = "") -> Origin:

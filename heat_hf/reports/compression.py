@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware.cost import Cost
 from heat_hf.reports.text import text_table
-
-REPORT_NAME = "heat_report.json"
 
 
 @dataclass(frozen=True)
@@ -221,9 +220,13 @@ class CompressionReport:
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a heat_hf report: {error} is missing") from error
 
+    def to_json(self) -> str:
+        """What `heat_report.json` has."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
     def save(self, folder: Path) -> None:
         """Write `heat_report.json` into a folder."""
-        (folder / REPORT_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        (folder / REPORT_NAME).write_text(self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> CompressionReport:

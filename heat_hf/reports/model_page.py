@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heat_hf.distillation.results import STATE_NAME
+from heat_hf.encoders.checkpoints.names import CARD_NAME, STATE_NAME
 from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
 from heat_hf.hardware.cascade import Cascade, join
-from heat_hf.reports.card import CARD_NAME, OF_DENSE, origin_of
+from heat_hf.reports.card import OF_DENSE, origin_of
 from heat_hf.reports.compression import CompressionReport, TensorReport
 from heat_hf.reports.figures.distillation import loss_curves
 from heat_hf.reports.figures.style import COLOURS

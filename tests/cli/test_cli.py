@@ -7,11 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
 from conftest import small_model
 
+import heat_hf
 from heat_hf.cli import VERBS, build_parser, main
 
 SENTENCES = ["A man is playing a guitar.", "Two dogs run on the beach.", "She is slicing an onion.", "The market fell today."]
@@ -34,47 +36,47 @@ def checkpoint(tmp_path: Path, minilm: str) -> Path:
     return tmp_path / "dense"
 
 
-def test_compress_evaluate_report(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = checkpoint.parent / "out"
-    arguments = [
-        "--decomposition",
-        "ttm",
-        "--target-params-ratio",
-        "0.6",
-        "--calibration-file",
-        str(checkpoint.parent / "sentences.txt"),
-    ]
-    assert main(["compress", str(checkpoint), *arguments, "--output", str(out), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def printed(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What a command that succeeds prints with `--json`."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def compress(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, dict[str, Any]]:
+    """The folder of the compressed model, and its report."""
+    out, sentences = checkpoint.parent / "out", checkpoint.parent / "sentences.txt"
+    options = ["--decomposition", "ttm", "--target-params-ratio", "0.6", "--calibration-file", sentences, "--output", out]
+    return out, printed(["compress", checkpoint, *options], capsys)
+
+
+def test_compress_and_report(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = compress(checkpoint, capsys)
     assert report["total"]["params_ratio"] <= 0.6
     assert report["calibration_rows"] == 4
-    assert main(["report", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == report
+    assert printed(["report", out], capsys) == report
     assert main(["report", str(out)]) == 0
     assert "bert.encoder.layer.0.attention.self.query" in capsys.readouterr().out
 
-    data = str(checkpoint.parent / "labels.csv")
-    command = ["evaluate", str(out), "--task", "text-classification", "--data", data, "--baseline", str(checkpoint)]
-    assert main([*command, "--json", "--latency"]) == 0
-    scores = json.loads(capsys.readouterr().out)
+
+def test_evaluate_beside_the_dense_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, report = compress(checkpoint, capsys)
+    data = checkpoint.parent / "labels.csv"
+    command = ["evaluate", out, "--task", "text-classification", "--data", data, "--baseline", checkpoint]
+    scores = printed([*command, "--latency"], capsys)
     assert set(scores) == {str(out), str(checkpoint)}
-    assert 0 <= scores[str(out)]["accuracy"] <= 1
-    assert scores[str(out)]["rows"] == 4
-    assert scores[str(out)]["parameters"] == report["total"]["compressed_model_parameters"]
-    assert scores[str(out)]["latency_s"]["lower"] <= scores[str(out)]["latency_s"]["median"]
-    assert main([*command, "--rows", "2"]) == 0
+    compressed = scores[str(out)]
+    assert 0 <= compressed["accuracy"] <= 1
+    assert compressed["rows"] == 4
+    assert compressed["parameters"] == report["total"]["compressed_model_parameters"]
+    assert compressed["latency_s"]["lower"] <= compressed["latency_s"]["median"]
+    assert main([*map(str, command), "--rows", "2"]) == 0
     assert "accuracy" in capsys.readouterr().out
-    similarity = [
-        "evaluate",
-        str(out),
-        "--task",
-        "sentence-similarity",
-        "--data",
-        str(checkpoint.parent / "pairs.tsv"),
-        "--json",
-    ]
-    assert main(similarity) == 0
-    assert -1 <= json.loads(capsys.readouterr().out)[str(out)]["spearman"] <= 1
+
+
+def test_evaluate_similarity(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = checkpoint.parent / "pairs.tsv"
+    scores = printed(["evaluate", checkpoint, "--task", "sentence-similarity", "--data", pairs], capsys)
+    assert -1 <= scores[str(checkpoint)]["spearman"] <= 1
 
 
 def test_options_reach_the_configuration(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,10 +152,10 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_says_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb, known in VERBS.items():
-        assert known.help in build_parser().format_help()
+    for name, verb in VERBS.items():
+        assert verb.help in build_parser().format_help()
         with pytest.raises(SystemExit) as stop:
-            main([verb, "--help"])
+            main([name, "--help"])
         assert stop.value.code == 0
     capsys.readouterr()
 
@@ -171,34 +173,46 @@ def test_optimum_cli(checkpoint: Path) -> None:
     assert bad.returncode == 2
     assert "optimum-cli heat: " in bad.stderr
     assert "not empty" in bad.stderr
+    version = subprocess.run([program, "heat", "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout == f"heat-hf {heat_hf.__version__}\n"
 
 
-def test_search_report_and_compress_with_the_table(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table, drawn, out = (str(checkpoint.parent / name) for name in ("table.parquet", "drawn", "out"))
+def search_shapes(checkpoint: Path) -> list[str]:
+    """The command of a short search, whose table is beside the checkpoint."""
     space = ["--formats", "low_rank", "ttm", "--orders", "2", "3", "--top-k", "1", "--budgets", "2", "--layers", "all"]
-    command = ["search", "shapes", str(checkpoint), *space, "--sequence-length", "32", "--workers", "1", "--output", table]
-    assert main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found["sizes"]) == {"24x24", "48x24", "24x48"}
-    assert set(found["sizes"]["24x24"]["selected"]) == {"low_rank", "ttm", "any"}
-    assert len(found["sizes"]["24x24"]["sampled"]) == 8
-    assert main(command) == 0, "done already: nothing is searched again"
+    run = ["--sequence-length", "32", "--workers", "1", "--output", str(checkpoint.parent / "table.parquet")]
+    return ["search", "shapes", str(checkpoint), *space, *run]
+
+
+def test_search_shapes(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = printed(search_shapes(checkpoint), capsys)["sizes"]
+    assert set(sizes) == {"24x24", "48x24", "24x48"}
+    assert set(sizes["24x24"]["selected"]) == {"low_rank", "ttm", "any"}
+    assert len(sizes["24x24"]["sampled"]) == 8
+    assert main(search_shapes(checkpoint)) == 0, "done already: nothing is searched again"
     captured = capsys.readouterr()
     assert "Searching" not in captured.err
     assert "selected settings" in captured.out
 
-    assert main(["report", "shapes", table, "--output", drawn]) == 0
-    pictures = {f"figure-{number}-{size}.png" for number in (2, 7) for size in found["sizes"]}
-    assert {file.name for file in Path(drawn).iterdir()} == {"shapes.html", *pictures}
-    assert main(["report", "shapes", table, "--output", drawn]) == 2
+
+def test_report_shapes_draws(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = printed(search_shapes(checkpoint), capsys)["sizes"]
+    drawn = checkpoint.parent / "drawn"
+    command = ["report", "shapes", str(checkpoint.parent / "table.parquet"), "--output", str(drawn)]
+    assert main(command) == 0
+    pictures = {f"figure-{number}-{size}.png" for number in (2, 7) for size in sizes}
+    assert {file.name for file in drawn.iterdir()} == {"shapes.html", *pictures}
+    assert main(command) == 2
     assert "is not empty; pass overwrite" in capsys.readouterr().err
 
+
+def test_compress_with_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    knee = printed(search_shapes(checkpoint), capsys)["sizes"]["24x24"]["selected"]["ttm"]
+    table, out = (str(checkpoint.parent / name) for name in ("table.parquet", "out"))
     options = ["--decomposition", "ttm", "--sequence-length", "32", "--rank-search", "pareto", "--cost-table", table]
-    assert main(["compress", str(checkpoint), *options, "--output", out, "--json"]) == 0
-    tensors = json.loads(capsys.readouterr().out)["tensors"]
-    knee = found["sizes"]["24x24"]["selected"]["ttm"]
-    (own,) = {tuple(t["setting"]["rank"]) for t in tensors if t["name"].endswith("query")}
-    assert list(own) == knee["rank"]
+    tensors = printed(["compress", checkpoint, *options, "--output", out], capsys)["tensors"]
+    ranks = {tuple(tensor["setting"]["rank"]) for tensor in tensors if tensor["name"].endswith("query")}
+    assert ranks == {tuple(knee["rank"])}
     assert main(["search", "shapes", out, "--output", table]) == 2
     assert "compressed by heat_hf already" in capsys.readouterr().err
 
@@ -233,28 +247,35 @@ def test_bad_input_to_the_search(
     assert sorted(file.name for file in tmp_path.iterdir()) == before
 
 
-def test_distill_trains_saves_and_goes_on(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here = checkpoint.parent
-    student, out = here / "student", here / "distilled"
+def distill(checkpoint: Path) -> list[str]:
+    """Compress, and return the command that distils the result in four steps, less its output."""
+    student = checkpoint.parent / "student"
     assert main(["compress", str(checkpoint), "--target-params-ratio", "0.6", "--output", str(student)]) == 0
-    command = ["distill", str(student), "--teacher", str(checkpoint), "--train-file", str(here / "labels.csv")]
-    steps = ["--batch-size", "2", "--max-steps", "4", "--save-steps", "3"]
-    assert main([*command, *steps, "--output", str(out)]) == 0
-    loaded, before = (transformers.AutoModelForSequenceClassification.from_pretrained(own) for own in (out, student))
-    pairs = zip(loaded.parameters(), before.parameters(), strict=True)
-    assert any(not a.equal(b) for a, b in pairs)
+    rows = ["--train-file", str(checkpoint.parent / "labels.csv"), "--batch-size", "2"]
+    return ["distill", str(student), "--teacher", str(checkpoint), *rows, "--max-steps", "4", "--save-steps", "3"]
+
+
+def test_distill_trains_and_saves(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = distill(checkpoint)
+    student, out = Path(command[1]), checkpoint.parent / "distilled"
+    assert main([*command, "--output", str(out)]) == 0
+    after, before = map(transformers.AutoModelForSequenceClassification.from_pretrained, (out, student))
+    assert any(not a.equal(b) for a, b in zip(after.parameters(), before.parameters(), strict=True))
     assert (out / "heat_report.json").read_text() == (student / "heat_report.json").read_text()
     assert not out.with_name("distilled.checkpoints").exists()
-
-    assert main([*command, *steps, "--output", str(out)]) == 2
+    assert main([*command, "--output", str(out)]) == 2
     assert "distilled" in capsys.readouterr().err
+
+
+def test_bad_input_to_distill(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command, out = distill(checkpoint), checkpoint.parent / "other"
     for options, message in (
         (["--recipe", "none"], "recipe must be one of two-stage"),
         (["--max-steps", "1"], "1 steps are too few for 2 stages"),
-        (["--targets", "labels", "--train-file", str(here / "sentences.txt")], "targets='labels' reads labels"),
+        (["--targets", "labels", "--train-file", str(checkpoint.parent / "sentences.txt")], "targets='labels' reads labels"),
     ):
-        assert main([*command, *steps, *options, "--output", str(here / "other")]) == 2
+        assert main([*command, *options, "--output", str(out)]) == 2
         assert message in capsys.readouterr().err
-        assert not (here / "other").exists()
-    assert main(["distill", str(checkpoint), *command[2:], "--output", str(here / "other")]) == 2
+    assert main(["distill", str(checkpoint), *command[2:], "--output", str(out)]) == 2
     assert "has no heat_report.json" in capsys.readouterr().err
+    assert not out.exists()

@@ -38,31 +38,45 @@ def search(checkpoint: Path, *options: str) -> list[str]:
     return ["search", "ranks", str(checkpoint), "--calibration-file", data, "--sequence-length", "16", *options]
 
 
-def test_search_compress_report(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record, out, drawn = (str(checkpoint.parent / name) for name in ("ranks.json", "out", "drawn"))
-    assert main(search(checkpoint, "--target-edp-ratio", "0.8", "0.65", "--output", record, "--json")) == 0
+@pytest.fixture
+def record(checkpoint: Path) -> Path:
+    """The record of a search with two variants."""
+    path = checkpoint.parent / "ranks.json"
+    assert main(search(checkpoint, "--target-edp-ratio", "0.8", "0.65", "--output", str(path))) == 0
+    return path
+
+
+def test_search_prints_the_record(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkpoint.parent / "ranks.json"
+    assert main(search(checkpoint, "--target-edp-ratio", "0.8", "0.65", "--output", str(path), "--json")) == 0
     captured = capsys.readouterr()
-    found = json.loads(captured.out)
-    assert [v["name"] for v in found["variants"]] == ["HEAT-a1", "HEAT-a2"]
+    assert json.loads(captured.out) == RankRecord.load(path).to_dict()
+    assert [variant.name for variant in RankRecord.load(path).variants] == ["HEAT-a1", "HEAT-a2"]
     assert "--variant HEAT-a1" in captured.err
-    command = ["compress", str(checkpoint), "--ranks", record, "--variant", "HEAT-a2", "--sequence-length", "16"]
-    data = ["--calibration-file", str(checkpoint.parent / "sentences.txt")]
-    assert main([*command, *data, "--dry-run"]) == 0
+
+
+def test_compress_with_a_variant(checkpoint: Path, record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, variant = str(checkpoint.parent / "out"), RankRecord.load(record).variant("HEAT-a2")
+    command = ["compress", str(checkpoint), "--ranks", str(record), "--variant", "HEAT-a2", "--sequence-length", "16"]
+    command += ["--calibration-file", str(checkpoint.parent / "sentences.txt")]
+    assert main([*command, "--dry-run"]) == 0
     assert "EDP" in capsys.readouterr().out
-    assert main([*command, *data, "--output", out, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    hardware = report["total"]["hardware"]
-    assert hardware["edp_J_s"] / hardware["dense_edp_J_s"] == pytest.approx(found["variants"][1]["edp_ratio"])
+    assert main([*command, "--output", out, "--json"]) == 0
+    hardware = json.loads(capsys.readouterr().out)["total"]["hardware"]
+    assert hardware["edp_J_s"] / hardware["dense_edp_J_s"] == pytest.approx(variant.edp_ratio)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(out)
-    settings = RankRecord.load(record).variant("HEAT-a2").settings
-    assert {n: layer.setting for n, layer in factorized_layers(model).items()} == {n: s for n, s in settings.items() if s}
-    assert main(["report", "ranks", record, "--output", drawn]) == 0
+    factorized = {name: setting for name, setting in variant.settings.items() if setting}
+    assert {name: layer.setting for name, layer in factorized_layers(model).items()} == factorized
+
+
+def test_report_ranks_draws(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = record.with_name("drawn")
+    assert main(["report", "ranks", str(record), "--output", str(drawn)]) == 0
     assert "HEAT-a1" in capsys.readouterr().out
-    assert [file.name for file in Path(drawn).iterdir()] == ["ranks.png"]
+    assert [file.name for file in drawn.iterdir()] == ["ranks.png"]
 
 
 def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-
     def by_size(quality: object, model: torch.nn.Module) -> float:
         """A random model's accuracy is noise, which a predictor is not trusted with."""
         return sum(layer.active.ratio for layer in factorized_layers(model).values()) / 12

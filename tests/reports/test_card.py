@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
 from heat_hf.encoders.checkpoints.folder import save_compressed
-from heat_hf.reports.card import Evaluation, Origin, inherited_license, model_card
+from heat_hf.reports.card import Evaluation, Origin, inherited_license, model_card, saved_files
 
 SCORE = Evaluation("sentence-similarity", "STS-B", "test", 1379, "spearman", 0.81, 0.82, "sentence-transformers/stsb")
 
@@ -68,9 +68,8 @@ def test_the_usage_code_runs(compressed: HeatCompressor, tmp_path: Path, monkeyp
     picture = tmp_path / "a.png"
     picture.write_bytes(b"png")
     folder = tmp_path / "me-heat"
-    save_compressed(
-        compressed.model, compressed.tokenizer, report_of(compressed), folder, card=card, files={"training.png": picture}
-    )  # fmt: skip
+    files = {**saved_files(report_of(compressed), card), "training.png": picture}
+    save_compressed(compressed.model, compressed.tokenizer, folder, files)
     assert (folder / "training.png").read_bytes() == b"png"
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", ModelCard.load(folder / "README.md").content, re.DOTALL)

@@ -1,4 +1,4 @@
-"""A compressed model's folder: weights, configuration, tokenizer, report and card, all or nothing."""
+"""A compressed model's folder: weights, configuration, tokenizer and whatever else belongs there, all or nothing."""
 
 from __future__ import annotations
 
@@ -6,25 +6,17 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heat_hf.encoders.checkpoints.storage import atomic_directory
-from heat_hf.reports.card import CARD_NAME
-
-if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
-
-    from heat_hf.reports.compression import CompressionReport
 
 
 def save_compressed(
     model: Any,  # noqa: ANN401
     tokenizer: Any,  # noqa: ANN401
-    report: CompressionReport,
     save_directory: str | os.PathLike[str],
+    files: Mapping[str, Path | bytes],
     overwrite: bool = False,
-    card: ModelCard | None = None,
-    files: Mapping[str, Path | bytes] | None = None,
     **kwargs: Any,
 ) -> None:
     """Save a compressed model; the directory appears whole or not at all.
@@ -32,11 +24,9 @@ def save_compressed(
     Args:
         model: the model.
         tokenizer: its tokenizer, or None.
-        report: of its compression.
         save_directory: where.
+        files: name in the directory → file to copy there, or content: report, card, the card's pictures.
         overwrite: whether to replace a non-empty directory there.
-        card: goes to README.md.
-        files: name in the directory → file to copy there, as the card's pictures, or content.
         **kwargs: for `save_pretrained`, for example `max_shard_size`.
 
     Raises:
@@ -46,10 +36,7 @@ def save_compressed(
         model.save_pretrained(folder, **kwargs)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        report.save(folder)
-        if card is not None:
-            card.save(folder / CARD_NAME)
-        for name, content in (files or {}).items():
+        for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, bytes):
                 (folder / name).write_bytes(content)

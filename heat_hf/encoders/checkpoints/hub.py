@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from heat_hf.reports.card import CARD_NAME
-from heat_hf.reports.compression import REPORT_NAME
+from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
 
 _ADVICE = {
     401: "the Hub does not accept the token: log in with `hf auth login`, or pass token",
@@ -52,10 +51,10 @@ def push_folder(
     """
     from huggingface_hub import HfApi
 
-    place = Path(folder)
+    path = Path(folder)
     for name in (REPORT_NAME, CARD_NAME, "config.json"):
-        if not (place / name).is_file():
-            raise FileNotFoundError(f"{place} has no {name}: save the model with heat_hf, with a card, before pushing it")
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path} has no {name}: save the model with heat_hf, with a card, before pushing it")
     api = HfApi(token=token)
     with _explained(f"cannot make the repository {repo_id}"):
         full, existed = _repository(api, repo_id, private)
@@ -64,7 +63,7 @@ def push_folder(
     left = f"nothing of the model is in {full}" if existed else f"the new repository {full} is still empty"
     with _explained(f"the push failed, {left}"):
         return api.upload_folder(
-            repo_id=full, folder_path=place, revision=revision, commit_message=commit_message, create_pr=create_pr
+            repo_id=full, folder_path=path, revision=revision, commit_message=commit_message, create_pr=create_pr
         )  # fmt: skip
 
 

@@ -15,11 +15,9 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.allocation import BudgetKind
 from heat_hf.search.ranks.budgets import TARGETS, Budget
-from heat_hf.search.ranks.methods import RankSearch
+from heat_hf.search.ranks.methods import MIXED, RankSearch
 from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.ranks.space import Settings
-
-MIXED = "mixed"
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,16 @@ class HeatCommand(BaseOptimumCLICommand):  # type: ignore[misc]
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        """One positional that takes the rest of the line."""
+        """One positional that takes the rest of the line, which cannot begin with an option: `--version` is one of its own."""
+        parser.add_argument("--version", action="store_true", help="print the version of heat-hf")
         parser.add_argument("arguments", nargs=REMAINDER, metavar="VERB …", help="as for heat-hf: try `compress --help`")
 
     def run(self) -> None:
         """Exit with the code of `heat-hf`."""
         from heat_hf.cli import main
 
-        sys.exit(main(self.args.arguments, prog="optimum-cli heat"))
+        arguments = ["--version"] if self.args.version else self.args.arguments
+        sys.exit(main(arguments, prog="optimum-cli heat"))
 
 
 REGISTER_COMMANDS = [HeatCommand]

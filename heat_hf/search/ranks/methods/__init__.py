@@ -11,6 +11,7 @@ from heat_hf.search.ranks.methods.supernet import SuperNet
 from heat_hf.search.ranks.methods.tensorly import TensorLy
 from heat_hf.search.ranks.methods.uniform import Uniform
 
+MIXED = "mixed"  # a decomposition: every tensor gets the format that suits it
 RANK_SEARCHES: dict[str, RankSearch] = {
     method.name: method for method in (Uniform(), Pareto(), Sensitivity(), SuperNet(), TensorLy(), Manual(), Random())
 }
@@ -27,4 +28,4 @@ def get_rank_search(name: str) -> RankSearch:
     return RANK_SEARCHES[name]
 
 
-__all__ = ["RANK_SEARCHES", "RankSearch", "Solution", "get_rank_search"]
+__all__ = ["MIXED", "RANK_SEARCHES", "RankSearch", "Solution", "get_rank_search"]

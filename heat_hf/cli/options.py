@@ -1,0 +1,99 @@
+"""Options that several verbs share, one definition of each. A verb adds them to its own groups, in its own order."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+
+Group = argparse._ActionsContainer  # a parser, or a group of its arguments
+
+
+def add_targets(group: Group, texts: Mapping[str, str], several: bool = False) -> None:
+    """`--target-…`: how far to compress.
+
+    Args:
+        group: where.
+        texts: "params-ratio", "edp-ratio" and "latency", each with its help, in the order to list them in.
+        several: whether a target may have several values.
+    """
+    for name, text in texts.items():
+        metavar = "S" if name == "latency" and not several else "R"
+        group.add_argument(f"--target-{name}", type=float, nargs="+" if several else None, metavar=metavar, help=text)
+
+
+def add_shape(group: Group) -> None:
+    """`--shape`: of all matrices, or of each size."""
+    group.add_argument("--shape", nargs="+", metavar="[SIZE=]S", help="tensorization shape: 768:12x64, or 384x1536=384:32x48 …")
+
+
+def add_cost_table(group: Group, uses: str) -> None:
+    """`--cost-table`: the result of a search for shapes."""
+    group.add_argument("--cost-table", metavar="TABLE", help=f"what heat-hf search shapes found, {uses}")
+
+
+def add_matrices(group: Group, chosen: str = "factorize", others: str = "dense") -> None:
+    """`--modules` and `--exclude`: which linears.
+
+    Args:
+        group: where.
+        chosen: what the chosen ones are for.
+        others: as what the others are left.
+    """
+    group.add_argument("--modules", nargs="+", metavar="REGEX", help=f"linears to {chosen} (default: the Transformer blocks')")
+    group.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help=f"linears to leave {others}")
+
+
+def add_seed(group: Group) -> None:
+    """`--seed`: of everything random."""
+    group.add_argument("--seed", type=int, default=0)
+
+
+def add_rows(
+    group: Group, name: str, text: str, rows: int | None = None, rows_text: str | None = None, required: bool = False
+) -> None:
+    """`--NAME-file` and `--NAME-rows`: data, and how much of it.
+
+    Args:
+        group: where.
+        name: of the data.
+        text: help of the file.
+        rows: default number of rows; None for all.
+        rows_text: help of the number of rows.
+        required: whether the file must be given.
+    """
+    group.add_argument(f"--{name}-file", required=required, metavar="FILE", help=text)
+    default = "default: all" if rows is None else "default: %(default)s"
+    group.add_argument(
+        f"--{name}-rows", type=int, default=rows, metavar="N", help=f"{rows_text} ({default})" if rows_text else default
+    )
+
+
+def add_tokens(group: Group) -> None:
+    """`--sequence-length` and `--batch-size`: tokens of a forward pass."""
+    group.add_argument("--sequence-length", type=int, default=128, metavar="L", help="default: %(default)s")
+    group.add_argument("--batch-size", type=int, default=1, metavar="B", help="default: %(default)s")
+
+
+def add_accelerator(group: Group, use: str = "") -> None:
+    """`--accelerator`: the hardware to cost on, with what its costs are used for."""
+    group.add_argument("--accelerator", default="simba-l", metavar="NAME|FILE.yaml", help=f"{use}default: %(default)s")
+
+
+def add_cache(group: Group, users: str) -> None:
+    """`--cache`: where mappings are kept."""
+    group.add_argument("--cache", metavar="DIR", help=f"keep mappings there for {users}")
+
+
+def add_output(group: Group, metavar: str, text: str, required: bool = False) -> None:
+    """`--output`: where the result goes."""
+    group.add_argument("--output", required=required, metavar=metavar, help=text)
+
+
+def add_overwrite(group: Group, replaced: str = "a non-empty DIR") -> None:
+    """`--overwrite`: replace what is there."""
+    group.add_argument("--overwrite", action="store_true", help=f"replace {replaced}")
+
+
+def add_json(group: Group, printed: str) -> None:
+    """`--json`: print as JSON."""
+    group.add_argument("--json", action="store_true", help=f"print {printed} as JSON")

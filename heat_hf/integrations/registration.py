@@ -1,0 +1,81 @@
+"""Registers the quantization method with Transformers, without importing Transformers.
+
+Transformers looks a method up in two dictionaries of one module, its registry. If the registry is loaded already, the method
+is entered at once; else when it is loaded, by whomever. What is entered stands for a class, and imports it when Transformers
+first uses it: the registry is loaded in the middle of Transformers' modeling code, where nothing that needs this code can be
+imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from heat_hf.encoders.checkpoints.names import METHOD
+
+REGISTRY = "transformers.quantizers.auto"
+
+
+class _LazyClass:
+    """Stands for a class until it is called, or asked for an attribute such as `from_dict`."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module = module
+        self._name = name
+
+    def _load(self) -> Any:  # noqa: ANN401
+        return getattr(import_module(self._module), self._name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return self._load()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._load(), name)
+
+
+def install() -> None:
+    """Register the method now, or once Transformers' registry is imported. Doing it again changes nothing."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    if REGISTRY in sys.modules:
+        _register(import_module(REGISTRY))  # waits where another thread is in the middle of importing it
+
+
+def _register(registry: ModuleType) -> None:
+    registry.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = _LazyClass("heat_hf.compression.config", "HeatConfig")
+    registry.AUTO_QUANTIZER_MAPPING[METHOD] = _LazyClass("heat_hf.integrations.transformers", "HeatQuantizer")
+
+
+class _Finder(MetaPathFinder):
+    """Finds the registry as the finders after this one do, and registers the method once it is loaded."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != REGISTRY:
+            return None
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target)) is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    """Loads the registry as its own loader does, then registers the method. An error while loading is passed on."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader  # who looks for the module's source later finds its own loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        _register(module)
