@@ -28,8 +28,8 @@ from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.planning import plan_contraction
 from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.cascade import Cascade, cost_plan, join
-from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.gemm import Gemm
+from heat_hf.hardware.mapper import Mapper
 
 BERT_SIZES = {"768x768": 48, "3072x768": 12, "768x3072": 12}  # matrices of BERT-base's blocks
 # Table 1 of the paper: million parameters of the factors (the model's less 24.6 M), and the EDP in µJ·s of its HEAT rows.

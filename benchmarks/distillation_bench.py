@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 import transformers
+from heat_hf.search.ranks.search import Search
+from heat_hf.search.ranks.sensitivity import allocate_ranks
 from transformers import AutoTokenizer, DataCollatorWithPadding
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -23,16 +25,14 @@ from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.factorize import factorize
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
+from heat_hf.encoders.batches import calibration_batches, encode_rows
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.rows import joined_texts, load_rows
-from heat_hf.encoders.statistics import calibration_batches, encode_rows
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
 from heat_hf.reports.card import Origin, inherited_license, model_card, saved_files
 from heat_hf.reports.figures.distillation import draw_training
 from heat_hf.search.ranks.budgets import network_costs, rule_settings
-from heat_hf.search.ranks.search import Search
-from heat_hf.search.ranks.sensitivity import allocate_ranks
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 from heat_hf.search.shapes.table import CostTable
 from recipes.evidence import evaluation_of, result_row, write_json

@@ -26,8 +26,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from benchmarks.provenance import provenance
 from heat_hf import HeatConfig
 from heat_hf.compression.factorize import factorize
+from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.rows import load_rows
-from heat_hf.encoders.statistics import calibration_batches
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.formats import FORMATS
 from heat_hf.search.shapes.table import CostTable

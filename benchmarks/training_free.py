@@ -19,9 +19,9 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.provenance import provenance
 from heat_hf import HeatConfig, TensorShape
 from heat_hf.compression.factorize import factorize
+from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.rows import load_rows
-from heat_hf.encoders.statistics import calibration_batches
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.formats import balanced_factors
 from heat_hf.formats.shape import fold_shorter_side

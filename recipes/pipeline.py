@@ -18,9 +18,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from heat_hf import CompressionReport, HeatCompressor
 from heat_hf.distillation import DistillationTrainer
+from heat_hf.encoders.batches import pad_batches
 from heat_hf.encoders.checkpoints.storage import atomic_directory
 from heat_hf.encoders.rows import joined_texts, load_rows
-from heat_hf.encoders.statistics import pad_batches
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
 from heat_hf.reports.card import Origin, inherited_license
 from heat_hf.reports.ranks import RankRecord

@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     from transformers.trainer_utils import get_last_checkpoint
 
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
+    from heat_hf.encoders.batches import encode_rows
     from heat_hf.encoders.checkpoints.storage import check_target
     from heat_hf.encoders.rows import load_rows
-    from heat_hf.encoders.statistics import encode_rows
     from heat_hf.reports.compression import CompressionReport
 
     check_target(args.output, args.overwrite)

@@ -19,14 +19,14 @@ from transformers import (
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.job import Job
-from heat_hf.encoders.checkpoints.names import METHOD
+from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
+from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
 from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.linears import model_class_of
-from heat_hf.encoders.rows import calibration_batches, encode_rows, pad_batches
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.hardware import CostModel

@@ -200,20 +200,19 @@ class HeatConfig:
         return {name: value for name, value in data.items() if value is not None}
 
 
-def _check_target(name: str, value: object) -> None:
+def _check_target(name: str, value: Any) -> None:  # noqa: ANN401
     if isinstance(value, (list, tuple)) and (not value or len(set(value)) != len(value)):
         raise ValueError(f"{name} must be one number, or a list of different ones, got {value!r}")
-    for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+    numbers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    for number in numbers:
         real = isinstance(number, (int, float)) and not isinstance(number, bool)
         if name == "target_latency":
             if not real or not 0 < number < math.inf:
                 raise ValueError(f"{name} must be a positive number of seconds, got {number!r}")
         elif not real or not 0 < number < 1:
-            raise ValueError(
-                f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {number!r}"
-            )
+            raise ValueError(f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {number!r}")
 
 
-def _check_patterns(name: str, patterns: object) -> None:
-    if isinstance(patterns, str) or (patterns is not None and not all(isinstance(p, str) for p in patterns)):  # type: ignore[attr-defined]
+def _check_patterns(name: str, patterns: Any) -> None:  # noqa: ANN401
+    if isinstance(patterns, str) or (patterns is not None and not all(isinstance(p, str) for p in patterns)):
         raise ValueError(f"{name} must be a list of regular expressions, got {patterns!r}")

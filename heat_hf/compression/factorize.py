@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.job import Job
-from heat_hf.encoders.rows import Batch
+from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.hardware import CostModel
 from heat_hf.reports.compression import CompressionReport

@@ -15,9 +15,9 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached, report_of
+from heat_hf.encoders.batches import Batch, sequences
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import block_of, encoder_linears, runs, swap_module
-from heat_hf.encoders.rows import Batch, sequences
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, require_finite
 from heat_hf.formats.layer import FactorizedLinear
@@ -76,9 +76,7 @@ class Job:
     @cached_property
     def costs(self) -> Costs:
         """Of the model's tensors."""
-        matrices = {
-            name: Matrix(MatrixSize.of(linear), runs(self.model.config, name)) for name, linear in self.linears.items()
-        }
+        matrices = {name: Matrix(MatrixSize.of(linear), runs(self.model.config, name)) for name, linear in self.linears.items()}
         return Costs(matrices, self.config.tokens, self.cost_model)
 
     @cached_property

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from heat_hf.encoders.checkpoints.names import package_version
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.reports.compression import Compared, CompressionReport, TensorReport
 from heat_hf.search.ranks.space import Costs
-from heat_hf.encoders.checkpoints.names import package_version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,6 +13,7 @@ from transformers.modeling_utils import unwrap_model
 
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.encoders.checkpoints.folder import save_compressed
+from heat_hf.encoders.checkpoints.names import STATE_NAME
 from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
 from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files, task_of
 from heat_hf.reports.compression import CompressionReport

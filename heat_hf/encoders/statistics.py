@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from heat_hf.encoders.batches import Batch, data_digest, model_inputs, sequences
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.encoders.linears import digest_tensor
-from heat_hf.encoders.rows import Batch, data_digest, model_inputs, sequences
 from heat_hf.encoders.signals import output_signals, random_probe
 
 if TYPE_CHECKING:
@@ -106,10 +106,14 @@ class Statistics:
         """
         digest = model_digest(model)
         if self.model_digest != digest:
-            raise ValueError(f"the statistics are of another model: its digest is {self.model_digest}, this model's is {digest}")
+            raise ValueError(
+                f"the statistics are of another model: its digest is {self.model_digest}, this model's is {digest}"
+            )
         missing = [name for name in names if name not in self.second_moments]
         if missing:
-            raise ValueError(f"the statistics lack {missing[0]!r} ({len(missing)} such layers): collect them with these modules")
+            raise ValueError(
+                f"the statistics lack {missing[0]!r} ({len(missing)} such layers): collect them with these modules"
+            )
         if gradients and not self.has_gradients:
             raise ValueError("the statistics have no gradients: collect them with loss_aware left at None or True")
 
@@ -185,7 +189,7 @@ def _run(
             with torch.set_grad_enabled(number in probed):
                 answer = model(**given)
                 if number in probed:
-                    outputs.add(output_signals(answer, given, model.config), len(next(iter(batch.values()))))
+                    outputs.add(output_signals(answer, given, model.config), sequences(batch))
             inputs.seen.clear()
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from heat_hf.encoders.batches import Batch, model_inputs
 from heat_hf.encoders.signals import Signal, divergence, output_signals
-from heat_hf.encoders.statistics import Batch, model_inputs
 
 
 class Quality:

@@ -76,21 +76,37 @@ class AnalyticModel(CostModel):
         return best, cascade
 
 
-def cost_model(
-    accelerator: str | os.PathLike[str] | CostModel,
-    constraints: str | None = None,
-    objective: Objective = "edp",
-    padding: bool = True,
-    cache: str | os.PathLike[str] | None = None,
-    fused: bool = True,
-) -> CostModel:
-    """The cost model of an accelerator: the one place where one is made.
+def cost_model(accelerator: str | os.PathLike[str] | CostModel, cache: str | os.PathLike[str] | None = None) -> CostModel:
+    """The cost model of searches and reports: operands may be filled up with zeros, as ranks found by ratio are often odd.
 
     Args:
         accelerator: a shipped name or a .yaml file; a cost model is returned as it is.
+        cache: folder in which mappings are kept for later runs and other processes.
+
+    Raises:
+        FileNotFoundError: if there is no such accelerator.
+        ValueError: if its description cannot work.
+    """
+    if isinstance(accelerator, (str, os.PathLike)):
+        return cost_accelerator(accelerator, padding=True, cache=cache)
+    return accelerator
+
+
+def cost_accelerator(
+    accelerator: str | os.PathLike[str],
+    constraints: str | None = None,
+    objective: Objective = "edp",
+    padding: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    fused: bool = True,
+) -> AnalyticModel:
+    """The analytic model of a described accelerator, with every choice there is.
+
+    Args:
+        accelerator: a shipped name or a .yaml file.
         constraints: name of one of its constraints; default: the whole mapping space.
         objective: of mappings: "edp", "energy" or "latency".
-        padding: whether operands may be filled up with zeros. Ranks found by ratio are often odd, so that pays.
+        padding: whether operands may be filled up with zeros.
         cache: folder in which mappings are kept for later runs and other processes.
         fused: keep intermediates on chip where that pays.
 
@@ -98,7 +114,5 @@ def cost_model(
         FileNotFoundError: if there is no such accelerator.
         ValueError: if its description cannot work, or a name is not known.
     """
-    if not isinstance(accelerator, (str, os.PathLike)):
-        return accelerator
     mapper = Mapper(load_accelerator(accelerator), constraints, objective, padding=padding, cache=cache)
     return AnalyticModel(mapper, fused)

@@ -15,10 +15,10 @@ from functools import cached_property
 
 from heat_hf.formats.base import TOKENS
 from heat_hf.formats.plan import ContractionPlan, Step
-from heat_hf.hardware.lattice import divisors
 from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.gemm import Gemm, MappedGemm
+from heat_hf.hardware.lattice import divisors
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.gemm import MappedGemm, Gemm
 from heat_hf.hardware.mapping import shared_level
 
 

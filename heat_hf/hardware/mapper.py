@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
 from heat_hf.hardware.lattice import AXES, Array, divisors, prime_factors
-from heat_hf.hardware.gemm import REUSE, MappedGemm, Gemm, Loop
 from heat_hf.hardware.mapping import Traffic, evaluate
 from heat_hf.hardware.spec import Accelerator, Constraints
 from heat_hf.hardware.sweep import Choices, Sweep, spatial_choices
@@ -124,7 +124,9 @@ class _Disk:
         self.connection.execute("INSERT OR REPLACE INTO mappings VALUES (?, ?)", (key, mapping))
 
 
-def search(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None, objective: Objective = "edp") -> MappedGemm:
+def search(
+    gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None, objective: Objective = "edp"
+) -> MappedGemm:
     """The best mapping with factors that divide the product's extents.
 
     Args:

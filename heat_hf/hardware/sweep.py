@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
 from heat_hf.hardware.lattice import AXES, Array, Lattice, Tile, divisors
-from heat_hf.hardware.gemm import REUSE, MappedGemm, Gemm, Loop
 from heat_hf.hardware.mapping import Traffic, evaluate
 from heat_hf.hardware.spec import Accelerator, Constraints, Spatial
 

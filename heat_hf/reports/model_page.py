@@ -21,7 +21,7 @@ from heat_hf.reports.figures.style import COLOURS
 from heat_hf.reports.page import fill
 
 
-def page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> str:
+def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> str:
     """One HTML file, with everything it needs in it.
 
     Args:
@@ -36,7 +36,7 @@ def page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]]
 
 
 def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
-    """What the page shows; energies in µJ, times in µs, EDP in nJ·s. See `page`."""
+    """What the page shows; energies in µJ, times in µs, EDP in nJ·s. See `report_page`."""
     report, name = CompressionReport.from_pretrained(model), _name(model)
     scores = _scores(model)
     others = []

@@ -15,7 +15,6 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.reports.text import text_table
 from heat_hf.search.ranks.variants import Variant
 
-
 RECORD_VERSION = 1
 
 
@@ -35,7 +34,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
         f"{variant.edp_ratio:.4f}",
         f"{1 / variant.edp_ratio:.2f}×",
         f"{variant.params_ratio:.3f}",
-        f"{variant.seconds * 1e6:.1f}",
+        "" if variant.seconds is None else f"{variant.seconds * 1e6:.1f}",
         str(sum(setting is None for setting in variant.settings.values())),
         "" if variant.expected_divergence is None else f"{variant.expected_divergence:.5f}",
         "" if variant.predicted_accuracy is None else f"{variant.predicted_accuracy:.4f}",

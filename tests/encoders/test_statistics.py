@@ -12,9 +12,9 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import nn
 
-from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders import statistics
-from heat_hf.encoders.rows import calibration_batches
+from heat_hf.encoders.batches import calibration_batches
+from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.statistics import Statistics
 
 BATCHES = [{"input_ids": token_ids()}]
@@ -119,7 +119,9 @@ def test_output_moments_equal_those_by_hand() -> None:
     batch = {"input_ids": ids, "attention_mask": mask}
     first, second = collected(model, [batch], seed=1), collected(model, [batch], seed=1)
     assert all(torch.equal(moment, second.output_moments[name]) for name, moment in first.output_moments.items())
-    assert not torch.equal(*(collected(model, [batch], seed=seed).output_moments[next(iter(first.output_moments))] for seed in (1, 2)))
+    assert not torch.equal(
+        *(collected(model, [batch], seed=seed).output_moments[next(iter(first.output_moments))] for seed in (1, 2))
+    )
     unpadded = collected(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], seed=1)
     name = next(iter(first.output_moments))
     assert not torch.allclose(first.output_moments[name], unpadded.output_moments[name])

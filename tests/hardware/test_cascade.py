@@ -10,8 +10,8 @@ from heat_hf import TensorSetting, TensorShape, plan_contraction
 from heat_hf.encoders.cost import cost_linear, cost_setting
 from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.cascade import Cascade, cost_gemm, cost_plan, join, least_edp
-from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.gemm import Gemm
+from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.spec import Accelerator
 
 SIMBA = load_accelerator("simba-l")

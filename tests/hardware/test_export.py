@@ -14,8 +14,8 @@ import yaml
 
 from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.export import EXPORTS, export_accelforge, export_timeloop
+from heat_hf.hardware.gemm import Gemm, Loop, MappedGemm
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.gemm import MappedGemm, Gemm, Loop
 from heat_hf.hardware.mapping import evaluate
 from heat_hf.hardware.spec import TENSORS, Accelerator, Constraints, Level, Spatial, shipped_accelerators
 

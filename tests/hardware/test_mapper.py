@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
 from heat_hf.hardware.lattice import divisors, prime_factors
 from heat_hf.hardware.mapper import Mapper, MisfitError, search, search_padded
-from heat_hf.hardware.gemm import REUSE, MappedGemm, Gemm, Loop
 from heat_hf.hardware.mapping import evaluate
 from heat_hf.hardware.spec import TENSORS, Accelerator, Level, Spatial, shipped_accelerators
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_model, token_ids
+from heat_hf.search.ranks.search import search_ranks
 
 from heat_hf import FORMATS, HeatCompressor, HeatConfig
 from heat_hf.compression.factorize import factorize
@@ -17,7 +18,6 @@ from heat_hf.evaluation.quality import Quality
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.ranks.budgets import fit_share, network_costs
 from heat_hf.search.ranks.evolution import Evolution
-from heat_hf.search.ranks.search import search_ranks
 from heat_hf.search.ranks.supernet import SuperNetArguments
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_model, token_ids
+from heat_hf.search.ranks.search import Search
+from heat_hf.search.ranks.sensitivity import allocate_ranks, sensitivity_curves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heat_hf import FORMATS, HeatConfig, TensorShape
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.formats import get_format
+from heat_hf.formats.decomposition import decompose
 from heat_hf.formats.projection import DAMPING, OUTPUT_DAMPING, triangular_root, weighted_square
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.search.ranks.search import Search
-from heat_hf.search.ranks.sensitivity import allocate_ranks, sensitivity_curves
 from heat_hf.search.ranks.space import Costs, Matrix, RankSpace
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]
@@ -38,14 +39,14 @@ def lost(weight: torch.Tensor, cores: tuple, name: str, shape: TensorShape, c: t
 def test_loss_aware_low_rank_is_the_optimum() -> None:
     torch.manual_seed(0)
     weight, c, g, shape = torch.randn(16, 24, dtype=torch.float64), moment(24, 1), moment(16, 2), TensorShape.matrix(16, 24)
-    found = get_format("low_rank").decompose(weight, shape, 5, None, c, g)
+    found = decompose(get_format("low_rank"), weight, shape, 5, None, c, g)
     roots = [torch.linalg.cholesky(m) for m in (g, c)]
     singular = torch.linalg.svdvals(roots[0].T @ weight @ roots[1])
     assert lost(weight, found.cores, "low_rank", shape, c, g) == pytest.approx(float(singular[5:].square().sum()), rel=0.05)
     for other in (
-        get_format("low_rank").decompose(weight, shape, 5),
-        get_format("low_rank").decompose(weight, shape, 5, None, c),
-        get_format("low_rank").decompose(weight, shape, 5, None, None, g),
+        decompose(get_format("low_rank"), weight, shape, 5),
+        decompose(get_format("low_rank"), weight, shape, 5, None, c),
+        decompose(get_format("low_rank"), weight, shape, 5, None, None, g),
     ):
         assert lost(weight, found.cores, "low_rank", shape, c, g) < lost(weight, other.cores, "low_rank", shape, c, g)
 
@@ -60,7 +61,7 @@ def test_loss_aware_is_never_worse_than_plain(name: str, shape: tuple) -> None:
     except ValueError:
         pytest.skip(f"{name} does not take {shape}, or has a single core for it")
     weight, c, g = torch.randn(16, 24, dtype=torch.float64), moment(24, 1), moment(16, 2)
-    plain, aware = codec.decompose(weight, shape, rank), codec.decompose(weight, shape, rank, None, c, g)
+    plain, aware = decompose(codec, weight, shape, rank), decompose(codec, weight, shape, rank, None, c, g)
     assert lost(weight, aware.cores, name, shape, c, g) < lost(weight, plain.cores, name, shape, c, g)
 
 
@@ -137,7 +138,7 @@ def test_curves_are_what_the_projection_loses(name: str, shape: tuple) -> None:
     assert len(curve) > 5
     for setting, loss in zip(space.options["a"], curve, strict=True):
         if setting is not None:
-            found = setting.codec.decompose(linear.weight, setting.shape, setting.rank, None, c, g)
+            found = decompose(setting.codec, linear.weight, setting.shape, setting.rank, None, c, g)
             damped = c + DAMPING * c.diagonal().mean() * torch.eye(36), g + OUTPUT_DAMPING * g.diagonal().mean() * torch.eye(24)
             cores = [core.double() for core in found.cores]
             assert loss == pytest.approx(lost(linear.weight.double(), cores, name, shape, *damped) / 2, rel=0.01)

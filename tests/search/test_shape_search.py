@@ -131,7 +131,7 @@ def test_a_candidate_has_the_error_and_cost_of_its_setting(encoder: transformers
             assert found.parameters == setting.parameters < setting.dense_parameters
             cost = cost_setting(setting, 32, mapper)
             assert (found.energy_pJ, found.seconds) == (cost.energy_pJ, cost.seconds)
-            reached = setting.codec.decompose(linears[name].weight, setting.shape, setting.rank).relative_error
+            reached = decompose(setting.codec, linears[name].weight, setting.shape, setting.rank).relative_error
             slack = 2e-6 if found.format != "cp" else 0.2 * reached
             assert found.error == pytest.approx(reached, abs=max(2e-6, slack))
 
@@ -144,7 +144,7 @@ def test_averaging_over_layers(encoder: transformers.PreTrainedModel) -> None:
     found = every.candidates[0]
     linears = dict(encoder.named_modules())
     errors = [
-        found.setting.codec.decompose(linears[n].weight, found.setting.shape, found.rank).relative_error for n in info.sampled
+        decompose(found.setting.codec, linears[n].weight, found.setting.shape, found.rank).relative_error for n in info.sampled
     ]
     assert found.error == pytest.approx(sum(errors) / 6, abs=2e-6)
     two = search_shapes(encoder, tokens=32, search=replace(search, layers=2), modules=["attention.self"])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heat_hf.search.ranks.allocation import BudgetKind
-from heat_hf.search.ranks.space import Choice, Footprint, RankSpace
+from heat_hf.search.ranks.space import Choice, RankSpace
 
 Array = NDArray[np.float64]
 GAMMA = 0.25  # exponent of the cost in the paper's objective
@@ -101,7 +101,7 @@ def evolve(
         accuracy = predict(choices)
         totals = space.totals(choices)
         if kind is None or budget is None:
-            return (1 - accuracy) * _share(totals, space.costs.dense) ** GAMMA, accuracy
+            return (1 - accuracy) * totals.objective_ratio(space.costs.dense) ** GAMMA, accuracy
         spent = totals.of(kind) / budget
         return np.where(spent <= 1 + TOLERANCE, 1 - accuracy, 1 + spent), accuracy
 
@@ -122,13 +122,6 @@ def evolve(
         accuracy = np.concatenate([accuracy[parents], scores[1]])
     looked_at = options.population + options.generations * (options.population - kept)
     return Found(population[0].copy(), float(accuracy[0]), history[-1], tuple(history), looked_at)
-
-
-def _share(totals: Footprint, dense: Footprint) -> Array:
-    """EDPs of networks as fractions of the dense one's; times where energies are not known; parameters without either."""
-    if totals.cost is None or dense.cost is None:
-        return np.asarray(totals.parameters / dense.parameters)
-    return np.asarray(totals.cost.objective / dense.cost.objective)
 
 
 def require_reachable(space: RankSpace, kind: BudgetKind, budget: float) -> None:

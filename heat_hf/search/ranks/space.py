@@ -22,7 +22,6 @@ from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.ranks.allocation import BudgetKind, Option
 from heat_hf.search.shapes.ranks import choose_ranks
 
-
 Array = NDArray[np.float64]
 Choice = NDArray[np.int64]
 Settings = Mapping[str, TensorSetting | None]
@@ -65,6 +64,15 @@ class Footprint:
         if self.cost is None:
             raise ValueError(f"a budget of {kind} needs an accelerator, got accelerator=None")
         return self.cost.edp if kind == "edp" else self.cost.seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """Time; None without a cost model."""
+        return None if self.cost is None else self.cost.seconds
+
+    def objective_ratio(self, dense: Footprint) -> Any:  # noqa: ANN401 - a number, or an array of them
+        """EDP as a fraction of another's; time where energies are not known; 1 without a cost model."""
+        return 1.0 if self.cost is None or dense.cost is None else self.cost.objective / dense.cost.objective
 
     def __add__(self, other: Footprint) -> Footprint:
         cost = None if self.cost is None or other.cost is None else self.cost + other.cost
@@ -125,7 +133,8 @@ class Costs:
         return self.total(dict.fromkeys(self.matrices))
 
 
-def _option(loss: float, footprint: Footprint) -> Option:
+def priced_option(loss: float, footprint: Footprint) -> Option:
+    """An option for `allocate`; energy in J."""
     cost = footprint.cost
     if cost is None:
         return Option(loss, None, None, footprint.parameters)
@@ -188,7 +197,7 @@ class RankSpace:
     def priced(self, losses: Sequence[Sequence[float]]) -> list[list[Option]]:
         """Options for `allocate`, given the loss of each."""
         return [
-            [_option(loss, self.costs.of(name, setting)) for loss, setting in zip(row, settings, strict=True)]
+            [priced_option(loss, self.costs.of(name, setting)) for loss, setting in zip(row, settings, strict=True)]
             for row, (name, settings) in zip(losses, self.options.items(), strict=True)
         ]
 

@@ -31,7 +31,7 @@ class Variant:
         budget: the limit as asked: a fraction of the dense network's, or seconds.
         settings: what every tensor gets; None for the dense matrix.
         edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
-        seconds: of one forward pass of all tensors on the accelerator.
+        seconds: of one forward pass of all tensors on the accelerator; None without one.
         expected_divergence: of the model's outputs from the dense model's, to second order; of the method "sensitivity".
         predicted_accuracy: of the method "supernet", with the SuperNet's cores.
     """
@@ -44,7 +44,7 @@ class Variant:
     settings: Settings
     edp_ratio: float
     params_ratio: float
-    seconds: float
+    seconds: float | None
     expected_divergence: float | None = None
     predicted_accuracy: float | None = None
 
@@ -134,7 +134,7 @@ def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) 
         kind=budget.kind,
         budget=budget.asked,
         settings=dict(solution.settings),
-        edp_ratio=total.edp_ratio(dense),
+        edp_ratio=total.objective_ratio(dense),
         params_ratio=total.parameters / dense.parameters,
         seconds=total.seconds,
         expected_divergence=solution.expected_divergence,

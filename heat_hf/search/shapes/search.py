@@ -136,9 +136,7 @@ def _sample_names(linears: Mapping[str, nn.Linear], layers: int | None) -> tuple
     return tuple(names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
 
 
-def _sampled(
-    sizes: Mapping[MatrixSize, Mapping[str, nn.Linear]], search: ShapeSearch
-) -> dict[MatrixSize, list[Tensor]]:
+def _sampled(sizes: Mapping[MatrixSize, Mapping[str, nn.Linear]], search: ShapeSearch) -> dict[MatrixSize, list[Tensor]]:
     return {
         size: [linears[name].weight.detach().float().cpu() for name in _sample_names(linears, search.layers)]
         for size, linears in sizes.items()

@@ -155,5 +155,3 @@ def results(tasks: Sequence[Task], worker: Worker, workers: int) -> Iterator[tup
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-

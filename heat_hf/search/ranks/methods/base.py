@@ -86,9 +86,7 @@ class RankSearch(ABC):
             training: whether there are rows to train on and to score with.
         """
         if self.needs_calibration and not calibration:
-            raise ValueError(
-                f"rank_search={self.name!r} needs a calibration_dataset: sentences like those the model will see"
-            )
+            raise ValueError(f"rank_search={self.name!r} needs a calibration_dataset: sentences like those the model will see")
         if self.needs_training and not training:
             raise ValueError(
                 f"rank_search={self.name!r} needs a train_dataset to distil on and an eval_dataset to score SubNets"
@@ -119,7 +117,7 @@ class RankSearch(ABC):
         return get_format(format).default_shape(*size)
 
 
-def checked_setting(problem: Problem, name: str, format: str, shape: TensorShape, rank: object) -> TensorSetting:
+def checked_setting(problem: Problem, format: str, shape: TensorShape, rank: object) -> TensorSetting:
     """A tensor's setting.
 
     Raises:

@@ -30,7 +30,7 @@ class Pareto(RankSearch):
         settings: dict[str, TensorSetting | None] = {}
         for name, linear in problem.linears.items():
             chosen = by_size[MatrixSize.of(linear)]
-            settings[name] = checked_setting(problem, name, chosen.format, chosen.shape, chosen.rank)
+            settings[name] = checked_setting(problem, chosen.format, chosen.shape, chosen.rank)
         return Solution(settings)
 
 
@@ -52,15 +52,22 @@ def _alone(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
 def _together(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
     """The sizes' fronts: the least sum of squared errors within a budget of all matrices together."""
     from heat_hf.formats.size import MatrixSize
-    from heat_hf.search.ranks.allocation import Option, allocate
+    from heat_hf.search.ranks.allocation import allocate
+    from heat_hf.search.ranks.space import Footprint, priced_option
     from heat_hf.search.shapes.pareto import front
 
     (format,), table = problem.formats, problem.table
     assert table is not None and budget.kind is not None and budget.limit is not None
-    counts = Counter(map(MatrixSize.of, problem.linears.values()))
+    matrices = problem.costs.matrices.values()
+    counts, runs = Counter(matrix.size for matrix in matrices), Counter[MatrixSize]()
+    for matrix in matrices:
+        runs[matrix.size] += matrix.runs
     fronts = {size: front(table.of(str(size), format)) for size in counts}
     options = [
-        [Option(count * c.error**2, count * c.cost, count * c.parameters) for c in fronts[size]]
+        [
+            priced_option(count * candidate.error**2, Footprint(count * candidate.parameters, candidate.cost * runs[size]))
+            for candidate in fronts[size]
+        ]
         for size, count in counts.items()
     ]
     try:

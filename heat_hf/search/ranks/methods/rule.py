@@ -58,7 +58,7 @@ class Rule(RankSearch):
             try:
                 shape = self._shape(problem, format, size, share)
                 rank = _fixed_rank(problem, size) if shares is None else self.rank(problem, name, shape, shares[name])
-                settings[name] = checked_setting(problem, name, format, shape, rank)
+                settings[name] = checked_setting(problem, format, shape, rank)
             except ValueError as error:
                 raise ValueError(f"{name} ({size.rows}×{size.columns}): {error}") from error
         return settings

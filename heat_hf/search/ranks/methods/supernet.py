@@ -61,7 +61,7 @@ class SuperNet(RankSearch):
 
     def key(self, problem: Problem) -> dict[str, Any]:
         """Arguments and data of the training."""
-        from heat_hf.encoders.rows import data_digest
+        from heat_hf.encoders.batches import data_digest
         from heat_hf.search.ranks.evolution import Evolution
 
         training, arguments = _training(problem), _arguments(problem)

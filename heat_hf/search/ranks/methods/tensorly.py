@@ -20,4 +20,4 @@ class TensorLy(Rule):
         """By TensorLy's `validate_*_rank`."""
         from heat_hf.search.ranks.baselines import tensorly_rank
 
-        return tensorly_rank(*problem.formats, shape, share)
+        return tensorly_rank(problem.formats[0], shape, share)
