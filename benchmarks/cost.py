@@ -23,10 +23,11 @@ from transformers import BertConfig, DistilBertConfig
 
 from benchmarks.provenance import provenance
 from heat_hf import TensorSetting, TensorShape
-from heat_hf.encoders.cost import cost_linear, cost_setting
 from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.planning import plan_contraction
+from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.analytic import AnalyticModel
 from heat_hf.hardware.cascade import Cascade, cost_plan, join
 from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.mapper import Mapper
@@ -58,8 +59,11 @@ def dense_models() -> list[dict]:
         found = {}
         for constraints in ("timeloop", None):
             mapper = Mapper(SIMBA, constraints)
-            block = [cost_linear(hidden, hidden, tokens, mapper)] * 4
-            block += [cost_linear(inner, hidden, tokens, mapper), cost_linear(hidden, inner, tokens, mapper)]
+            block = [AnalyticModel(mapper).cascade_of(MatrixSize(hidden, hidden), tokens)] * 4
+            block += [
+                AnalyticModel(mapper).cascade_of(MatrixSize(inner, hidden), tokens),
+                AnalyticModel(mapper).cascade_of(MatrixSize(hidden, inner), tokens),
+            ]
             found[constraints] = join(block * layers)
         rows.append(
             {
@@ -117,9 +121,9 @@ def against_accelforge(reference: Path, repeats: int) -> list[dict]:
         def run(name: str = name, dims: dict = dims) -> Cascade:
             mapper = Mapper(SIMBA)
             if name.startswith("gemm"):
-                return join([cost_linear(dims["n"], dims["k"], dims["m"], mapper)])
+                return join([AnalyticModel(mapper).cascade_of(MatrixSize(dims["n"], dims["k"]), dims["m"])])
             setting = TensorSetting("low_rank", TensorShape.matrix(dims["n"], dims["k"]), (dims["r"],))
-            return cost_setting(setting, dims["m"], mapper, fused=not name.endswith("unfused"))
+            return AnalyticModel(mapper, not name.endswith("unfused")).cascade_of(setting, dims["m"])
 
         times = [seconds(run)[0] for _ in range(repeats)]
         rows.append(
@@ -271,7 +275,7 @@ def _options(name: str, size: str, mapper: Mapper) -> list[tuple[TensorSetting, 
         for rank in range(16, most + 1, 16) if most > 64 else range(1, most + 1):
             setting = TensorSetting(name, shape, codec.clip_rank(shape, codec.uniform_rank(shape, rank)))
             if setting.ratio < 1:
-                found.append((setting, cost_setting(setting, 384, mapper)))
+                found.append((setting, AnalyticModel(mapper).cascade_of(setting, 384)))
     return found
 
 

@@ -89,7 +89,7 @@ def _check(cost: MappedGemm, accelerator: Accelerator, tool: str) -> None:
 def _note(tool: str, command: str, cost: MappedGemm, accelerator: Accelerator) -> str:
     text = f"""Input of {tool}: {cost.gemm} on {accelerator.name} ({accelerator.digest}). Run
     {command}
-and compare with ours: {cost.energy_pJ:.6g} pJ, {cost.cycles} cycles, EDP {cost.cost.edp:.6g} J*s.
+and compare with ours: {cost.energy_pJ:.6g} pJ, {cost.cycles} cycles, EDP {cost.edp:.6g} J*s.
 """
     if [counts["outputs"]["fills"] for counts in cost.accesses.values() if "outputs" in counts][-1]:
         text += "It counts a partial sum that leaves the accumulator as one word, we by its bits.\n"

@@ -102,6 +102,11 @@ class MappedGemm:
         """Time and energy."""
         return Cost(self.seconds, self.energy_pJ)
 
+    @property
+    def edp(self) -> float:
+        """Energy-delay product in J·s."""
+        return self.cost.edp
+
     def objective_value(self, objective: str) -> float:
         """Energy in pJ, cycles, or their product."""
         return {"energy": self.energy_pJ, "latency": float(self.cycles), "edp": self.energy_pJ * self.cycles}[objective]

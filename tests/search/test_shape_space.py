@@ -15,9 +15,9 @@ from tensorly.decomposition import parafac
 
 from heat_hf.formats import FORMATS, Solver, TensorShape, get_format
 from heat_hf.formats.decomposition import decompose, rank_errors
-from heat_hf.hardware import load_accelerator
+from heat_hf.hardware import cost_model
 from heat_hf.search.ranks.baselines import manual_shape, random_rank, random_shares, tensorly_rank
-from heat_hf.search.shapes.ranks import choose_ranks, is_sweet, rank_options, rank_units, rank_vectors
+from heat_hf.search.shapes.ranks import choose_ranks, is_sweet, rank_options, rank_vectors
 from heat_hf.search.shapes.space import entropy, possible_orders, shape_space
 
 EXTENTS = st.sampled_from([1, 2, 7, 12, 16, 24, 30, 48, 60])
@@ -103,7 +103,7 @@ def test_impossible_orders_are_refused(orders: list, message: str) -> None:
 
 
 def test_ranks_include_the_accelerators_widths() -> None:
-    units = rank_units(load_accelerator("simba-l"))
+    units = cost_model("simba-l").units
     assert units == (8, 16, 32)  # lanes, PEs, vector
     options = rank_options(384, units)
     assert {1, 2, 3, 32, 64, 96, 384} <= set(options)

@@ -197,9 +197,12 @@ class RankSpace:
     def priced(self, losses: Sequence[Sequence[float]]) -> list[list[Option]]:
         """Options for `allocate`, given the loss of each."""
         return [
-            [priced_option(loss, self.costs.of(name, setting)) for loss, setting in zip(row, settings, strict=True)]
-            for row, (name, settings) in zip(losses, self.options.items(), strict=True)
+            [priced_option(loss, self._option(row, number)) for number, loss in enumerate(curve)]
+            for row, curve in enumerate(losses)
         ]
+
+    def _option(self, row: int, number: int) -> Footprint:
+        return self.table.map(lambda array: float(array[row, number]))
 
     def settings(self, choice: Sequence[int] | Choice) -> dict[str, TensorSetting | None]:
         """What the tensors of one network get."""
