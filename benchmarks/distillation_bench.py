@@ -30,6 +30,7 @@ from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.rows import joined_texts, load_rows
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
+from heat_hf.formats.shape import folded
 from heat_hf.reports.card import Origin, inherited_license, model_card, saved_files
 from heat_hf.reports.figures.distillation import draw_training
 from heat_hf.search.ranks.budgets import network_costs, rule_settings
@@ -230,8 +231,7 @@ def signature(settings: dict[str, Any]) -> list[str]:
         if setting is None:
             found.append("dense")
             continue
-        long = [sum(mode > 1 for mode in modes) for modes in (setting.shape.out_modes, setting.shape.in_modes)]
-        plain = len(setting.rank) == 1 and max(long) == 1
+        plain = len(setting.rank) == 1 and not any(map(folded, (setting.shape.out_modes, setting.shape.in_modes)))
         found.append(f"{'low_rank' if plain else f'{setting.format} {setting.shape}'} {setting.rank}")
     return found
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from heat_hf.formats.base import Format, Rank, Subscripts
 from heat_hf.formats.cp import CP
 from heat_hf.formats.low_rank import LowRank
+from heat_hf.formats.monarch import Monarch
 from heat_hf.formats.shape import TensorShape, balanced_factors
 from heat_hf.formats.size import MatrixSize
 from heat_hf.formats.solver import Solver
 from heat_hf.formats.ttm import TTM
 from heat_hf.formats.tucker import Tucker
 
-FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), CP(), Tucker(), TTM())}
+FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), CP(), Tucker(), TTM(), Monarch())}
 
 
 def get_format(name: str) -> Format:
@@ -32,6 +33,7 @@ __all__ = [
     "Format",
     "LowRank",
     "MatrixSize",
+    "Monarch",
     "Rank",
     "Solver",
     "Subscripts",

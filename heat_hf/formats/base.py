@@ -78,6 +78,10 @@ class Format(ABC):
             lost.append(float((matrix - self.reconstruct(cores, shape)).square().sum()))
         return lost
 
+    def manual_shape(self, rows: int, columns: int) -> TensorShape:
+        """What people choose by hand, to compare with (paper, section 3.2); by default the format's own shape."""
+        return self.default_shape(rows, columns)
+
     def check_shape(self, shape: TensorShape) -> None:  # noqa: B027
         """Raise ValueError if this format cannot use the shape. By default any shape is fine."""
 

@@ -10,14 +10,17 @@ from torch import Tensor
 
 
 def matrix_losses(matrix: Tensor) -> Tensor:
-    """Element r is ‖X − X_r‖_F² of the best rank-r approximation, from the smaller Gram matrix: exact to about 1e-15·‖X‖²."""
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return tails(torch.linalg.eigvalsh(gram).clamp_min(0).flip(0))
+    """Element r is ‖X − X_r‖_F² of the best rank-r approximation, from the smaller Gram matrix: exact to about 1e-15·‖X‖².
+
+    Of a batch of matrices, for each.
+    """
+    gram = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+    return tails(torch.linalg.eigvalsh(gram).clamp_min(0).flip(-1))
 
 
 def tails(spectrum: Tensor) -> Tensor:
     """Element r is what rank r loses: the sum of all squared singular values but the first r."""
-    return torch.cat([spectrum.flip(0).cumsum(0).flip(0), spectrum.new_zeros(1)])
+    return torch.cat([spectrum.flip(-1).cumsum(-1).flip(-1), spectrum.new_zeros(*spectrum.shape[:-1], 1)], dim=-1)
 
 
 def principal_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,10 +34,13 @@ def principal_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-r approximation of M×N as (M, r) and (r, N), the singular values shared evenly, descending."""
+    """The best rank-r approximation of M×N as (M, r) and (r, N), the singular values shared evenly, descending.
+
+    Of a batch of matrices, for each.
+    """
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vh[:rank]
+    root = s[..., :rank].sqrt()
+    return u[..., :rank] * root[..., None, :], root[..., :, None] * vh[..., :rank, :]
 
 
 def train_losses(rest: Tensor, pairs: Sequence[int], ranks: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], float]:

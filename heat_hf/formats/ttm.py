@@ -60,6 +60,10 @@ class TTM(Format):
         """Two pairs of modes, as even as the extents allow, the smaller row mode with the larger column mode."""
         return TensorShape(balanced_factors(rows, 2), balanced_factors(columns, 2)[::-1])
 
+    def manual_shape(self, rows: int, columns: int) -> TensorShape:
+        """Three even modes on either side, ascending on one and descending on the other."""
+        return TensorShape(balanced_factors(rows, 3), balanced_factors(columns, 3)[::-1])
+
     def optimal(self, shape: TensorShape) -> bool:
         """Of one cut, the SVD; of several, TT-SVD is near the optimum."""
         return len(shape.out_modes) <= 2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from heat_hf.formats.base import Format, Rank, Subscripts, letters
-from heat_hf.formats.shape import TensorShape, fold_shorter_side
+from heat_hf.formats.shape import TensorShape, balanced_factors, fold_shorter_side
 from heat_hf.formats.solver import Solver
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class Tucker(Format):
     def default_shape(self, rows: int, columns: int) -> TensorShape:
         """Order 3, the shorter side folded."""
         return fold_shorter_side(rows, columns)
+
+    def manual_shape(self, rows: int, columns: int) -> TensorShape:
+        """Three even modes on either side, ascending on one and descending on the other."""
+        return TensorShape(balanced_factors(rows, 3), balanced_factors(columns, 3)[::-1])
 
     def optimal(self, shape: TensorShape) -> bool:
         """Of a matrix, the SVD."""

@@ -110,8 +110,8 @@ def test_one_pass_for_both_moments(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(moment, plain.second_moments[name])
 
 
-def test_output_moments_equal_those_by_hand() -> None:
-    """G of the last classifier's input side: with frozen parameters too, and not counting padding."""
+def test_output_moments_depend_on_the_seed_and_not_on_padding() -> None:
+    """With frozen parameters, too."""
     model = small_model("bert").requires_grad_(False)
     ids = token_ids(4, 8)
     mask = torch.ones_like(ids)
@@ -124,7 +124,8 @@ def test_output_moments_equal_those_by_hand() -> None:
     )
     unpadded = collected(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], seed=1)
     name = next(iter(first.output_moments))
-    assert not torch.allclose(first.output_moments[name], unpadded.output_moments[name])
+    apart = (first.output_moments[name] - unpadded.output_moments[name]).norm()
+    assert apart > 0.01 * first.output_moments[name].norm()
     assert all(float(torch.linalg.eigvalsh(moment).min()) > -1e-9 for moment in first.output_moments.values())
 
 

@@ -14,7 +14,7 @@ from heat_hf.formats import FORMATS, Solver, TensorShape, balanced_factors, get_
 from heat_hf.formats.decomposition import decompose, match_variance
 from heat_hf.formats.projection import relative_error
 
-EXACT = ["low_rank", "tucker", "ttm"]
+EXACT = ["low_rank", "tucker", "ttm", "monarch"]
 
 
 def random_matrix(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -32,8 +32,8 @@ def tensor_shapes(draw: st.DrawFn, name: str) -> TensorShape:
     modes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
     if name == "low_rank":
         return TensorShape.matrix(draw(st.integers(1, 12)), draw(st.integers(1, 12)))
-    out_modes = draw(modes)
-    size = len(out_modes) if name == "ttm" else draw(st.integers(1, 4))
+    out_modes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=2) if name == "monarch" else modes)
+    size = len(out_modes) if name in ("ttm", "monarch") else draw(st.integers(1, 4))
     return TensorShape(tuple(out_modes), tuple(draw(st.lists(st.integers(1, 4), min_size=size, max_size=size))))
 
 

@@ -69,7 +69,7 @@ def test_precomputed_cores_follow_the_parameters() -> None:
 def test_rank_slices(name: str) -> None:
     layer = layer_for(name)
     format, setting = get_format(name), layer.setting
-    small = format.uniform_rank(setting.shape, 3)
+    small = format.uniform_rank(setting.shape, max(1, max(setting.rank) - 2))
     x = torch.randn(4, 36)
     whole = layer(x)
     layer.set_rank(small)

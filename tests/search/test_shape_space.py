@@ -16,7 +16,7 @@ from tensorly.decomposition import parafac
 from heat_hf.formats import FORMATS, Solver, TensorShape, get_format
 from heat_hf.formats.decomposition import decompose, rank_errors
 from heat_hf.hardware import cost_model
-from heat_hf.search.ranks.baselines import manual_shape, random_rank, random_shares, tensorly_rank
+from heat_hf.search.ranks.baselines import random_rank, random_shares, tensorly_rank
 from heat_hf.search.shapes.ranks import choose_ranks, is_sweet, rank_options, rank_vectors
 from heat_hf.search.shapes.space import entropy, possible_orders, shape_space
 
@@ -204,10 +204,10 @@ def test_rank_errors_of_bad_input() -> None:
 
 
 def test_manual_shapes_are_the_documented_ones() -> None:
-    assert str(manual_shape("tucker", 768, 3072)) == "8x8x12:16x16x12"
-    assert str(manual_shape("ttm", 768, 768)) == "8x8x12:12x8x8"
-    assert str(manual_shape("cp", 768, 768)) == "24x32:768"
-    assert str(manual_shape("low_rank", 768, 3072)) == "768:3072"
+    assert str(get_format("tucker").manual_shape(768, 3072)) == "8x8x12:16x16x12"
+    assert str(get_format("ttm").manual_shape(768, 768)) == "8x8x12:12x8x8"
+    assert str(get_format("cp").manual_shape(768, 768)) == "24x32:768"
+    assert str(get_format("low_rank").manual_shape(768, 3072)) == "768:3072"
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from heat_hf.formats import FORMATS
+from heat_hf.formats.shape import folded
 from heat_hf.search.shapes.table import Candidate, SizeInfo
 
 SLACK = 0.02
@@ -115,6 +116,5 @@ def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
     names = list(FORMATS)
     place = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
-    columns = candidate.shape.partition(":")[2]
-    folded = sum(extent != "1" for extent in columns.split("x")) > 1
-    return candidate.error, candidate.cost.objective, folded, candidate.parameters, place, candidate.shape, candidate.rank
+    mixes = folded(candidate.tensor_shape.in_modes)
+    return candidate.error, candidate.cost.objective, mixes, candidate.parameters, place, candidate.shape, candidate.rank

@@ -67,9 +67,14 @@ class Candidate:
         return self.error, self.ratio, *self.cost.figures
 
     @property
+    def tensor_shape(self) -> TensorShape:
+        """The shape, read."""
+        return TensorShape.parse(self.shape, *MatrixSize.parse(self.size))
+
+    @property
     def setting(self) -> TensorSetting:
         """As what a matrix gets."""
-        return TensorSetting(self.format, TensorShape.parse(self.shape, *MatrixSize.parse(self.size)), self.rank)
+        return TensorSetting(self.format, self.tensor_shape, self.rank)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,6 @@ class Manual(Uniform):
 
     def shape(self, problem: Problem, format: str, size: MatrixSize) -> TensorShape:
         """The user's shape, or the hand-tuned one."""
-        from heat_hf.search.ranks.baselines import manual_shape
+        from heat_hf.formats import get_format
 
-        return problem.fixed_shape(size) or manual_shape(format, *size)
+        return problem.fixed_shape(size) or get_format(format).manual_shape(*size)
