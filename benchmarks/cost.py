@@ -23,13 +23,14 @@ from transformers import BertConfig, DistilBertConfig
 
 from benchmarks.provenance import provenance
 from heat_hf import TensorSetting, TensorShape
-from heat_hf.encoders.cost import cost_linear, cost_setting
 from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.planning import plan_contraction
+from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import load_accelerator
-from heat_hf.hardware.cascade import CascadeCost, cost_plan, join
+from heat_hf.hardware.analytic import AnalyticModel
+from heat_hf.hardware.cascade import Cascade, cost_plan, join
+from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.mapping import Gemm
 
 BERT_SIZES = {"768x768": 48, "3072x768": 12, "768x3072": 12}  # matrices of BERT-base's blocks
 # Table 1 of the paper: million parameters of the factors (the model's less 24.6 M), and the EDP in µJ·s of its HEAT rows.
@@ -58,8 +59,11 @@ def dense_models() -> list[dict]:
         found = {}
         for constraints in ("timeloop", None):
             mapper = Mapper(SIMBA, constraints)
-            block = [cost_linear(hidden, hidden, tokens, mapper)] * 4
-            block += [cost_linear(inner, hidden, tokens, mapper), cost_linear(hidden, inner, tokens, mapper)]
+            block = [AnalyticModel(mapper).cascade_of(MatrixSize(hidden, hidden), tokens)] * 4
+            block += [
+                AnalyticModel(mapper).cascade_of(MatrixSize(inner, hidden), tokens),
+                AnalyticModel(mapper).cascade_of(MatrixSize(hidden, inner), tokens),
+            ]
             found[constraints] = join(block * layers)
         rows.append(
             {
@@ -80,17 +84,17 @@ def against_timeloop(reference: Path, repeats: int) -> list[dict]:
     rows = []
     for name, work in json.loads((reference / "timeloop.json").read_text())["workloads"].items():
         gemm = Gemm(work["M"], work["N"], work["K"])
-        cost = Mapper(SIMBA, "timeloop").cost(gemm)
+        cost = Mapper(SIMBA, "timeloop").map(gemm)
         equal = all(
             cost.accesses[level.replace("WeightRegs", "WeightReg")][tensor.lower()][kind] == counts[kind]
             for level, tensors in work["accesses"].items()
             for tensor, counts in tensors.items()
             for kind in ("reads", "fills", "updates")
         )
-        free, times = Mapper(SIMBA).cost(gemm), []
+        free, times = Mapper(SIMBA).map(gemm), []
         for _ in range(repeats):
-            times += [seconds(lambda gemm=gemm: Mapper(SIMBA, "timeloop").cost(gemm))[0]]
-        cold = [seconds(lambda gemm=gemm: Mapper(SIMBA).cost(gemm))[0] for _ in range(repeats)]
+            times += [seconds(lambda gemm=gemm: Mapper(SIMBA, "timeloop").map(gemm))[0]]
+        cold = [seconds(lambda gemm=gemm: Mapper(SIMBA).map(gemm))[0] for _ in range(repeats)]
         rows.append(
             {
                 "gemm": name,
@@ -114,12 +118,12 @@ def against_accelforge(reference: Path, repeats: int) -> list[dict]:
     for name, work in json.loads((reference / "accelforge.json").read_text())["workloads"].items():
         dims = work["dims"]
 
-        def run(name: str = name, dims: dict = dims) -> CascadeCost:
+        def run(name: str = name, dims: dict = dims) -> Cascade:
             mapper = Mapper(SIMBA)
             if name.startswith("gemm"):
-                return join([cost_linear(dims["n"], dims["k"], dims["m"], mapper)])
+                return join([AnalyticModel(mapper).cascade_of(MatrixSize(dims["n"], dims["k"]), dims["m"])])
             setting = TensorSetting("low_rank", TensorShape.matrix(dims["n"], dims["k"]), (dims["r"],))
-            return cost_setting(setting, dims["m"], mapper, fused=not name.endswith("unfused"))
+            return AnalyticModel(mapper, not name.endswith("unfused")).cascade_of(setting, dims["m"])
 
         times = [seconds(run)[0] for _ in range(repeats)]
         rows.append(
@@ -254,7 +258,7 @@ PAPER_SHAPES = {
 }
 
 
-def _options(name: str, size: str, mapper: Mapper) -> list[tuple[TensorSetting, CascadeCost]]:
+def _options(name: str, size: str, mapper: Mapper) -> list[tuple[TensorSetting, Cascade]]:
     """Settings of one matrix size, with ranks in multiples of 16 where they go beyond 64; uniform ranks in Tucker."""
     rows, columns = map(int, size.split("x"))
     codec, found = get_format(name), []
@@ -271,7 +275,7 @@ def _options(name: str, size: str, mapper: Mapper) -> list[tuple[TensorSetting, 
         for rank in range(16, most + 1, 16) if most > 64 else range(1, most + 1):
             setting = TensorSetting(name, shape, codec.clip_rank(shape, codec.uniform_rank(shape, rank)))
             if setting.ratio < 1:
-                found.append((setting, cost_setting(setting, 384, mapper)))
+                found.append((setting, AnalyticModel(mapper).cascade_of(setting, 384)))
     return found
 
 

@@ -133,7 +133,7 @@ def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
     row["scores"][str(seed)] = bench.score(model)
     row |= {
         "teacher_score": bench.teacher_score,
-        "steps": trainer.state.global_step, "edp_gain": cost.dense_edp / cost.edp, "params_ratio": report.params_ratio,
+        "steps": trainer.state.global_step, "edp_gain": cost.dense.edp / cost.now.edp, "params_ratio": report.params_ratio,
         "shape": TTM_SHAPE, "rank_search": "uniform", "train_rows": len(bench.rows),
     }  # fmt: skip
     print(name, rates, seed, row["scores"][str(seed)], flush=True)

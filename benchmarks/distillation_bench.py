@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from heat_hf.search.ranks.search import Search
+from heat_hf.search.ranks.sensitivity import allocate_ranks
 from transformers import AutoTokenizer, DataCollatorWithPadding
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -27,11 +29,10 @@ from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.rows import joined_texts, load_rows
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
+from heat_hf.formats.shape import folded
 from heat_hf.reports.card import Origin, inherited_license, model_card, saved_files
 from heat_hf.reports.figures.distillation import draw_training
 from heat_hf.search.ranks.budgets import network_costs, rule_settings
-from heat_hf.search.ranks.search import Search
-from heat_hf.search.ranks.sensitivity import allocate_ranks
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 from heat_hf.search.shapes.table import CostTable
 from recipes.evidence import evaluation_of, result_row, write_json
@@ -229,8 +230,7 @@ def signature(settings: dict[str, Any]) -> list[str]:
         if setting is None:
             found.append("dense")
             continue
-        long = [sum(mode > 1 for mode in modes) for modes in (setting.shape.out_modes, setting.shape.in_modes)]
-        plain = len(setting.rank) == 1 and max(long) == 1
+        plain = len(setting.rank) == 1 and not any(map(folded, (setting.shape.out_modes, setting.shape.in_modes)))
         found.append(f"{'low_rank' if plain else f'{setting.format} {setting.shape}'} {setting.rank}")
     return found
 

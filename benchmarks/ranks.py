@@ -22,6 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from heat_hf.search.ranks.search import (
+    Search,
+    evaluate_subnets,
+    search_ranks,
+    train_supernet,
+)
+from heat_hf.search.ranks.sensitivity import allocate_ranks
 from scipy.stats import spearmanr
 from transformers import (
     AutoModelForSequenceClassification,
@@ -37,21 +44,13 @@ from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batch
 from heat_hf.encoders.linears import encoder_linears, swap_module
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.quality import Quality
-from heat_hf.formats import Factorization
-from heat_hf.formats.base import balanced
+from heat_hf.formats.decomposition import Factorization, balanced, decompose
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.budgets import network_costs, rule_settings
 from heat_hf.search.ranks.evolution import Evolution, evolve
 from heat_hf.search.ranks.predictor import AccuracyPredictor
-from heat_hf.search.ranks.search import (
-    Search,
-    evaluate_subnets,
-    search_ranks,
-    train_supernet,
-)
-from heat_hf.search.ranks.sensitivity import allocate_ranks
 from heat_hf.search.ranks.space import RankSpace
 from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments, sample_subnets
 
@@ -135,10 +134,10 @@ class Bench:
         """Of low rank, the first slices of one factorization are that of any rank."""
         moments = [own[name] for own in self.search.moments[: 2 if loss_aware else 1]]
         if setting.format != "low_rank":
-            return setting.codec.decompose(linear.weight, setting.shape, setting.rank, self.config.solver, *moments)
+            return decompose(setting.codec, linear.weight, setting.shape, setting.rank, self.config.solver, *moments)
         if (name, loss_aware) not in self.factorized:
             whole = setting.codec.max_rank(setting.shape)
-            found = setting.codec.decompose(linear.weight, setting.shape, whole, self.config.solver, *moments)
+            found = decompose(setting.codec, linear.weight, setting.shape, whole, self.config.solver, *moments)
             self.factorized[name, loss_aware] = found
         whole = self.factorized[name, loss_aware]
         return replace(whole, cores=balanced(setting.codec.truncate(whole.cores, setting.shape, setting.rank)))

@@ -137,7 +137,7 @@ def quality(args: argparse.Namespace) -> None:
                             "params_ratio": report.params_ratio,
                             "error": sum(t.relative_error for t in report.tensors) / len(report.tensors),
                             "output_error": report.output_error,
-                            "edp_ratio": hardware.edp / hardware.dense_edp,
+                            "edp_ratio": hardware.now.edp / hardware.dense.edp,
                             "score": evaluate(model),
                             "settings": {
                                 f"{t.setting.shape.rows}x{t.setting.shape.columns}": f"{t.setting.shape} rank "

@@ -18,27 +18,34 @@ if TYPE_CHECKING:
     from heat_hf.distillation.trainer import DistillationTrainer
     from heat_hf.encoders.checkpoints.hub import push_folder
     from heat_hf.encoders.rows import joined_texts
+    from heat_hf.encoders.statistics import Statistics
     from heat_hf.evaluation.tasks import TASKS, Task, evaluate_task
-    from heat_hf.formats import FORMATS, Format, Solver, Subscripts, TensorShape
+    from heat_hf.formats import FORMATS, Format, MatrixSize, Solver, Subscripts, TensorShape
+    from heat_hf.formats.decomposition import decompose
     from heat_hf.formats.layer import FactorizedLinear
     from heat_hf.formats.plan import ContractionPlan
     from heat_hf.formats.planning import plan_contraction
     from heat_hf.formats.setting import TensorSetting
-    from heat_hf.hardware import load_accelerator
-    from heat_hf.hardware.mapping import Gemm
+    from heat_hf.hardware import Cost, CostModel, Gemm, cost_model, load_accelerator
     from heat_hf.integrations.onnx import OnnxModel, export_onnx
     from heat_hf.integrations.peft import load_adapter, lora_config
     from heat_hf.reports.card import Evaluation, Origin
     from heat_hf.reports.compression import CompressionReport
-    from heat_hf.reports.ranks import RankRecord, Variant
+    from heat_hf.reports.model_page import report_page
+    from heat_hf.reports.ranks import RankRecord
+    from heat_hf.search.ranks.methods import RANK_SEARCHES, RankSearch
+    from heat_hf.search.ranks.variants import Variant
     from heat_hf.search.shapes.search import ShapeSearch, search_shapes
     from heat_hf.search.shapes.table import CostTable
 
 __all__ = [
     "FORMATS",
+    "RANK_SEARCHES",
     "TASKS",
     "CompressionReport",
     "ContractionPlan",
+    "Cost",
+    "CostModel",
     "CostTable",
     "DistillationArguments",
     "DistillationTrainer",
@@ -48,17 +55,22 @@ __all__ = [
     "Gemm",
     "HeatCompressor",
     "HeatConfig",
+    "MatrixSize",
     "OnnxModel",
     "Origin",
     "RankRecord",
+    "RankSearch",
     "ShapeSearch",
     "Solver",
+    "Statistics",
     "Subscripts",
     "Task",
     "Teacher",
     "TensorSetting",
     "TensorShape",
     "Variant",
+    "cost_model",
+    "decompose",
     "evaluate_task",
     "export_onnx",
     "joined_texts",
@@ -67,6 +79,7 @@ __all__ = [
     "lora_config",
     "plan_contraction",
     "push_folder",
+    "report_page",
     "search_shapes",
 ]
 _MODULES = {
@@ -78,18 +91,22 @@ _MODULES = {
     "heat_hf.encoders.checkpoints.hub": ("push_folder",),
     "heat_hf.encoders.rows": ("joined_texts",),
     "heat_hf.evaluation.tasks": ("TASKS", "Task", "evaluate_task"),
-    "heat_hf.formats": ("FORMATS", "Format", "Solver", "Subscripts", "TensorShape"),
+    "heat_hf.encoders.statistics": ("Statistics",),
+    "heat_hf.formats": ("FORMATS", "Format", "MatrixSize", "Solver", "Subscripts", "TensorShape"),
+    "heat_hf.formats.decomposition": ("decompose",),
     "heat_hf.formats.layer": ("FactorizedLinear",),
     "heat_hf.formats.plan": ("ContractionPlan",),
     "heat_hf.formats.planning": ("plan_contraction",),
     "heat_hf.formats.setting": ("TensorSetting",),
-    "heat_hf.hardware": ("load_accelerator",),
-    "heat_hf.hardware.mapping": ("Gemm",),
+    "heat_hf.hardware": ("Cost", "CostModel", "Gemm", "cost_model", "load_accelerator"),
     "heat_hf.integrations.onnx": ("OnnxModel", "export_onnx"),
     "heat_hf.integrations.peft": ("load_adapter", "lora_config"),
     "heat_hf.reports.card": ("Evaluation", "Origin"),
     "heat_hf.reports.compression": ("CompressionReport",),
-    "heat_hf.reports.ranks": ("RankRecord", "Variant"),
+    "heat_hf.reports.model_page": ("report_page",),
+    "heat_hf.reports.ranks": ("RankRecord",),
+    "heat_hf.search.ranks.methods": ("RANK_SEARCHES", "RankSearch"),
+    "heat_hf.search.ranks.variants": ("Variant",),
     "heat_hf.search.shapes.search": ("ShapeSearch", "search_shapes"),
     "heat_hf.search.shapes.table": ("CostTable",),
 }

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from heat_hf.cli import options
 from heat_hf.cli.values import heat_config, rows_of, show
-from heat_hf.encoders.rows import CALIBRATION_MEMORY
+from heat_hf.compression.config import CALIBRATION_MEMORY
 from heat_hf.formats import FORMATS
 from heat_hf.formats.setting import EXECUTIONS
-from heat_hf.search.ranks.names import RANK_SEARCHES
+from heat_hf.search.ranks.methods import RANK_SEARCHES
 
 if TYPE_CHECKING:
-    from heat_hf.reports.ranks import Variant
+    from heat_hf.search.ranks.variants import Variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

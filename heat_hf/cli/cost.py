@@ -8,11 +8,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import parse_rank, show
+from heat_hf.cli.values import parse_rank, require_positive, show
 from heat_hf.formats.setting import EXECUTIONS
 
 if TYPE_CHECKING:
-    from heat_hf.hardware.cascade import CascadeCost
+    from heat_hf.hardware.analytic import AnalyticModel
+    from heat_hf.hardware.cascade import Cascade
     from heat_hf.hardware.mapper import Mapper
 
 
@@ -48,14 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Cost a product, a matrix or a model."""
     _check(args)
-    from heat_hf.hardware import load_accelerator
-    from heat_hf.hardware.mapper import Mapper
+    from heat_hf.hardware.analytic import cost_accelerator
     from heat_hf.reports.cost import describe_mapper
 
-    accelerator = load_accelerator(args.accelerator)
     plain, padded = (
-        Mapper(accelerator, args.constraints, args.objective, padding=padding, cache=args.cache) for padding in (False, True)
+        cost_accelerator(args.accelerator, args.constraints, args.objective, padding, args.cache, fused=not args.unfused)
+        for padding in (False, True)
     )
+    accelerator = plain.accelerator
     data, text, parts = (_model if args.model else _product)(args, plain, padded)
     if args.plot:
         from heat_hf.reports.cost import plot_cost
@@ -63,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
         plot_cost(parts, accelerator, f"{_name(args)} on {accelerator.name}", args.plot)
         print(f"drawn to {args.plot}", file=sys.stderr)
     if args.export:
-        _export(args, parts, plain)
+        _export(args, parts, plain.mapper)
     note = f"{accelerator.name}, digest {accelerator.digest}. {accelerator.technology}"
-    show(args, {**describe_mapper(plain), **data}, f"{text}\n\n{note}")
+    show(args, {**describe_mapper(plain.mapper), **data}, f"{text}\n\n{note}")
     return 0
 
 
@@ -73,23 +74,30 @@ def _check(args: argparse.Namespace) -> None:
     given = [option for option in ("model", "gemm", "matrix") if getattr(args, option) is not None]
     if len(given) != 1:
         raise ValueError(f"name one of MODEL, --gemm and --matrix, got {' and '.join(given) or 'none'}")
+    if args.count and not args.model:
+        raise ValueError("--count needs a MODEL")
+    _check_factorization(args)
+    _check_export(args)
+    require_positive(args, "sequence_length", "batch_size")
+
+
+def _check_factorization(args: argparse.Namespace) -> None:
     factorized = [option for option in ("format", "shape", "rank") if getattr(args, option) is not None]
     if factorized and args.matrix is None:
         raise ValueError(f"--{factorized[0]} needs --matrix")
-    if args.matrix is not None and factorized and (args.format is None or args.rank is None):
+    if factorized and (args.format is None or args.rank is None):
         raise ValueError("a factorized --matrix needs --format and --rank")
-    if args.count and not args.model:
-        raise ValueError("--count needs a MODEL")
-    if args.export:
-        from heat_hf.hardware.export import EXPORTS
 
-        if args.export not in EXPORTS:
-            raise ValueError(f"--export must be one of {', '.join(EXPORTS)}, got {args.export!r}")
-        if args.model or not args.output:
-            raise ValueError("--export needs --gemm or --matrix, and --output for the folder to write")
-    for option in ("sequence_length", "batch_size"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {getattr(args, option)}")
+
+def _check_export(args: argparse.Namespace) -> None:
+    if not args.export:
+        return
+    from heat_hf.hardware.export import EXPORTS
+
+    if args.export not in EXPORTS:
+        raise ValueError(f"--export must be one of {', '.join(EXPORTS)}, got {args.export!r}")
+    if args.model or not args.output:
+        raise ValueError("--export needs --gemm or --matrix, and --output for the folder to write")
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -109,51 +117,53 @@ def _integers(option: str, text: str, names: str) -> list[int]:
     return [int(group) for group in found.groups()]
 
 
-def _product(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
+def _product(
+    args: argparse.Namespace, plain: AnalyticModel, padded: AnalyticModel
+) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
+    from heat_hf.formats.size import MatrixSize
     from heat_hf.reports.cost import cost_data, level_table, mapping_text, step_parts, step_table, total_line, totals
 
     cost, padded_cost = _cascade(args, plain), _cascade(args, padded)
-    data = {**cost_data(cost), "padded": totals(padded_cost)}
     lines = [step_table(cost), level_table(cost, plain.accelerator), mapping_text(cost), total_line("total", cost)]
+    data = {**cost_data(cost), "padded": totals(padded_cost)}
     if padded_cost.edp < cost.edp:
         lines.append(total_line("with zeros filled up", padded_cost))
     if args.format:
-        rows, columns = _integers("--matrix", args.matrix, "OUTxIN")
-        from heat_hf.encoders.cost import cost_linear
-
-        dense = cost_linear(rows, columns, args.sequence_length * args.batch_size, plain)
+        size = MatrixSize(*_integers("--matrix", args.matrix, "OUTxIN"))
+        dense = plain.cascade_of(size, args.sequence_length * args.batch_size)
         data["dense"] = totals(dense)
         lines.append(f"{total_line('dense', dense)}\nEDP of dense: {cost.edp / dense.edp:.4f}")
     return data, "\n\n".join(lines), step_parts(cost)
 
 
-def _cascade(args: argparse.Namespace, mapper: Mapper) -> CascadeCost:
-    from heat_hf.encoders.cost import cost_linear, cost_setting
+def _cascade(args: argparse.Namespace, model: AnalyticModel) -> Cascade:
     from heat_hf.formats import TensorShape, get_format
     from heat_hf.formats.setting import TensorSetting
+    from heat_hf.formats.size import MatrixSize
     from heat_hf.hardware.cascade import cost_gemm
-    from heat_hf.hardware.mapping import Gemm
+    from heat_hf.hardware.gemm import Gemm
 
     if args.gemm:
         m, n, k = _integers("--gemm", args.gemm, "MxNxK")
-        return cost_gemm(Gemm(m, n, k), mapper)
-    rows, columns = _integers("--matrix", args.matrix, "OUTxIN")
+        return cost_gemm(Gemm(m, n, k), model.mapper)
+    size = MatrixSize(*_integers("--matrix", args.matrix, "OUTxIN"))
     tokens = args.sequence_length * args.batch_size
     if not args.format:
-        return cost_linear(rows, columns, tokens, mapper)
+        return model.cascade_of(size, tokens)
     codec = get_format(args.format)
-    shape = TensorShape.parse(args.shape, rows, columns) if args.shape else codec.default_shape(rows, columns)
+    shape = TensorShape.parse(args.shape, *size) if args.shape else codec.default_shape(*size)
     setting = TensorSetting(args.format, shape, codec.parse_rank(shape, parse_rank(args.rank)), args.execution)
-    return cost_setting(setting, tokens, mapper, fused=not args.unfused)
+    return model.cascade_of(setting, tokens)
 
 
-def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dict[str, Any], str, dict[str, CascadeCost]]:
-    from heat_hf.encoders.cost import EXTRAS, cost_model
+def _model(
+    args: argparse.Namespace, plain: AnalyticModel, padded: AnalyticModel
+) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
+    from heat_hf.encoders.cost import EXTRAS, model_cost
     from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line, totals
 
     found, filled = (
-        cost_model(args.model, mapper, args.sequence_length, args.batch_size, args.count, fused=not args.unfused)
-        for mapper in (plain, padded)
+        model_cost(args.model, costs, args.sequence_length, args.batch_size, args.count) for costs in (plain, padded)
     )
     total, dense, padded_total = found.total, found.dense, filled.total
     lines = [layer_table(found), level_table(total, plain.accelerator), total_line("total", total)]
@@ -168,7 +178,7 @@ def _model(args: argparse.Namespace, plain: Mapper, padded: Mapper) -> tuple[dic
     return data, "\n\n".join(lines), model_parts(found)
 
 
-def _export(args: argparse.Namespace, parts: dict[str, CascadeCost], mapper: Mapper) -> None:
+def _export(args: argparse.Namespace, parts: dict[str, Cascade], mapper: Mapper) -> None:
     from heat_hf.encoders.checkpoints.storage import atomic_directory
     from heat_hf.hardware.export import EXPORTS
 
@@ -176,6 +186,6 @@ def _export(args: argparse.Namespace, parts: dict[str, CascadeCost], mapper: Map
         for i, part in enumerate(parts.values(), start=1):
             target = folder if len(parts) == 1 else folder / f"step-{i}"
             target.mkdir(exist_ok=True)
-            for name, text in EXPORTS[args.export](part.steps[0].cost, mapper.accelerator, mapper.constraints).items():
+            for name, text in EXPORTS[args.export](part.steps[0].mapped, mapper.accelerator, mapper.constraints).items():
                 (target / name).write_text(text)
     print(f"written to {args.output}", file=sys.stderr)

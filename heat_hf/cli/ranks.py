@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from heat_hf.cli import options
 from heat_hf.cli.values import heat_config, require_positive, rows_of, show
 from heat_hf.formats import FORMATS
-from heat_hf.search.ranks.names import MIXED, RANK_SEARCHES
+from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES
 
 if TYPE_CHECKING:
     from heat_hf.search.ranks.supernet import SuperNetArguments
 
-METHODS = tuple(name for name in RANK_SEARCHES if name != "pareto")
+METHODS = tuple(name for name, method in RANK_SEARCHES.items() if not method.needs_table)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -64,9 +64,9 @@ def _model(model: str, beside: tuple[str, ...]) -> _Report:
     from heat_hf.reports.compression import CompressionReport
 
     def write(folder: Path) -> None:
-        from heat_hf.reports.model_page import page
+        from heat_hf.reports.model_page import report_page
 
-        (folder / "report.html").write_text(page(model, beside), encoding="utf-8")
+        (folder / "report.html").write_text(report_page(model, beside), encoding="utf-8")
 
     report = CompressionReport.from_pretrained(model)
     return _Report(report.to_dict(), str(report), write, "written to {}; open report.html in a browser")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,26 @@ from transformers import (
 )
 
 from heat_hf.compression.config import HeatConfig
-from heat_hf.compression.factorize import cost_table, factorize, model_settings, planned
-from heat_hf.encoders.batches import Batch, calibration_batches, encode_rows, pad_batches
+from heat_hf.compression.job import Job
+from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
 from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
 from heat_hf.encoders.checkpoints.storage import check_target
-from heat_hf.encoders.linears import encoder_linears, model_class_of
+from heat_hf.encoders.linears import model_class_of
+from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import task_of
+from heat_hf.hardware import CostModel
 from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files
 from heat_hf.reports.compression import CompressionReport
-from heat_hf.reports.ranks import RankRecord, Variant
+from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.ranks.evolution import Evolution
-from heat_hf.search.ranks.search import search_ranks
-from heat_hf.search.ranks.space import Settings
+from heat_hf.search.ranks.problem import Training
 from heat_hf.search.ranks.supernet import SuperNetArguments
+from heat_hf.search.ranks.variants import Variant
 
 
 class HeatCompressor:
@@ -106,19 +109,44 @@ class HeatCompressor:
         found.encoder = encoder
         return found
 
-    def plan(self, config: HeatConfig, calibration_dataset: Any = None, variant: Variant | None = None) -> CompressionReport:  # noqa: ANN401
+    def statistics_of(self, config: HeatConfig, calibration_dataset: Any) -> Statistics:  # noqa: ANN401
+        """Collect what a compression reads of calibration data, to be saved or used for several compressions.
+
+        Args:
+            config: which linears, tokens of a row, seed, and whether gradients are needed.
+            calibration_dataset: see `compress`.
+
+        Raises:
+            ValueError: if the data has none of the known forms, or does not reach a layer.
+        """
+        statistics = self._job(replace(config, activation_aware=None), calibration_dataset).statistics
+        if statistics is None:
+            raise ValueError("statistics need a calibration_dataset")
+        return statistics
+
+    def plan(
+        self,
+        config: HeatConfig,
+        calibration_dataset: Any = None,  # noqa: ANN401
+        variant: Variant | None = None,
+        *,
+        statistics: Statistics | None = None,
+        cost_model: CostModel | None = None,
+    ) -> CompressionReport:
         """What `compress` would do: every matrix's shape, rank, parameters and MACs. Nothing is decomposed.
 
         Args:
             config: what to factorize and how.
             calibration_dataset: for searches that look at it.
             variant: take what `search_ranks` found.
+            statistics: see `compress`.
+            cost_model: see `compress`.
 
         Raises:
             ValueError: if the configuration does not fit the model.
         """
-        settings = self._settings(config, self._batches(config, calibration_dataset), variant)
-        return planned(self.model, config, settings)
+        job = self._job(config, calibration_dataset, statistics, cost_model)
+        return job.planned(job.settings(variant))
 
     def search_ranks(
         self,
@@ -127,6 +155,8 @@ class HeatCompressor:
         output: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         *,
+        statistics: Statistics | None = None,
+        cost_model: CostModel | None = None,
         train_dataset: Any = None,  # noqa: ANN401
         eval_dataset: Any = None,  # noqa: ANN401
         arguments: SuperNetArguments | None = None,
@@ -139,6 +169,8 @@ class HeatCompressor:
             calibration_dataset: see `compress`.
             output: JSON file for the record; an interrupted search with the same arguments goes on from OUTPUT.partial.
             overwrite: whether to replace another record there.
+            statistics: see `compress`.
+            cost_model: see `compress`.
             train_dataset: rows to distil the SuperNet on; labels are not used. Default: the calibration data.
             eval_dataset: rows to score SubNets on, with a column `label` for accuracy, else by agreement with the dense model.
                 Default: the calibration data.
@@ -151,41 +183,42 @@ class HeatCompressor:
         Raises:
             ValueError: if data is missing, a budget cannot be reached, or `output` holds another search.
         """
-        batches = self._batches(config, calibration_dataset)
-        training, quality = None, None
-        if config.rank_search == "supernet":
-            training, quality = self._supernet_data(config, calibration_dataset, train_dataset, eval_dataset)
-        table = cost_table(self.model, config)
-        path = None if output is None else Path(output)
-        return search_ranks(
-            self.model, config, batches, table, training, quality, arguments, evolution, path, overwrite
-        )  # fmt: skip
+        training = self._training(config, calibration_dataset, train_dataset, eval_dataset, arguments, evolution)
+        job = self._job(config, calibration_dataset, statistics, cost_model, training)
+        return job.search(None if output is None else Path(output), overwrite)
 
-    def _supernet_data(self, config: HeatConfig, *datasets: Any) -> tuple[tuple[Any, Any], Quality]:
-        """Tokenized training rows with their collator, and what scores SubNets."""
-        calibration, training, evaluation = datasets
-        training, evaluation = (own if own is not None else calibration for own in (training, evaluation))
-        if training is None or evaluation is None:
-            raise ValueError("rank_search='supernet' needs a train_dataset to distil on and an eval_dataset to score SubNets")
-        if self.tokenizer is None:
-            raise ValueError("rank_search='supernet' needs a tokenizer, and the checkpoint has none")
-        rows = encode_rows(training, self.tokenizer, config.sequence_length)
-        held = pad_batches(encode_rows(evaluation, self.tokenizer, config.sequence_length), self.tokenizer, batch_size=128)
-        return (rows, DataCollatorWithPadding(self.tokenizer)), Quality(self.model, held)
-
-    def _batches(self, config: HeatConfig, dataset: Any) -> list[Batch] | None:  # noqa: ANN401
-        if dataset is None or not config.uses_calibration:
+    def _training(
+        self,
+        config: HeatConfig,
+        calibration: Any,  # noqa: ANN401
+        train: Any,  # noqa: ANN401
+        evaluation: Any,  # noqa: ANN401
+        arguments: SuperNetArguments | None = None,
+        evolution: Evolution | None = None,
+    ) -> Training | None:
+        """Tokenized training rows with their collator, and what scores SubNets, if the method trains."""
+        if not config.method.needs_training:
             return None
-        return calibration_batches(dataset, self.tokenizer, max_length=config.sequence_length)
+        train, evaluation = (calibration if rows is None else rows for rows in (train, evaluation))
+        config.method.require(True, train is not None and evaluation is not None)
+        if self.tokenizer is None:
+            raise ValueError(f"rank_search={config.rank_search!r} needs a tokenizer, and the checkpoint has none")
+        rows, held_out = (encode_rows(data, self.tokenizer, config.sequence_length) for data in (train, evaluation))
+        quality = Quality(self.model, pad_batches(held_out, self.tokenizer, batch_size=128))
+        return Training(rows, DataCollatorWithPadding(self.tokenizer), quality, arguments, evolution)
 
-    def _settings(self, config: HeatConfig, batches: Sequence[Batch] | None, variant: Variant | None) -> Settings:
-        if variant is None:
-            return model_settings(self.model, config, batches)
-        names = set(encoder_linears(self.model, config.modules, config.exclude))
-        if names != set(variant.settings):
-            odd = sorted(names ^ set(variant.settings))[0]
-            raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {odd!r}")
-        return variant.settings
+    def _job(
+        self,
+        config: HeatConfig,
+        dataset: Any,  # noqa: ANN401
+        statistics: Statistics | None = None,
+        cost_model: CostModel | None = None,
+        training: Training | None = None,
+    ) -> Job:
+        batches = None
+        if dataset is not None and config.uses_calibration:
+            batches = calibration_batches(dataset, self.tokenizer, max_length=config.sequence_length)
+        return Job(self.model, config, batches, statistics, cost_model, training)
 
     def compress(
         self,
@@ -194,6 +227,8 @@ class HeatCompressor:
         save_directory: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         *,
+        statistics: Statistics | None = None,
+        cost_model: CostModel | None = None,
         variant: Variant | None = None,
         train_dataset: Any = None,  # noqa: ANN401
         eval_dataset: Any = None,  # noqa: ANN401
@@ -206,8 +241,11 @@ class HeatCompressor:
             calibration_dataset: sentences, rows of a `datasets.Dataset`, or batches; see `calibration_batches`.
             save_directory: where to save model, tokenizer and report; appears only when all is done.
             overwrite: whether to replace a non-empty directory there.
+            statistics: what was collected before of the same model (`statistics_of`, `Statistics.load`); the calibration data
+                is then not run again, and need not be given.
+            cost_model: what settings are costed by; default: that of `config.accelerator`.
             variant: take the settings that `search_ranks` found; the configuration then says how to decompose.
-            train_dataset: for `rank_search="supernet"`, see `search_ranks`.
+            train_dataset: for methods that train, see `search_ranks`.
             eval_dataset: likewise.
             **save_options: for `save_pretrained`, for example `max_shard_size`.
 
@@ -221,17 +259,19 @@ class HeatCompressor:
         _require_dense(self.model.config)
         if save_directory is not None:
             check_target(save_directory, overwrite)
-        batches = self._batches(config, calibration_dataset)
-        if variant is None and config.rank_search == "supernet":
+        training = None
+        if variant is None:
             config.require_one_budget()
-            record = self.search_ranks(config, calibration_dataset, train_dataset=train_dataset, eval_dataset=eval_dataset)
-            variant = record.variants[0]
-        settings = self._settings(config, batches, variant)
-        config = config if variant is None else variant.configure(config)
+            training = self._training(config, calibration_dataset, train_dataset, eval_dataset)
+        else:
+            config = variant.configure(config)
+        job = self._job(config, calibration_dataset, statistics, cost_model, training)
+        job.check()
+        settings = job.settings(variant)
         if save_directory is not None:
-            expected = planned(self.model, config, settings)
+            expected = job.planned(settings)
             check_target(save_directory, overwrite, expected.compressed_model_parameters * self.model.dtype.itemsize)
-        self.report = factorize(self.model, config, batches, settings)
+        self.report = job.factorize(settings)
         if save_directory is not None:
             self.save(save_directory, overwrite, **save_options)
         return self.report

@@ -1,44 +1,28 @@
-"""HeatConfig: what the user asks for, and, once a model is compressed, what every tensor got."""
+"""HeatConfig: what the user asks for."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from heat_hf.encoders.checkpoints.names import METHOD
+from heat_hf.formats import FORMATS, Solver, get_format
+from heat_hf.formats.setting import EXECUTIONS, Execution
+from heat_hf.search.ranks.budgets import TARGETS
+from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
 
-from heat_hf.encoders.checkpoints.names import METHOD, package_version
-from heat_hf.encoders.rows import CALIBRATION_MEMORY
-from heat_hf.formats import Solver, get_format
-from heat_hf.formats.setting import EXECUTIONS, Execution, TensorSetting
-from heat_hf.search.ranks.names import MIXED, RANK_SEARCHES
-
-NETWORK_SEARCHES = ("sensitivity", "supernet")  # every tensor gets a rank of its own, within a budget of the whole network
-
-
-TARGETS = {"target_params_ratio": "parameters", "target_edp_ratio": "edp", "target_latency": "seconds"}  # what each limits
-
-
-def _check_target(name: str, value: object) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if name == "target_latency":
-        if not number or not 0 < value < math.inf:  # type: ignore[operator]
-            raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
-    elif not number or not 0 < value < 1:  # type: ignore[operator]
-        raise ValueError(f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {value!r}")
+CALIBRATION_MEMORY = ("model", "layer")
 
 
 @dataclass
-class HeatConfig(QuantizationConfigMixin):
+class HeatConfig:
     """How to factorize a model's encoder linears.
 
     Give the size by exactly one of `target_params_ratio`, `target_edp_ratio`, `target_latency` and `rank`; with
     `rank_search="pareto"` or "supernet" it may be left open. A target may be a list: `HeatCompressor.search_ranks` then finds
-    a variant for each in one search. The saved form of this object is the `quantization_config` of a compressed model's
-    config.json, where `tensors` says what every matrix got.
+    a variant for each in one search. What a compressed model carries is not this request but what came of it.
 
     Args:
         decomposition: "low_rank", "cp", "tucker" or "ttm"; or "mixed": every tensor gets the format that suits it, with
@@ -80,15 +64,12 @@ class HeatConfig(QuantizationConfigMixin):
         seed: of decompositions that start at random, see `Solver`.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
-        tensors: the result, by module name. Set by compression; not for users.
-        weights_file: name of the weights file of a saved model, if not the usual one. Set on saving.
-        heat_version: version of heat_hf that compressed the model. Set by compression.
 
     Raises:
         ValueError: for a value that cannot work; the message names the argument and what would be right.
     """
 
-    quant_method: str = field(default=METHOD, init=False)  # type: ignore[assignment]
+    quant_method: ClassVar[str] = METHOD  # with `from_pretrained(dense, quantization_config=…)` Transformers asks for it
     decomposition: str = "low_rank"
     target_params_ratio: float | list[float] | None = None
     target_edp_ratio: float | list[float] | None = None
@@ -110,81 +91,63 @@ class HeatConfig(QuantizationConfigMixin):
     seed: int = 0
     max_sweeps: int = 100
     refinement_steps: int = 40
-    tensors: dict[str, TensorSetting] | None = None
-    weights_file: str | None = None
-    heat_version: str | None = None
 
     def __post_init__(self) -> None:
-        if self.tensors is not None:
-            self.tensors = {
-                name: setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
-                for name, setting in self.tensors.items()
-            }
         if self.decomposition != MIXED:
             get_format(self.decomposition)
         for name in ("sequence_length", "batch_size", "max_sweeps", "refinement_steps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        for name, allowed in (
-            ("execution", EXECUTIONS),
-            ("calibration_memory", CALIBRATION_MEMORY),
-            ("rank_search", RANK_SEARCHES),
-        ):
+        for name, allowed in (("execution", EXECUTIONS), ("calibration_memory", CALIBRATION_MEMORY)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        get_rank_search(self.rank_search)
         if self.loss_aware and self.activation_aware is False:
             raise ValueError("loss_aware=True needs calibration data, which activation_aware=False leaves out")
-        self._check_search()
+        self._check_search(self.method)
         self._check_size()
+        self._check_accelerator()
         for name in ("modules", "exclude"):
-            patterns = getattr(self, name)
-            if isinstance(patterns, str) or (patterns is not None and not all(isinstance(p, str) for p in patterns)):
-                raise ValueError(f"{name} must be a list of regular expressions, got {patterns!r}")
+            _check_patterns(name, getattr(self, name))
+
+    def _check_search(self, method: RankSearch) -> None:
+        search = f"rank_search={self.rank_search!r}"
+        if self.rank is not None and not method.takes_rank:
+            raise ValueError(f"{search} finds the ranks: leave out rank, got {self.rank!r}")
+        if self.shape is not None and not method.takes_shape:
+            raise ValueError(f"{search} finds the shapes: leave out shape, got {self.shape!r}")
+        if self.decomposition == MIXED and not method.mixes_formats:
+            mixing = " or ".join(f"rank_search={own.name!r}" for own in RANK_SEARCHES.values() if own.mixes_formats)
+            raise ValueError(f"decomposition='mixed' needs {mixing}, got {self.rank_search!r}")
+        if method.needs_calibration and self.activation_aware is False:
+            raise ValueError(f"{search} needs calibration data, which activation_aware=False leaves out")
 
     def _check_size(self) -> None:
         sizes = {name: getattr(self, name) for name in (*TARGETS, "rank")}
         given = [name for name, value in sizes.items() if value is not None]
-        if self.tensors is None and len(given) != 1 and (given or self.rank_search not in ("pareto", "supernet")):
+        if len(given) > 1 or not (given or self.method.budget_optional):
             values = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
-            raise ValueError(f"give exactly one of {', '.join(TARGETS)} and rank, got {values}")
+            raise ValueError(f"give exactly one of {', '.join(sizes)}, got {values}")
         for name in TARGETS:
-            value = sizes[name]
-            for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
-                _check_target(name, number)
-            if isinstance(value, (list, tuple)) and (not value or len(set(value)) != len(value)):
-                raise ValueError(f"{name} must be one number, or a list of different ones, got {value!r}")
+            _check_target(name, sizes[name])
 
-    def _check_search(self) -> None:
-        search = self.rank_search
-        if self.rank is not None and search not in ("uniform", "manual"):
-            raise ValueError(f"rank_search={search!r} finds the ranks: leave out rank, got {self.rank!r}")
-        if self.target_latency is not None and search == "pareto":
-            raise ValueError("target_latency is a budget of the whole network: use another rank_search than 'pareto'")
-        if self.shape is not None and search == "pareto":
-            raise ValueError(f"rank_search='pareto' finds the shapes: leave out shape, got {self.shape!r}")
-        if self.decomposition == MIXED and search != "sensitivity":
-            raise ValueError(f"decomposition='mixed' needs rank_search='sensitivity', got {search!r}")
-        if search == "sensitivity" and self.activation_aware is False:
-            raise ValueError("rank_search='sensitivity' needs calibration data, which activation_aware=False leaves out")
-        needs = {"rank_search='pareto'": search == "pareto", "cost_table": self.cost_table is not None}
-        needs |= {name: getattr(self, name) is not None for name in ("target_edp_ratio", "target_latency")}
-        for name, given in needs.items():
-            if given and self.accelerator is None:
+    def _check_accelerator(self) -> None:
+        needs = {f"rank_search={self.rank_search!r}": self.method.needs_table, "cost_table": self.cost_table is not None}
+        needs |= {name: getattr(self, name) is not None for name in TARGETS if name != "target_params_ratio"}
+        for name, needed in needs.items():
+            if needed and self.accelerator is None:
                 raise ValueError(f"{name} needs an accelerator, got accelerator=None")
 
-    def single(self, name: str) -> float | None:
-        """The value of a target, which must be one number.
+    @property
+    def method(self) -> RankSearch:
+        """The rank-search method asked for."""
+        return get_rank_search(self.rank_search)
 
-        Raises:
-            ValueError: if it is a list.
-        """
-        value: float | list[float] | None = getattr(self, name)
-        if isinstance(value, (list, tuple)):
-            raise ValueError(
-                f"{name}={list(value)} asks for several variants: find them with search_ranks, then compress with one of them"
-            )
-        return value
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Names of the formats that a tensor may get."""
+        return tuple(FORMATS) if self.decomposition == MIXED else (self.decomposition,)
 
     @property
     def budget_name(self) -> str | None:
@@ -199,8 +162,12 @@ class HeatConfig(QuantizationConfigMixin):
 
     def require_one_budget(self) -> None:
         """Raise ValueError if several variants are asked for."""
-        if self.budget_name is not None:
-            self.single(self.budget_name)
+        value = None if self.budget_name is None else getattr(self, self.budget_name)
+        if isinstance(value, (list, tuple)):
+            raise ValueError(
+                f"{self.budget_name}={list(value)} asks for several variants: find them with search_ranks, "
+                "then compress with one of them"
+            )
 
     @property
     def tokens(self) -> int:
@@ -214,41 +181,38 @@ class HeatConfig(QuantizationConfigMixin):
 
     @property
     def uses_gradients(self) -> bool:
-        """Whether the model's gradients on calibration data, if there is any, are used."""
+        """Whether the projection uses the model's gradients on calibration data, if there is any."""
         return self.uses_calibration and self.loss_aware is not False
+
+    @property
+    def collects_gradients(self) -> bool:
+        """Whether the projection or the search reads them."""
+        return self.uses_gradients or self.method.needs_calibration
 
     @property
     def solver(self) -> Solver:
         """Limits of the iterative decompositions."""
         return Solver(seed=self.seed, max_sweeps=self.max_sweeps, refinement_steps=self.refinement_steps)
 
-    def for_matrix(self, option: str, rows: int, columns: int) -> Any:  # noqa: ANN401
-        """The value of `shape` or `rank` for a matrix of M×N; None if a mapping does not mention the size."""
-        value = getattr(self, option)
-        return value.get(f"{rows}x{columns}") if isinstance(value, Mapping) else value
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without options left at None."""
-        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.tensors is not None:
-            data["tensors"] = {name: setting.to_dict() for name, setting in self.tensors.items()}
+        data = {"quant_method": METHOD, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}}
         return {name: value for name, value in data.items() if value is not None}
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Read what `to_dict` wrote.
 
-        Raises:
-            ValueError: if the method is not "heat" or an option is unknown (written by a newer version).
-        """
-        data = {**config_dict, **kwargs}
-        if data.pop("quant_method", METHOD) != METHOD:
-            raise ValueError(f"quant_method must be {METHOD!r}, got {config_dict['quant_method']!r}")
-        unknown = set(data) - {f.name for f in dataclasses.fields(cls) if f.init}
-        if unknown:
-            raise ValueError(
-                f"unknown options {sorted(unknown)} in a heat quantization_config "
-                f"(written by heat_hf {data.get('heat_version', 'unknown')}, this is {package_version()})"
-            )
-        config = cls(**data)
-        return (config, {}) if return_unused_kwargs else config
+def _check_target(name: str, value: Any) -> None:  # noqa: ANN401
+    if isinstance(value, (list, tuple)) and (not value or len(set(value)) != len(value)):
+        raise ValueError(f"{name} must be one number, or a list of different ones, got {value!r}")
+    numbers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    for number in numbers:
+        real = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if name == "target_latency":
+            if not real or not 0 < number < math.inf:
+                raise ValueError(f"{name} must be a positive number of seconds, got {number!r}")
+        elif not real or not 0 < number < 1:
+            raise ValueError(f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {number!r}")
+
+
+def _check_patterns(name: str, patterns: Any) -> None:  # noqa: ANN401
+    if isinstance(patterns, str) or (patterns is not None and not all(isinstance(p, str) for p in patterns)):
+        raise ValueError(f"{name} must be a list of regular expressions, got {patterns!r}")

@@ -13,13 +13,13 @@ from transformers import TrainerState
 
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.encoders.checkpoints.folder import save_compressed
+from heat_hf.encoders.checkpoints.names import STATE_NAME
 from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
 from heat_hf.evaluation.tasks import task_of
 from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.figures.distillation import draw_training
 
-STATE_NAME = "trainer_state.json"  # as Trainer's checkpoints have it
 CURVES_NAME = "training.png"
 
 

@@ -1,4 +1,4 @@
-"""What a layer or a whole model costs on an accelerator, dense and factorized."""
+"""What a whole model costs on an accelerator, dense and factorized."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from heat_hf.compression.config import HeatConfig
 from heat_hf.encoders.checkpoints.names import METHOD
+from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import BLOCKS, block_pattern, factorized_layers, resolve_names, runs
 from heat_hf.formats.layer import FactorizedLinear
-from heat_hf.formats.setting import Execution, TensorSetting
-from heat_hf.hardware import load_accelerator
-from heat_hf.hardware.cascade import CascadeCost, cost_gemm, cost_plan, join, least_edp
-from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.mapping import Gemm
+from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.analytic import AnalyticModel
+from heat_hf.hardware.cascade import Cascade, cost_gemm, join
+from heat_hf.hardware.gemm import Gemm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,40 +29,8 @@ if TYPE_CHECKING:
 EXTRAS = ("attention", "embeddings", "elementwise")
 
 
-def reporting_mapper(config: HeatConfig) -> Mapper | None:
-    """The mapper for what a configuration's reports and budgets are about; None without an accelerator.
-
-    Ranks found by ratio are often odd, so operands may be filled up with zeros.
-    """
-    return None if config.accelerator is None else Mapper(load_accelerator(config.accelerator), padding=True)
-
-
-def cost_setting(setting: TensorSetting, tokens: int, mapper: Mapper, fused: bool = True) -> CascadeCost:
-    """The cost of a factorized layer: the least over contraction path and mapping (paper, Eq. 2: min_m min_p).
-
-    With execution "auto", the MAC-optimal path and the one that rebuilds W′ first are both tried; else the setting's own.
-
-    Raises:
-        ValueError: if a step has no mapping.
-    """
-    ways: tuple[Execution, ...] = ("contract", "reconstruct") if setting.execution == "auto" else (setting.execution,)
-    plans = [replace(setting, execution=way).plan(tokens) for way in ways]
-    if len(plans) == 2 and plans[0].all_steps == plans[1].all_steps:
-        plans.pop()
-    best = cost_plan(plans[0], mapper, fused)
-    for plan in plans[1:]:
-        if least_edp(plan, mapper) < best.edp:
-            best = min(best, cost_plan(plan, mapper, fused), key=lambda cost: cost.edp)
-    return best
-
-
-def cost_linear(rows: int, columns: int, tokens: int, mapper: Mapper) -> CascadeCost:
-    """The cost of a dense layer with an M×N matrix of `rows` outputs and `columns` inputs."""
-    return cost_gemm(Gemm(tokens, rows, columns), mapper, f"dense {rows}x{columns}")
-
-
 @dataclass(frozen=True)
-class LayerCost:
+class CostedLayer:
     """A layer of a model.
 
     Attributes:
@@ -78,12 +46,12 @@ class LayerCost:
     what: str
     size: str
     repeats: int
-    cost: CascadeCost
-    dense: CascadeCost
+    cost: Cascade
+    dense: Cascade
 
 
 @dataclass(frozen=True)
-class ModelCost:
+class CostedModel:
     """A model's forward pass: energies and times add over layers, EDP = ΣE·ΣT (paper, section 2.2.2).
 
     Attributes:
@@ -95,15 +63,15 @@ class ModelCost:
     name: str
     sequence_length: int
     batch_size: int
-    layers: tuple[LayerCost, ...]
+    layers: tuple[CostedLayer, ...]
 
     @cached_property
-    def total(self) -> CascadeCost:
+    def total(self) -> Cascade:
         """All layers one after the other."""
         return join(layer.cost for layer in self.layers for _ in range(layer.repeats))
 
     @cached_property
-    def dense(self) -> CascadeCost:
+    def dense(self) -> Cascade:
         """The same with every factorized layer dense."""
         return join(layer.dense for layer in self.layers for _ in range(layer.repeats))
 
@@ -113,25 +81,23 @@ class ModelCost:
         return any(layer.cost is not layer.dense for layer in self.layers)
 
 
-def cost_model(
+def model_cost(
     model: PreTrainedModel | str | os.PathLike[str],
-    mapper: Mapper,
+    costs: AnalyticModel,
     sequence_length: int,
     batch_size: int = 1,
     count: Collection[str] = (),
-    fused: bool = True,
-) -> ModelCost:
+) -> CostedModel:
     """The cost of a model's encoder linears, dense or factorized.
 
     Of a checkpoint only its config.json is read.
 
     Args:
         model: a model object, a checkpoint folder, or a Hub id.
-        mapper: the accelerator's mapper.
+        costs: of the accelerator.
         sequence_length: tokens of a sequence.
         batch_size: sequences of a forward pass.
         count: also count what the paper's sum leaves out, any of `EXTRAS`.
-        fused: keep intermediates of factorized layers on chip where that pays.
 
     Raises:
         ValueError: for an unknown model family, a size below 1, or something unknown in `count`.
@@ -146,13 +112,13 @@ def cost_model(
     loaded, settings = _settings(model) if isinstance(model, (str, os.PathLike)) else (model, {})
     tokens = sequence_length * batch_size
     layers = []
-    for name, (rows, columns, setting) in _matrices(loaded, settings).items():
-        dense = cost_linear(rows, columns, tokens, mapper)
-        cost = dense if setting is None else cost_setting(setting, tokens, mapper, fused)
+    for name, (size, setting) in _matrices(loaded, settings).items():
+        dense = costs.cascade_of(size, tokens)
+        cost = dense if setting is None else costs.cascade_of(setting, tokens)
         what = "dense" if setting is None else setting.format
-        layers.append(LayerCost(name, what, f"{rows}x{columns}", runs(loaded.config, name), cost, dense))
-    layers += _extras(loaded.config, mapper, sequence_length, batch_size, count)
-    return ModelCost(str(loaded.config._name_or_path or type(loaded).__name__), sequence_length, batch_size, tuple(layers))
+        layers.append(CostedLayer(name, what, str(size), runs(loaded.config, name), cost, dense))
+    layers += _extras(loaded.config, costs, sequence_length, batch_size, count)
+    return CostedModel(str(loaded.config._name_or_path or type(loaded).__name__), sequence_length, batch_size, tuple(layers))
 
 
 def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str, TensorSetting]]:
@@ -167,27 +133,29 @@ def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str
         del config.quantization_config
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    tensors = (HeatConfig.from_dict(quantization).tensors or {}) if quantization else {}
+    tensors = FactorizedConfig.from_dict(quantization).tensors if quantization else {}
     names = resolve_names(model, tensors)
     return model, {names[name]: setting for name, setting in tensors.items() if name in names}
 
 
 def _matrices(
     model: PreTrainedModel, settings: Mapping[str, TensorSetting]
-) -> dict[str, tuple[int, int, TensorSetting | None]]:
-    """Rows, columns and setting, if there is one, of every encoder linear and every factorized layer."""
+) -> dict[str, tuple[MatrixSize, TensorSetting | None]]:
+    """Size and setting, if there is one, of every encoder linear and every factorized layer."""
     family = model.config.model_type in BLOCKS
     blocks = block_pattern(model) if family or not (settings or factorized_layers(model)) else r"(?!)"
-    found: dict[str, tuple[int, int, TensorSetting | None]] = {}
+    matrices: dict[str, tuple[MatrixSize, TensorSetting | None]] = {}
     for name, module in model.named_modules():
         if isinstance(module, FactorizedLinear):
-            found[name] = (module.out_features, module.in_features, module.setting)
+            matrices[name] = MatrixSize.of(module), module.setting
         elif isinstance(module, nn.Linear) and (name in settings or re.search(blocks, name)):
-            found[name] = (module.out_features, module.in_features, settings.get(name))
-    return found
+            matrices[name] = MatrixSize.of(module), settings.get(name)
+    return matrices
 
 
-def _extras(config: PreTrainedConfig, mapper: Mapper, length: int, batch: int, count: Collection[str]) -> list[LayerCost]:
+def _extras(
+    config: PreTrainedConfig, costs: AnalyticModel, length: int, batch: int, count: Collection[str]
+) -> list[CostedLayer]:
     """Layers beside the linears, as products: element-wise ones have a multiply-accumulate for each operand of an element."""
     hidden, heads, blocks = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or config.hidden_dim
@@ -206,6 +174,6 @@ def _extras(config: PreTrainedConfig, mapper: Mapper, length: int, batch: int, c
         if what in count:
             # Element by element, either operand may be the one that takes the weights' way.
             ways = (gemm, replace(gemm, M=gemm.N, N=gemm.M)) if gemm.N == 1 else (gemm,)
-            cost = min((cost_gemm(way, mapper, name) for way in ways), key=lambda cost: cost.edp)
-            layers.append(LayerCost(name, what, str(gemm), repeats, cost, cost))
+            cost = min((cost_gemm(way, costs.mapper, name) for way in ways), key=lambda cost: cost.edp)
+            layers.append(CostedLayer(name, what, str(gemm), repeats, cost, cost))
     return layers

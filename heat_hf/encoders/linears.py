@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from heat_hf.formats.layer import FactorizedLinear
 
@@ -88,9 +90,19 @@ def _matching(argument: str, pattern: str, names: Iterable[str]) -> list[str]:
     return found
 
 
-def matrix_size(linear: nn.Linear) -> str:
-    """Extents of a layer's matrix, output × input features, as "384x1536"."""
-    return f"{linear.out_features}x{linear.in_features}"
+def weights_digest(linears: Mapping[str, nn.Linear]) -> str:
+    """Digest of the weights of several layers, in their order; names do not matter."""
+    digest = hashlib.sha256()
+    for linear in linears.values():
+        digest_tensor(digest, linear.weight)
+    return digest.hexdigest()[:16]
+
+
+def digest_tensor(digest: Any, tensor: Tensor) -> None:  # noqa: ANN401
+    """Feed a tensor's extents, type and bytes to a digest of hashlib."""
+    values = tensor.detach().cpu().contiguous()
+    digest.update(f"{tuple(values.shape)} {values.dtype}".encode())
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def runs(config: PreTrainedConfig, name: str) -> int:

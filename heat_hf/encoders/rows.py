@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CALIBRATION_MEMORY = ("model", "layer")  # the second moments held at a time: of the whole model, or of one Transformer block
 _BUILDERS = {".txt": "text", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 

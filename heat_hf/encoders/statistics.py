@@ -1,92 +1,196 @@
-"""Second moments of linear layers on calibration data: C of their inputs, and G of the model's gradients at their outputs."""
+"""What calibration data says of linear layers: C of their inputs, and G of the model's gradients at their outputs.
+
+Collected once, in one pass over the data, and handed on: searches, projections and reports read the same `Statistics`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
-from heat_hf.encoders.batches import Batch, model_inputs
+from heat_hf.encoders.batches import Batch, data_digest, model_inputs, sequences
+from heat_hf.encoders.checkpoints.storage import atomic_file
+from heat_hf.encoders.linears import digest_tensor
 from heat_hf.encoders.signals import output_signals, random_probe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 GRADIENT_ROWS = 1024  # a backward pass costs as much as two forward passes, and G needs fewer rows than C
+FILE_VERSION = "1"
 
 
-class _Collector:
-    """Adds up xᵀx over the rows of every layer's inputs; layers fed the same tensor share one sum."""
+@dataclass(frozen=True)
+class Statistics:
+    """Second moments of layers on calibration data, and of what they were taken.
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self.modules = modules
-        self.sums: dict[str, Tensor] = {}
-        self.rows: dict[str, int] = {}
-        self.leader: dict[str, str] = {}
-        self.mask: Tensor | None = None
-        self.fed: dict[int, tuple[Tensor, str]] = {}  # keeps the tensors alive, so that their ids stay theirs
+    With g the gradient at one token of the square root of the divergence (`heat_hf.encoders.signals`), G = E Σ_tokens g gᵀ over
+    sequences. If a layer's weight is off by Δ, the model's outputs diverge by ½ tr(G Δ C Δᵀ) on average, to second order
+    and with inputs and gradients taken as independent. No labels are used.
 
-    def hook(self, name: str) -> Any:  # noqa: ANN401
-        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            if name not in self.leader:
-                self.leader[name] = self.fed.setdefault(id(x), (x, name))[1]
-            if self.leader[name] == name:
-                self._add(name, x)
-
-        return add
-
-    def _add(self, name: str, x: Tensor) -> None:
-        if self.mask is not None and x.shape[:-1] == self.mask.shape:
-            x = x[self.mask]
-        flat = x.reshape(-1, x.shape[-1]).float()
-        product = (flat.T @ flat).double()
-        self.sums[name] = self.sums[name].add_(product) if name in self.sums else product
-        self.rows[name] = self.rows.get(name, 0) + len(flat)
-
-    def moments(self) -> dict[str, Tensor]:
-        unused = [name for name in self.modules if name not in self.leader]
-        if unused:
-            raise ValueError(f"the calibration data never reaches {unused[0]!r} ({len(unused)} such layers)")
-        means = {name: total / self.rows[name] for name, total in self.sums.items()}
-        return {name: means[self.leader[name]] for name in self.modules}
-
-
-def collect_second_moments(
-    model: PreTrainedModel, modules: Mapping[str, nn.Module], batches: Sequence[Batch] | Iterable[Batch]
-) -> dict[str, Tensor]:
-    """Second moments of the inputs of `modules` over all tokens of the batches that are not padding.
-
-    Args:
-        model: runs the batches, in evaluation mode.
-        modules: layers of the model, by name.
-        batches: model inputs; an `attention_mask` marks padding.
-
-    Returns:
-        C = E[xxᵀ], float64, N×N, for every name; layers with the same input share one tensor.
-
-    Raises:
-        ValueError: if a layer is never reached, or a moment is not finite.
+    Attributes:
+        second_moments: module name → C = E[xxᵀ] of its inputs over all tokens that are not padding, N×N, float64; layers with
+            the same input share one tensor.
+        output_moments: module name → G, M×M, float64; empty where gradients were not asked for.
+        rows: sequences of the data.
+        data_digest: of the batches.
+        model_digest: of the model's parameters.
+        seed: of the random directions in output space.
     """
-    collector = _Collector(modules)
+
+    second_moments: Mapping[str, Tensor]
+    output_moments: Mapping[str, Tensor]
+    rows: int
+    data_digest: str
+    model_digest: str
+    seed: int = 0
+
+    @classmethod
+    def collect(
+        cls,
+        model: PreTrainedModel,
+        modules: Mapping[str, nn.Module],
+        batches: Sequence[Batch],
+        gradients: bool = True,
+        seed: int = 0,
+    ) -> Statistics:
+        """Run every batch once; the gradients of about `GRADIENT_ROWS` sequences, evenly spread, are taken on the way.
+
+        Args:
+            model: a dense model; run in evaluation mode.
+            modules: layers of the model, by name.
+            batches: model inputs; an `attention_mask` marks padding.
+            gradients: whether G is needed.
+            seed: of the random directions in output space.
+
+        Raises:
+            ValueError: if a layer is never reached, or a moment is not finite.
+        """
+        batches = list(batches)
+        inputs, outputs = _Inputs(), _Outputs(seed)
+        probed = _spread(batches, GRADIENT_ROWS) if gradients else frozenset()
+        _run(model, modules, batches, inputs, outputs, probed)
+        return cls(
+            inputs.moments(modules),
+            outputs.moments(modules) if gradients else {},
+            sum(map(sequences, batches)),
+            data_digest(batches),
+            model_digest(model),
+            seed,
+        )
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether there is a G for every layer."""
+        return set(self.second_moments) == set(self.output_moments)
+
+    def moments(self, name: str, gradients: bool = True) -> tuple[Tensor, Tensor | None]:
+        """C and, if asked for, G of a layer."""
+        return self.second_moments[name], self.output_moments[name] if gradients else None
+
+    def require(self, model: PreTrainedModel, names: Sequence[str], gradients: bool) -> None:
+        """Make sure that these are the statistics of a model's layers.
+
+        Raises:
+            ValueError: if they are of another model, lack a layer, or lack gradients that are needed.
+        """
+        digest = model_digest(model)
+        if self.model_digest != digest:
+            raise ValueError(
+                f"the statistics are of another model: its digest is {self.model_digest}, this model's is {digest}"
+            )
+        missing = [name for name in names if name not in self.second_moments]
+        if missing:
+            raise ValueError(
+                f"the statistics lack {missing[0]!r} ({len(missing)} such layers): collect them with these modules"
+            )
+        if gradients and not self.has_gradients:
+            raise ValueError("the statistics have no gradients: collect them with loss_aware left at None or True")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file; it appears whole or not at all. Moments that layers share are stored once.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        first: dict[int, str] = {}
+        shared = {name: first.setdefault(id(moment), name) for name, moment in self.second_moments.items()}
+        tensors = {f"C.{name}": self.second_moments[name].contiguous() for name in first.values()}
+        tensors |= {f"G.{name}": moment.contiguous() for name, moment in self.output_moments.items()}
+        about = {"rows": self.rows, "data_digest": self.data_digest, "model_digest": self.model_digest, "seed": self.seed}
+        header = {"heat_statistics": FILE_VERSION, "about": json.dumps(about), "shared": json.dumps(shared)}
+        with atomic_file(path) as file:
+            save_file(tensors, file, metadata=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds no statistics, or is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no statistics file {path}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                header = file.metadata() or {}
+                if header.get("heat_statistics") != FILE_VERSION:
+                    raise ValueError(f"{path} holds no statistics of version {FILE_VERSION}: collect them again")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            shared = json.loads(header["shared"])
+            second = {name: tensors[f"C.{leader}"] for name, leader in shared.items()}
+            output = {name[2:]: moment for name, moment in tensors.items() if name.startswith("G.")}
+            return cls(second, {name: output[name] for name in shared if name in output}, **json.loads(header["about"]))
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged, or holds no statistics: {error}") from error
+
+
+def model_digest(model: nn.Module) -> str:
+    """Digest of all parameters, in their order; names do not matter."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest_tensor(digest, parameter)
+    return digest.hexdigest()[:16]
+
+
+def _run(
+    model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
+    batches: Sequence[Batch],
+    inputs: _Inputs,
+    outputs: _Outputs,
+    probed: frozenset[int],
+) -> None:
     training, device = model.training, model.device
     model.eval()
-    with ExitStack() as stack, torch.no_grad():
-        for name, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(collector.hook(name)).remove)
+    with ExitStack() as stack:
         stack.callback(model.train, training)
-        for batch in tqdm(batches, desc="Calibrating", unit="batch"):
-            inputs = model_inputs(batch, device)
-            collector.mask = _padding_mask(inputs)
-            model(**inputs)
-            collector.fed.clear()
-    moments = collector.moments()
-    for name, moment in moments.items():
-        if not torch.isfinite(moment).all():
-            raise ValueError(f"the calibration inputs of {name!r} are not finite")
-    return moments
+        for name, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(inputs.hook(name)).remove)
+            stack.callback(module.register_forward_hook(outputs.hook(name)).remove)
+        for number, batch in enumerate(tqdm(batches, desc="Calibrating", unit="batch")):
+            given = model_inputs(batch, device)
+            inputs.mask = outputs.mask = _padding_mask(given)
+            with torch.set_grad_enabled(number in probed):
+                answer = model(**given)
+                if number in probed:
+                    outputs.add(output_signals(answer, given, model.config), sequences(batch))
+            inputs.seen.clear()
 
 
 def _padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -94,67 +198,92 @@ def _padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 
 
-def collect_output_moments(
-    model: PreTrainedModel, modules: Mapping[str, nn.Module], batches: Sequence[Batch], seed: int = 0
-) -> dict[str, Tensor]:
-    """Second moments of the gradients of the model's outputs at the outputs of `modules`: what the outputs mind.
-
-    With g the gradient at one token of the square root of the divergence (`heat_hf.encoders.signals`), G = E Σ_tokens g gᵀ over
-    sequences. If a layer's weight is off by Δ, the model's outputs diverge by ½ tr(G Δ C Δᵀ) on average, to second order
-    and with inputs and gradients taken as independent. No labels are used.
-
-    Args:
-        model: a dense model; run in evaluation mode.
-        modules: layers of the model, by name.
-        batches: model inputs; about `GRADIENT_ROWS` sequences of them, evenly spread, are used.
-        seed: of the random directions in output space.
-
-    Returns:
-        G, float64, M×M, for every name.
-
-    Raises:
-        ValueError: if a layer is never reached, or a moment is not finite.
-    """
-    batches = _spread(list(batches), GRADIENT_ROWS)
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, Tensor] = {}
-    training, device = model.training, model.device
-    model.eval()
-    outputs: list[tuple[str, Tensor]] = []
-
-    def keep(name: str) -> Any:  # noqa: ANN401
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            # Where parameters are frozen, nothing before this has a graph; it starts here.
-            outputs.append((name, output if output.requires_grad else output.requires_grad_()))
-
-        return hook
-
-    with ExitStack() as stack, torch.enable_grad():
-        stack.callback(model.train, training)
-        for name, module in modules.items():
-            stack.callback(module.register_forward_hook(keep(name)).remove)
-        for batch in tqdm(batches, desc="Calibrating gradients", unit="batch"):
-            inputs = model_inputs(batch, device)
-            mask = _padding_mask(inputs)
-            probe = random_probe(output_signals(model(**inputs), inputs, model.config), generator)
-            reached = [output for _, output in outputs]
-            gradients = torch.autograd.grad(probe, reached, allow_unused=True) if reached else ()
-            for (name, _), gradient in zip(outputs, gradients, strict=True):
-                if gradient is None:  # a layer that the outputs do not depend on
-                    continue  # type: ignore[unreachable]
-                rows = gradient[mask] if mask is not None and gradient.shape[:-1] == mask.shape else gradient
-                flat = rows.reshape(-1, rows.shape[-1]).float()
-                sums[name] = sums.get(name, 0) + (flat.T @ flat).double()
-            outputs.clear()
-    lost = [name for name in modules if name not in sums or not torch.isfinite(sums[name]).all()]
-    if lost:
-        raise ValueError(f"the model's outputs have no finite gradient at {lost[0]!r} ({len(lost)} such layers)")
-    sequences = sum(len(next(iter(batch.values()))) for batch in batches)
-    return {name: sums[name] / sequences for name in modules}
+def _outer(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
+    """Σ x xᵀ over the rows that are not padding, and their number."""
+    if mask is not None and rows.shape[:-1] == mask.shape:
+        rows = rows[mask]
+    flat = rows.reshape(-1, rows.shape[-1]).float()
+    return (flat.T @ flat).double(), len(flat)
 
 
-def _spread(batches: list[Batch], rows: int) -> list[Batch]:
-    """Batches with about so many rows together, evenly spread: they are often sorted by length."""
-    total = sum(len(next(iter(batch.values()))) for batch in batches)
+@dataclass
+class _Inputs:
+    """Adds up x xᵀ over the rows of every layer's inputs; layers fed the same tensor share one sum."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    leader: dict[str, str] = field(default_factory=dict)
+    seen: dict[int, tuple[Tensor, str]] = field(default_factory=dict)  # keeps tensors alive, so that their ids stay theirs
+    mask: Tensor | None = None
+
+    def hook(self, name: str) -> Callable[..., None]:
+        """To be called before the layer."""
+
+        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            if name not in self.leader:
+                self.leader[name] = self.seen.setdefault(id(x), (x, name))[1]
+            if self.leader[name] == name:
+                product, rows = _outer(x.detach(), self.mask)
+                self.sums[name] = self.sums[name].add_(product) if name in self.sums else product
+                self.rows[name] = self.rows.get(name, 0) + rows
+
+        return add
+
+    def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """C of every layer."""
+        unused = [name for name in modules if name not in self.leader]
+        if unused:
+            raise ValueError(f"the calibration data never reaches {unused[0]!r} ({len(unused)} such layers)")
+        means = {name: total / self.rows[name] for name, total in self.sums.items()}
+        for name, moment in means.items():
+            if not torch.isfinite(moment).all():
+                raise ValueError(f"the calibration inputs of {name!r} are not finite")
+        return {name: means[self.leader[name]] for name in modules}
+
+
+class _Outputs:
+    """Adds up g gᵀ over the rows of the gradients at every layer's outputs."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.sums: dict[str, Tensor] = {}
+        self.sequences = 0
+        self.reached: list[tuple[str, Tensor]] = []
+        self.mask: Tensor | None = None
+
+    def hook(self, name: str) -> Callable[..., None]:
+        """To be called after the layer."""
+
+        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+            if torch.is_grad_enabled():
+                # Where parameters are frozen, nothing before this has a graph; it starts here.
+                self.reached.append((name, output if output.requires_grad else output.requires_grad_()))
+
+        return keep
+
+    def add(self, signals: Any, sequences: int) -> None:  # noqa: ANN401
+        """Take the gradients of the forward pass that just ran."""
+        probe = random_probe(signals, self.generator)
+        outputs = [output for _, output in self.reached]
+        gradients = torch.autograd.grad(probe, outputs, allow_unused=True) if outputs else ()
+        for (name, _), gradient in zip(self.reached, gradients, strict=True):
+            if gradient is None:  # a layer that the outputs do not depend on
+                continue  # type: ignore[unreachable]
+            self.sums[name] = self.sums.get(name, 0) + _outer(gradient, self.mask)[0]
+        self.reached.clear()
+        self.sequences += sequences
+
+    def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """G of every layer."""
+        lost = [name for name in modules if name not in self.sums or not torch.isfinite(self.sums[name]).all()]
+        if lost:
+            raise ValueError(f"the model's outputs have no finite gradient at {lost[0]!r} ({len(lost)} such layers)")
+        return {name: self.sums[name] / self.sequences for name in modules}
+
+
+def _spread(batches: Sequence[Batch], rows: int) -> frozenset[int]:
+    """Numbers of batches with about so many rows together, evenly spread: they are often sorted by length."""
+    total = sum(map(sequences, batches))
     count = max(1, round(len(batches) * min(1.0, rows / max(1, total))))
-    return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
+    return frozenset((2 * i + 1) * len(batches) // (2 * count) for i in range(count))

@@ -1,23 +1,18 @@
-"""Factorization formats: how a weight matrix is written as a product of small cores."""
+"""Factorization formats: how a weight matrix is written as a product of small cores. Importing them loads no torch."""
 
 from __future__ import annotations
 
-from heat_hf.formats.base import (
-    Factorization,
-    Format,
-    Rank,
-    Subscripts,
-    match_variance,
-)
+from heat_hf.formats.base import Format, Rank, Subscripts
 from heat_hf.formats.cp import CP
 from heat_hf.formats.low_rank import LowRank
-from heat_hf.formats.projection import relative_error
+from heat_hf.formats.monarch import Monarch
 from heat_hf.formats.shape import TensorShape, balanced_factors
+from heat_hf.formats.size import MatrixSize
 from heat_hf.formats.solver import Solver
 from heat_hf.formats.ttm import TTM
 from heat_hf.formats.tucker import Tucker
 
-FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), CP(), Tucker(), TTM())}
+FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), CP(), Tucker(), TTM(), Monarch())}
 
 
 def get_format(name: str) -> Format:
@@ -35,9 +30,10 @@ __all__ = [
     "CP",
     "FORMATS",
     "TTM",
-    "Factorization",
     "Format",
     "LowRank",
+    "MatrixSize",
+    "Monarch",
     "Rank",
     "Solver",
     "Subscripts",
@@ -45,6 +41,4 @@ __all__ = [
     "Tucker",
     "balanced_factors",
     "get_format",
-    "match_variance",
-    "relative_error",
 ]

@@ -1,7 +1,7 @@
 """What a factorization format is: a few questions, from whose answers everything else in the package is derived.
 
 A format says which (shape, rank) pairs are valid, how many slices its ranks have at most, which extents its cores have,
-which einsum indices each core carries, and how a tensor is decomposed. Parameter counts, the contraction of
+which einsum indices each core carries, and how a tensor is factorized. Parameter counts, the contraction of
 y = x·Wᵀ, the reconstruction of W, and truncation to smaller ranks follow from these in one place, here.
 """
 
@@ -11,15 +11,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from opt_einsum import get_symbol
-from torch import Tensor
 
-from heat_hf.formats.projection import OUTPUT_DAMPING, refine, relative_error, square_roots
-from heat_hf.formats.shape import TensorShape
+from heat_hf.formats.shape import TensorShape, folded
 from heat_hf.formats.solver import Solver
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rank = tuple[int, ...]
 TOKENS = get_symbol(0)
@@ -35,32 +35,20 @@ class Subscripts:
     cores: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Factorization:
-    """Result of a decomposition.
-
-    Attributes:
-        cores: the core tensors, in the order and with the extents of `Format.core_shapes`, in the matrix's dtype.
-        relative_error: ‖W − W′‖_F / ‖W‖_F.
-        output_error: ‖(W − W′)C^{1/2}‖_F / ‖W C^{1/2}‖_F, the relative error of the layer's outputs on the calibration
-            inputs; None without them.
-        sweeps: iterations done; 0 for a closed form.
-        converged: False if an iterative method stopped at its limit of sweeps.
-    """
-
-    cores: tuple[Tensor, ...]
-    relative_error: float
-    output_error: float | None = None
-    sweeps: int = 0
-    converged: bool = True
-
-
 class Format(ABC):
-    """A way to write a tensor as a product of cores. Subclass it and add one line to `heat_hf.formats.FORMATS`."""
+    """A way to write a tensor as a product of cores. Subclass it and add one line to `heat_hf.formats.FORMATS`.
+
+    The contract: W′ is the einsum of its cores. An index may lie in any number of cores, at most once in each: rank indices
+    link cores, and mode indices may be shared, too (the blocks of a block-diagonal core, the elements of a Hadamard product).
+    Every mode index lies in some core. What is derived from a shared index follows from `subscripts` alone: see `whitens`.
+    Importing a format loads neither torch nor TensorLy: what computes is imported inside `factorize` and `losses`.
+    """
 
     name: ClassVar[str]
     paired_modes: ClassVar[bool] = False
     """Whether the k-th row mode and the k-th column mode share a core, in a chain; modes of extent 1 then fill gaps."""
+    iterative: ClassVar[bool] = False
+    """Whether the errors of many ranks take sweeps, rather than one factorization."""
 
     @abstractmethod
     def max_rank(self, shape: TensorShape) -> Rank:
@@ -79,11 +67,46 @@ class Format(ABC):
         """The tensorization used when the user names none."""
 
     @abstractmethod
-    def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+    def factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
         """Decompose a float64 tensor of extents `shape.modes`: the cores, the sweeps done, whether they converged."""
+
+    def losses(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+        """‖W − W′‖_F² of a float64 matrix for each rank. Overridden where one factorization gives all of them."""
+        tensor, lost = matrix.reshape(shape.modes), []
+        for rank in ranks:
+            cores, _, _ = self.factorize(tensor, shape, rank, solver)
+            lost.append(float((matrix - self.reconstruct(cores, shape)).square().sum()))
+        return lost
+
+    def manual_shape(self, rows: int, columns: int) -> TensorShape:
+        """What people choose by hand, to compare with (paper, section 3.2); by default the format's own shape."""
+        return self.default_shape(rows, columns)
 
     def check_shape(self, shape: TensorShape) -> None:  # noqa: B027
         """Raise ValueError if this format cannot use the shape. By default any shape is fine."""
+
+    def optimal(self, shape: TensorShape) -> bool:
+        """Whether `factorize` finds the global optimum of ‖X − X′‖_F for this shape; by default it does not promise that."""
+        return False
+
+    def whitens(self, shape: TensorShape) -> tuple[bool, bool]:
+        """Whether rows, and whether columns, may be multiplied with a root before factorizing, and with its inverse after.
+
+        The inverse can be taken into a core only where the side is one mode, and its index lies in that core alone. Elsewhere
+        the calibrated projection descends from the plain solution.
+        """
+        subscripts = self.subscripts(shape)
+        sides = ((subscripts.rows, shape.out_modes), (subscripts.columns, shape.in_modes))
+        rows, columns = (
+            not folded(modes) and sum(self.long_index(side, modes) in core for core in subscripts.cores) == 1
+            for side, modes in sides
+        )
+        return rows, columns
+
+    @staticmethod
+    def long_index(side: str, modes: Sequence[int]) -> str:
+        """The einsum index of a side's longest mode."""
+        return max(zip(side, modes, strict=True), key=lambda pair: pair[1])[0]
 
     def parse_rank(self, shape: TensorShape, rank: object) -> Rank:
         """Read a rank and check it against the bounds of `shape`.
@@ -141,6 +164,8 @@ class Format(ABC):
 
     def reconstruct(self, cores: Sequence[Tensor], shape: TensorShape) -> Tensor:
         """The M×N matrix W′ that the cores stand for."""
+        import torch
+
         return torch.einsum(self.reconstruction_equation(shape), *cores).reshape(shape.rows, shape.columns)
 
     def truncate(self, cores: Sequence[Tensor], shape: TensorShape, rank: Rank) -> tuple[Tensor, ...]:
@@ -167,184 +192,6 @@ class Format(ABC):
             fits = self.parameters(shape, self.uniform_rank(shape, middle)) <= max_parameters
             low, high = (middle, high) if fits else (low, middle - 1)
         return self.uniform_rank(shape, low)
-
-    def decompose(
-        self,
-        weight: Tensor,
-        shape: TensorShape,
-        rank: object,
-        solver: Solver | None = None,
-        second_moment: Tensor | None = None,
-        output_moment: Tensor | None = None,
-    ) -> Factorization:
-        """Find cores that minimise ‖W − W′‖_F, or ‖G^{1/2}(W − W′)C^{1/2}‖_F where C or G are known.
-
-        This is the layer-wise projection of the paper's section 2.2.3; with C it projects the layer's outputs instead of its
-        weights, with G as well the model's outputs, to second order.
-
-        Args:
-            weight: W, M×N, finite.
-            shape: tensorization shape of W.
-            rank: a valid rank, see `parse_rank`.
-            solver: limits of the iterative methods.
-            second_moment: C = E[xxᵀ] of the layer's inputs x, N×N, symmetric positive semi-definite.
-            output_moment: G, second moment of the model's outputs' gradients at the layer's outputs, M×M, likewise.
-
-        Returns:
-            The cores in W's dtype and on its device, of equal root mean square, and the errors reached.
-
-        Raises:
-            ValueError: if the shape or rank do not fit, or W, C or G hold NaN or infinity.
-        """
-        solver = solver or Solver()
-        shape.require(*weight.shape)
-        rank = self.parse_rank(shape, rank)
-        require_finite("weight", weight)
-        matrix = weight.detach().double()
-        if not matrix.any():
-            return Factorization(tuple(weight.new_zeros(extents) for extents in self.core_shapes(shape, rank)), 0.0)
-        second_moment, output_moment = (
-            None if moment is None else require_finite(name, moment).to(matrix)
-            for name, moment in (("second_moment", second_moment), ("output_moment", output_moment))
-        )
-        cores, sweeps, converged = self._project(matrix, second_moment, output_moment, shape, rank, solver)
-        stored = tuple(core.to(weight.dtype).contiguous() for core in balanced(cores))
-        return Factorization(stored, *self.errors(matrix, stored, shape, second_moment), sweeps, converged)
-
-    def rank_errors(
-        self, weight: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver | None = None
-    ) -> list[float]:
-        """‖W − W′‖_F / ‖W‖_F of many ranks, much faster than one decomposition for each (paper, Fig. 7).
-
-        Exact where `decompose` has a closed form. Where it iterates, this is a little above what that reaches: Tucker has the
-        error of the truncated HOSVD, CP that after a few sweeps.
-
-        Args:
-            weight: W, M×N, finite, on the device to compute on.
-            shape: tensorization shape of W.
-            ranks: valid ranks.
-            solver: limits of the iterative methods.
-
-        Raises:
-            ValueError: if the shape or a rank do not fit, or W holds NaN or infinity.
-        """
-        shape.require(*weight.shape)
-        checked = [self.parse_rank(shape, rank) for rank in ranks]
-        require_finite("weight", weight)
-        matrix = weight.detach().double()
-        whole = float(matrix.square().sum())
-        if not ranks or whole == 0.0:
-            return [0.0] * len(ranks)
-        lost = self._lost(matrix, shape, checked, solver or Solver())
-        return [math.sqrt(max(0.0, value) / whole) for value in lost]
-
-    def _lost(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
-        """‖W − W′‖_F² for each rank. Overridden where one factorization gives all of them."""
-        whole = float(matrix.square().sum())
-        return [self.decompose(matrix, shape, rank, solver).relative_error ** 2 * whole for rank in ranks]
-
-    def errors(
-        self, weight: Tensor, cores: Sequence[Tensor], shape: TensorShape, second_moment: Tensor | None = None
-    ) -> tuple[float, float | None]:
-        """Relative error of W′ and, with C, of the layer's outputs; see `Factorization`."""
-        restored = self.reconstruct(cores, shape)
-        output = None if second_moment is None else relative_error(weight, restored, second_moment)
-        return relative_error(weight, restored), output
-
-    def _project(
-        self,
-        matrix: Tensor,
-        second_moment: Tensor | None,
-        output_moment: Tensor | None,
-        shape: TensorShape,
-        rank: Rank,
-        solver: Solver,
-    ) -> tuple[list[Tensor], int, bool]:
-        """Minimise ‖G^{1/2}(W − W′)C^{1/2}‖_F.
-
-        Where a side of the matrix is one mode, whitening that mode makes this the plain problem, with its exact methods:
-        decompose G^{1/2} W C^{1/2} and take the inverse roots out of the cores that carry the modes. For low rank this is the
-        closed form. Folded sides mix under their root; there the solution without it is refined by descent.
-        """
-        whitened, inverses = whiten(matrix, second_moment, output_moment, shape)
-        cores, sweeps, converged = self._factorize(whitened.reshape(shape.modes), shape, rank, solver)
-        subscripts = self.subscripts(shape)
-        for index, inverse in zip((subscripts.rows, subscripts.columns), inverses, strict=True):
-            if inverse is not None:
-                cores = self._apply(cores, shape, index, inverse)
-        moments = (output_moment, second_moment)
-        if any(moment is not None and inverse is None for moment, inverse in zip(moments, inverses, strict=True)):
-            rebuild = lambda candidate: self.reconstruct(candidate, shape)  # noqa: E731
-            cores = refine(rebuild, cores, matrix, second_moment, solver, output_moment)
-        return cores, sweeps, converged
-
-    def _apply(self, cores: list[Tensor], shape: TensorShape, side: str, factor: Tensor) -> list[Tensor]:
-        """Cores of the matrix multiplied with a symmetric factor at a side that has a single mode longer than 1.
-
-        Args:
-            cores: of the matrix.
-            shape: its tensorization shape.
-            side: einsum indices of the side's modes.
-            factor: as many rows and columns as the side is long.
-        """
-        subscripts = self.subscripts(shape)
-        extents = dict(zip(subscripts.rows + subscripts.columns, shape.modes, strict=True))
-        index = max(side, key=extents.__getitem__)
-        position, axis = next((k, s.index(index)) for k, s in enumerate(subscripts.cores) if index in s)
-        moved = torch.tensordot(cores[position], factor, dims=([axis], [0])).movedim(-1, axis)
-        return [*cores[:position], moved, *cores[position + 1 :]]
-
-
-def whiten(
-    matrix: Tensor, second_moment: Tensor | None, output_moment: Tensor | None, shape: TensorShape
-) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
-    """G^{1/2} W C^{1/2}, less the roots of sides that are folded, and the inverses of the roots taken (rows, columns)."""
-    rows_inverse = columns_inverse = None
-    if output_moment is not None and sum(extent > 1 for extent in shape.out_modes) <= 1:
-        root, rows_inverse = square_roots(output_moment, OUTPUT_DAMPING)
-        matrix = root @ matrix
-    if second_moment is not None and sum(extent > 1 for extent in shape.in_modes) <= 1:
-        root, columns_inverse = square_roots(second_moment)
-        matrix = matrix @ root
-    return matrix, (rows_inverse, columns_inverse)
-
-
-def require_finite(name: str, tensor: Tensor) -> Tensor:
-    """The tensor; raises ValueError if it holds NaN or infinity."""
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} holds NaN or infinite values; it cannot be decomposed")
-    return tensor
-
-
-def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the cores to equal root mean square, keeping their product.
-
-    None over- or underflows a short dtype, and an optimizer whose steps are alike for all entries, as Adam's are, changes all
-    cores by the same share: with equal norms, the large entries of a small core make its steps too short and the small entries
-    of a large core theirs too long.
-    """
-    sizes = [float(core.square().mean().sqrt()) for core in cores]
-    if min(sizes) == 0.0:
-        return list(cores)
-    mean = math.exp(sum(map(math.log, sizes)) / len(sizes))
-    return [core * (mean / size) for core, size in zip(cores, sizes, strict=True)]
-
-
-def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-r approximation of M×N as (M, r) and (r, N), the singular values shared evenly, descending."""
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vh[:rank]
-
-
-def match_variance(weight: Tensor, cores: Sequence[Tensor], format: Format, shape: TensorShape) -> tuple[Tensor, ...]:
-    """Scale the cores so that W′ has the variance of W: a factor √(Var W / Var W′) (paper, section 2.2.2).
-
-    The product is linear in each core, so the factor goes into the first one.
-    """
-    variance = format.reconstruct(cores, shape).double().var()
-    scale = torch.sqrt(weight.detach().double().var() / variance) if variance > 0 else torch.ones(())
-    return (cores[0] * scale.to(cores[0]), *cores[1:])
 
 
 def letters(count: int, start: int = 1) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from heat_hf.formats import Factorization
+from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 
 DEFAULT_TOKENS = 128

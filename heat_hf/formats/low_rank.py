@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from heat_hf.formats.base import Format, Rank, Subscripts, truncated_svd
+from heat_hf.formats.base import Format, Rank, Subscripts
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
-from heat_hf.formats.spectra import matrix_losses
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LowRank(Format):
@@ -38,9 +39,19 @@ class LowRank(Format):
         """The matrix itself."""
         return TensorShape.matrix(rows, columns)
 
-    def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+    def optimal(self, shape: TensorShape) -> bool:
+        """Eckart and Young."""
+        return True
+
+    def factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+        """The truncated SVD."""
+        from heat_hf.formats.spectra import truncated_svd
+
         return [*truncated_svd(tensor, rank[0])], 0, True
 
-    def _lost(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+    def losses(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+        """The tails of the spectrum."""
+        from heat_hf.formats.spectra import matrix_losses
+
         lost = matrix_losses(matrix)
         return [float(lost[rank[0]]) for rank in ranks]

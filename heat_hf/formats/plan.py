@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Path = Literal["optimal", "left-to-right", "reconstruct"]
 PATHS = get_args(Path)
@@ -195,6 +195,8 @@ def _run(steps: Sequence[Step], operands: dict[int, Tensor], bias: Tensor | None
 
 
 def _run_step(step: Step, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    import torch  # to plan and cost a contraction takes no torch
+
     if step.kernel == "einsum":
         result = torch.einsum(step.equation, left, right)
         return result if bias is None else result + bias.reshape(result.shape[1:])

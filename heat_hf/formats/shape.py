@@ -124,6 +124,11 @@ class TensorShape:
         return cls(flat[:split], flat[split:])
 
 
+def folded(modes: Sequence[int]) -> bool:
+    """Whether a side of a matrix is folded: into several modes longer than 1."""
+    return sum(extent > 1 for extent in modes) > 1
+
+
 def balanced_factors(extent: int, count: int) -> tuple[int, ...]:
     """Write `extent` as a product of `count` factors, as close to each other as its divisors allow, ascending.
 

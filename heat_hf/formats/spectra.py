@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
 
 def matrix_losses(matrix: Tensor) -> Tensor:
-    """Element r is ‖X − X_r‖_F² of the best rank-r approximation, from the smaller Gram matrix: exact to about 1e-15·‖X‖²."""
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return tails(torch.linalg.eigvalsh(gram).clamp_min(0).flip(0))
+    """Element r is ‖X − X_r‖_F² of the best rank-r approximation, from the smaller Gram matrix: exact to about 1e-15·‖X‖².
+
+    Of a batch of matrices, for each.
+    """
+    gram = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+    return tails(torch.linalg.eigvalsh(gram).clamp_min(0).flip(-1))
 
 
 def tails(spectrum: Tensor) -> Tensor:
     """Element r is what rank r loses: the sum of all squared singular values but the first r."""
-    return torch.cat([spectrum.flip(0).cumsum(0).flip(0), spectrum.new_zeros(1)])
+    return torch.cat([spectrum.flip(-1).cumsum(-1).flip(-1), spectrum.new_zeros(*spectrum.shape[:-1], 1)], dim=-1)
 
 
 def principal_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,3 +31,34 @@ def principal_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(matrix.T @ matrix)
     values = values.clamp_min(0).flip(0)
     return values, values.sqrt()[:, None] * vectors.flip(1).T
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best rank-r approximation of M×N as (M, r) and (r, N), the singular values shared evenly, descending.
+
+    Of a batch of matrices, for each.
+    """
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    root = s[..., :rank].sqrt()
+    return u[..., :rank] * root[..., None, :], root[..., :, None] * vh[..., :rank, :]
+
+
+def train_losses(rest: Tensor, pairs: Sequence[int], ranks: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
+    """What TT-SVD loses for each rank: the tail of the first cut, and, by orthogonality, what the rest then loses.
+
+    Args:
+        rest: first core's (r₀·m₁n₁) rows × the columns of all others.
+        pairs: m_k·n_k of the others.
+        ranks: sorted ranks, one entry for each cut.
+    """
+    if len(pairs) == 1:
+        lost = matrix_losses(rest)
+        return {rank: float(lost[min(rank[0], len(lost) - 1)]) for rank in ranks}
+    spectrum, projected = principal_rows(rest)
+    lost = tails(spectrum)
+    found: dict[tuple[int, ...], float] = {}
+    for first, group in groupby(ranks, key=lambda rank: rank[0]):
+        kept = projected[:first]
+        later = train_losses(kept.reshape(len(kept) * pairs[0], -1), pairs[1:], [rank[1:] for rank in group])
+        found |= {(first, *rank): float(lost[min(first, len(lost) - 1)]) + value for rank, value in later.items()}
+    return found

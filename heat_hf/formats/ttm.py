@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from heat_hf.formats.base import Format, Rank, Subscripts, letters
 from heat_hf.formats.shape import TensorShape, balanced_factors
 from heat_hf.formats.solver import Solver
-from heat_hf.formats.spectra import matrix_losses, principal_rows, tails
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TTM(Format):
@@ -60,7 +60,16 @@ class TTM(Format):
         """Two pairs of modes, as even as the extents allow, the smaller row mode with the larger column mode."""
         return TensorShape(balanced_factors(rows, 2), balanced_factors(columns, 2)[::-1])
 
-    def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+    def manual_shape(self, rows: int, columns: int) -> TensorShape:
+        """Three even modes on either side, ascending on one and descending on the other."""
+        return TensorShape(balanced_factors(rows, 3), balanced_factors(columns, 3)[::-1])
+
+    def optimal(self, shape: TensorShape) -> bool:
+        """Of one cut, the SVD; of several, TT-SVD is near the optimum."""
+        return len(shape.out_modes) <= 2
+
+    def factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+        """TT-SVD."""
         import tensorly as tl
         from tensorly.decomposition import tensor_train_matrix
 
@@ -69,33 +78,15 @@ class TTM(Format):
         cores = [core.reshape(extents) for core, extents in zip(train, self.core_shapes(shape, rank), strict=True)]
         return cores, 0, True
 
-    def _lost(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+    def losses(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+        """What each cut loses, and then the rest."""
+        from heat_hf.formats.spectra import train_losses
+
         count = len(shape.out_modes)
         if count == 1:
             return [0.0] * len(ranks)
         order = [mode for k in range(count) for mode in (k, count + k)]
         paired = matrix.reshape(shape.modes).permute(order)
         pairs = [m * n for m, n in zip(shape.out_modes, shape.in_modes, strict=True)]
-        lost = _train_losses(paired.reshape(pairs[0], -1), pairs[1:], sorted(set(ranks)))
+        lost = train_losses(paired.reshape(pairs[0], -1), pairs[1:], sorted(set(ranks)))
         return [lost[rank] for rank in ranks]
-
-
-def _train_losses(rest: Tensor, pairs: Sequence[int], ranks: Sequence[Rank]) -> dict[Rank, float]:
-    """What TT-SVD loses for each rank: the tail of the first cut, and, by orthogonality, what the rest then loses.
-
-    Args:
-        rest: first core's (r₀·m₁n₁) rows × the columns of all others.
-        pairs: m_k·n_k of the others.
-        ranks: sorted ranks, one entry for each cut.
-    """
-    if len(pairs) == 1:
-        lost = matrix_losses(rest)
-        return {rank: float(lost[min(rank[0], len(lost) - 1)]) for rank in ranks}
-    spectrum, projected = principal_rows(rest)
-    lost = tails(spectrum)
-    found: dict[Rank, float] = {}
-    for first, group in groupby(ranks, key=lambda rank: rank[0]):
-        kept = projected[:first]
-        later = _train_losses(kept.reshape(len(kept) * pairs[0], -1), pairs[1:], [rank[1:] for rank in group])
-        found |= {(first, *rank): float(lost[min(first, len(lost) - 1)]) + value for rank, value in later.items()}
-    return found

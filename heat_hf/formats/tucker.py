@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from heat_hf.formats.base import Format, Rank, Subscripts, letters
-from heat_hf.formats.shape import TensorShape, fold_shorter_side
+from heat_hf.formats.shape import TensorShape, balanced_factors, fold_shorter_side
 from heat_hf.formats.solver import Solver
-from heat_hf.formats.spectra import principal_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Tucker(Format):
@@ -50,7 +50,16 @@ class Tucker(Format):
         """Order 3, the shorter side folded."""
         return fold_shorter_side(rows, columns)
 
-    def _factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+    def manual_shape(self, rows: int, columns: int) -> TensorShape:
+        """Three even modes on either side, ascending on one and descending on the other."""
+        return TensorShape(balanced_factors(rows, 3), balanced_factors(columns, 3)[::-1])
+
+    def optimal(self, shape: TensorShape) -> bool:
+        """Of a matrix, the SVD."""
+        return shape.order == 2
+
+    def factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
+        """HOSVD, then HOOI."""
         import tensorly as tl
         from tensorly.decomposition import tucker
 
@@ -66,8 +75,12 @@ class Tucker(Format):
             )
         return [core, *factors], len(errors), len(errors) < solver.max_sweeps
 
-    def _lost(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
+    def losses(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
         """From the whole core of the HOSVD: its factors are orthonormal, so what a rank keeps is the corner's energy."""
+        import torch
+
+        from heat_hf.formats.spectra import principal_rows
+
         core = matrix.reshape(shape.modes)
         for mode in range(shape.order):
             unfolded = core.movedim(mode, 0)

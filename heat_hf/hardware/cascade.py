@@ -15,24 +15,26 @@ from functools import cached_property
 
 from heat_hf.formats.base import TOKENS
 from heat_hf.formats.plan import ContractionPlan, Step
+from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.gemm import Gemm, MappedGemm
 from heat_hf.hardware.lattice import divisors
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.mapping import Cost, Gemm, shared_level
+from heat_hf.hardware.mapping import shared_level
 
 
 @dataclass(frozen=True)
-class StepCost:
+class CascadeStep:
     """One step of a cascade.
 
     Attributes:
         name: the step's einsum, or what else it is.
-        cost: its best mapping.
+        mapped: its best mapping.
         repeats: how often it runs: once for each tile.
         inputs_from, weights_from, outputs_to: names of the levels outside which nothing moves.
     """
 
     name: str
-    cost: Cost
+    mapped: MappedGemm
     repeats: int
     inputs_from: str
     weights_from: str
@@ -40,7 +42,7 @@ class StepCost:
 
 
 @dataclass(frozen=True)
-class CascadeCost:
+class Cascade:
     """Steps that run one after the other: energies and times add, EDP = ΣE·ΣT (paper, section 2.2.2).
 
     Attributes:
@@ -48,18 +50,18 @@ class CascadeCost:
         clock_hz: cycles a second.
     """
 
-    steps: tuple[StepCost, ...]
+    steps: tuple[CascadeStep, ...]
     clock_hz: float
 
     @cached_property
     def energy_pJ(self) -> float:  # noqa: N802 - the unit's own spelling
         """Energy."""
-        return sum(step.repeats * step.cost.energy_pJ for step in self.steps)
+        return sum(step.repeats * step.mapped.energy_pJ for step in self.steps)
 
     @cached_property
     def cycles(self) -> int:
         """Cycles."""
-        return sum(step.repeats * step.cost.cycles for step in self.steps)
+        return sum(step.repeats * step.mapped.cycles for step in self.steps)
 
     @property
     def seconds(self) -> float:
@@ -67,14 +69,19 @@ class CascadeCost:
         return self.cycles / self.clock_hz
 
     @property
+    def cost(self) -> Cost:
+        """Time and energy."""
+        return Cost(self.seconds, self.energy_pJ)
+
+    @property
     def edp(self) -> float:
         """Energy-delay product in J·s."""
-        return self.energy_pJ * 1e-12 * self.seconds
+        return self.cost.edp
 
     @property
     def utilization(self) -> float:
         """Useful MACs over what the array could do in the time."""
-        useful = sum(step.repeats * step.cost.utilization * step.cost.cycles for step in self.steps)
+        useful = sum(step.repeats * step.mapped.utilization * step.mapped.cycles for step in self.steps)
         return useful / self.cycles
 
     @property
@@ -82,7 +89,7 @@ class CascadeCost:
         """Level → tensor → reads, fills and updates in words, over all steps."""
         total: dict[str, dict[str, dict[str, float]]] = {}
         for step in self.steps:
-            for level, tensors in step.cost.accesses.items():
+            for level, tensors in step.mapped.accesses.items():
                 for tensor, counts in tensors.items():
                     own = total.setdefault(level, {}).setdefault(tensor, dict.fromkeys(counts, 0.0))
                     for kind, words in counts.items():
@@ -94,7 +101,7 @@ class CascadeCost:
         """Level, or "MAC" → energy."""
         total: dict[str, float] = {}
         for step in self.steps:
-            for level, energy in step.cost.energy_by_level_pJ.items():
+            for level, energy in step.mapped.energy_by_level_pJ.items():
                 total[level] = total.get(level, 0.0) + step.repeats * energy
         return total
 
@@ -103,12 +110,12 @@ class CascadeCost:
         """Level whose ports, or "MAC" where arithmetic, took the time → cycles."""
         total: dict[str, int] = {}
         for step in self.steps:
-            name = step.cost.bottleneck
-            total[name] = total.get(name, 0) + step.repeats * step.cost.cycles
+            name = step.mapped.bottleneck
+            total[name] = total.get(name, 0) + step.repeats * step.mapped.cycles
         return total
 
 
-def join(parts: Iterable[CascadeCost]) -> CascadeCost:
+def join(parts: Iterable[Cascade]) -> Cascade:
     """Cascades that run one after the other on one accelerator.
 
     Raises:
@@ -120,12 +127,12 @@ def join(parts: Iterable[CascadeCost]) -> CascadeCost:
     return replace(found[0], steps=tuple(step for part in found for step in part.steps))
 
 
-def cost_gemm(gemm: Gemm, mapper: Mapper, name: str = "") -> CascadeCost:
+def cost_gemm(gemm: Gemm, mapper: Mapper, name: str = "") -> Cascade:
     """A single product as a cascade of one step, operands and result in DRAM."""
     return _cascade([_step_cost(name or str(gemm), gemm, mapper)], mapper)
 
 
-def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> CascadeCost:
+def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Cascade:
     """The cost of a contraction plan's forward pass.
 
     An operand comes from DRAM once for each tile of a step that reads it: once, if nothing is tiled.
@@ -138,7 +145,7 @@ def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Casc
     Raises:
         ValueError: if a step has no mapping.
     """
-    whole = _Cascade(plan.steps, mapper)
+    whole = _Fusion(plan.steps, mapper)
     if not fused or len(plan.steps) == 1:
         return whole.cost(frozenset())
     best = whole.best()
@@ -152,10 +159,10 @@ def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Casc
 
 def least_edp(plan: ContractionPlan, mapper: Mapper) -> float:
     """A lower bound of a plan's EDP in J·s without a search: every step at its floor, every intermediate on chip."""
-    cascade = _Cascade(plan.steps, mapper)
+    cascade = _Fusion(plan.steps, mapper)
     floors = [_floor(cascade.gemm(i, frozenset(cascade.edges)), mapper) for i in range(len(cascade.steps))]
     energy, cycles = (math.fsum(values) for values in zip(*floors, strict=True))
-    return energy * 1e-12 * cycles / mapper.accelerator.clock_hz
+    return Cost(cycles / mapper.accelerator.clock_hz, energy).edp
 
 
 def _floor(gemm: Gemm, mapper: Mapper) -> tuple[float, float]:
@@ -166,17 +173,17 @@ def _floor(gemm: Gemm, mapper: Mapper) -> tuple[float, float]:
     return min(energies), min(cycles)
 
 
-def _tilings(steps: Sequence[Step], mapper: Mapper) -> list[_Cascade]:
+def _tilings(steps: Sequence[Step], mapper: Mapper) -> list[_Fusion]:
     """Ways to cut a cascade along an index of the result so that all intermediates fit, the least DRAM traffic first."""
     found = []
     for index in steps[-1].result_indices:
-        cut = (_Cascade(steps, mapper, index, tiles) for tiles in sorted(divisors(steps[-1].extents[index]))[1:])
+        cut = (_Fusion(steps, mapper, index, tiles) for tiles in sorted(divisors(steps[-1].extents[index]))[1:])
         fitting = (tiled for tiled in cut if tiled.fits(frozenset(tiled.edges)))
         found += list(itertools.islice(fitting, 2))
     return sorted(found, key=lambda tiled: tiled.outside)
 
 
-class _Cascade:
+class _Fusion:
     """Steps of a plan, cut into tiles along one index; steps without the index run once, before the others."""
 
     def __init__(self, steps: Sequence[Step], mapper: Mapper, index: str = TOKENS, tiles: int = 1) -> None:
@@ -247,7 +254,7 @@ class _Cascade:
                 return False
         return True
 
-    def best(self) -> CascadeCost:
+    def best(self) -> Cascade:
         """The cascade with the intermediates on chip whose place there pays.
 
         Begins with every largest set that fits, and takes out the largest while it takes too much room from tiles.
@@ -272,11 +279,11 @@ class _Cascade:
             sets = list({kept - {n} for kept in sets if kept not in fitting for n in kept})
         return found
 
-    def cost(self, kept: frozenset[int]) -> CascadeCost:
+    def cost(self, kept: frozenset[int]) -> Cascade:
         """The cascade with some intermediates on chip."""
         return _cascade([self._step(i, kept) for i in range(len(self.steps))], self.mapper)
 
-    def _step(self, position: int, kept: frozenset[int]) -> StepCost:
+    def _step(self, position: int, kept: frozenset[int]) -> CascadeStep:
         repeats = self.tiles if self.tiled(position) else 1
         return _step_cost(self.steps[position].equation, self.gemm(position, kept), self.mapper, repeats)
 
@@ -298,14 +305,14 @@ def _cut(step: Step, index: str, tiles: int) -> Step:
     return replace(step, extents={i: e // tiles if i == index else e for i, e in step.extents.items()})
 
 
-def _step_cost(name: str, gemm: Gemm, mapper: Mapper, repeats: int = 1) -> StepCost:
+def _step_cost(name: str, gemm: Gemm, mapper: Mapper, repeats: int = 1) -> CascadeStep:
     levels = mapper.accelerator.levels
     shared = shared_level(mapper.accelerator)
     places = [
         levels[shared or 0].name if tensor in gemm.on_chip else levels[0].name for tensor in ("inputs", "weights", "outputs")
     ]
-    return StepCost(name, mapper.cost(gemm), repeats, *places)
+    return CascadeStep(name, mapper.map(gemm), repeats, *places)
 
 
-def _cascade(steps: Sequence[StepCost], mapper: Mapper) -> CascadeCost:
-    return CascadeCost(tuple(steps), mapper.accelerator.clock_hz)
+def _cascade(steps: Sequence[CascadeStep], mapper: Mapper) -> Cascade:
+    return Cascade(tuple(steps), mapper.accelerator.clock_hz)

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
+from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
 from heat_hf.hardware.lattice import divisors
-from heat_hf.hardware.mapping import REUSE, Cost, Gemm, Loop
 from heat_hf.hardware.spec import TENSORS, Accelerator, Constraints, Level, Spatial
 
 INDICES = {"inputs": "BMK", "weights": "BKN", "outputs": "BMN"}
@@ -22,7 +22,7 @@ Files = dict[str, str]
 Fields = dict[str, Any]
 
 
-def export_timeloop(cost: Cost, accelerator: Accelerator, constraints: str | None = None) -> Files:
+def export_timeloop(cost: MappedGemm, accelerator: Accelerator, constraints: str | None = None) -> Files:
     """Files for Timeloop 3.0.3, by name: architecture, energies, product, mapping and mapping space.
 
     Args:
@@ -49,7 +49,7 @@ def export_timeloop(cost: Cost, accelerator: Accelerator, constraints: str | Non
     }
 
 
-def export_accelforge(cost: Cost, accelerator: Accelerator) -> Files:
+def export_accelforge(cost: MappedGemm, accelerator: Accelerator) -> Files:
     """Files for AccelForge 1.0, by name: architecture, workload and mapping.
 
     Args:
@@ -72,13 +72,13 @@ def export_accelforge(cost: Cost, accelerator: Accelerator) -> Files:
     }
 
 
-EXPORTS: dict[str, Callable[[Cost, Accelerator, str | None], Files]] = {
+EXPORTS: dict[str, Callable[[MappedGemm, Accelerator, str | None], Files]] = {
     "timeloop": export_timeloop,
     "accelforge": lambda cost, accelerator, _: export_accelforge(cost, accelerator),  # its mapper takes no such constraints
 }
 
 
-def _check(cost: Cost, accelerator: Accelerator, tool: str) -> None:
+def _check(cost: MappedGemm, accelerator: Accelerator, tool: str) -> None:
     if cost.gemm.on_chip or cost.gemm.reserved:
         raise ValueError(f"{tool} takes a product by itself; this one is a step of a fused cascade: cost it unfused")
     for name in (name for level in accelerator.levels for name in (level.name, *(spatial.name for spatial in level.spatial))):
@@ -86,7 +86,7 @@ def _check(cost: Cost, accelerator: Accelerator, tool: str) -> None:
             raise ValueError(f"{tool} needs names of letters, digits and _; {accelerator.name} has {name!r}")
 
 
-def _note(tool: str, command: str, cost: Cost, accelerator: Accelerator) -> str:
+def _note(tool: str, command: str, cost: MappedGemm, accelerator: Accelerator) -> str:
     text = f"""Input of {tool}: {cost.gemm} on {accelerator.name} ({accelerator.digest}). Run
     {command}
 and compare with ours: {cost.energy_pJ:.6g} pJ, {cost.cycles} cycles, EDP {cost.edp:.6g} J*s.
@@ -174,7 +174,7 @@ def _keeping(level: Level) -> Fields:
     return {"target": level.name, "type": "datatype"} | {k: [tensor.capitalize() for tensor in v] for k, v in sides.items()}
 
 
-def _directives(cost: Cost, accelerator: Accelerator) -> Iterator[Fields]:
+def _directives(cost: MappedGemm, accelerator: Accelerator) -> Iterator[Fields]:
     """Timeloop's mapping: permutations from the inside out, every dimension named, a fan-out's loops at the level above it."""
     for level in accelerator.levels:
         own = [loop for loop in reversed(cost.loops) if loop.level == level.name and loop.extent > 1]
@@ -266,7 +266,7 @@ def _workload(gemm: Gemm, accelerator: Accelerator) -> Fields:
     return {"iteration_space_shape": bounds, "bits_per_value": widths, "einsums": einsums}
 
 
-def _nodes(cost: Cost, accelerator: Accelerator) -> list[_Tagged]:
+def _nodes(cost: MappedGemm, accelerator: Accelerator) -> list[_Tagged]:
     """AccelForge's mapping. A tensor stays during loops that its storage is outside of, so storage moves outwards past them.
 
     Spatial loops come before the temporal ones of their level, which storage further in may then move past too.

@@ -20,8 +20,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
 from heat_hf.hardware.lattice import AXES, Array, divisors, prime_factors
-from heat_hf.hardware.mapping import REUSE, Cost, Gemm, Loop, Traffic, evaluate
+from heat_hf.hardware.mapping import Traffic, evaluate
 from heat_hf.hardware.spec import Accelerator, Constraints
 from heat_hf.hardware.sweep import Choices, Sweep, spatial_choices
 
@@ -65,10 +66,15 @@ class Mapper:
         self.rules = None if constraints is None else accelerator.rules(constraints)
         self.objective = objective
         self.padding = padding
-        self._known: dict[Gemm, Cost] = {}
+        self._known: dict[Gemm, MappedGemm] = {}
+        self._cache = cache
         self._disk = None if cache is None else _Disk(Path(cache))
 
-    def cost(self, gemm: Gemm) -> Cost:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes open the cache themselves."""
+        return Mapper, (self.accelerator, self.constraints, self.objective, self.padding, self._cache)
+
+    def map(self, gemm: Gemm) -> MappedGemm:
         """The best mapping of a product.
 
         Raises:
@@ -82,7 +88,7 @@ class Mapper:
         """Energy and cycles below which no mapping of a product can be, without a search."""
         return _least(gemm, self.accelerator)
 
-    def _search(self, gemm: Gemm) -> Cost:
+    def _search(self, gemm: Gemm) -> MappedGemm:
         find = search_padded if self.padding else search
         cost = find(gemm, self.accelerator, self.rules, self.objective)
         if self._disk:
@@ -90,7 +96,7 @@ class Mapper:
             self._disk.put(self._key(gemm), json.dumps([padded, cost.loops, cost.bound]))
         return cost
 
-    def _recall(self, gemm: Gemm) -> Cost | None:
+    def _recall(self, gemm: Gemm) -> MappedGemm | None:
         text = self._disk.get(self._key(gemm)) if self._disk else None
         if text is None:
             return None
@@ -118,7 +124,9 @@ class _Disk:
         self.connection.execute("INSERT OR REPLACE INTO mappings VALUES (?, ?)", (key, mapping))
 
 
-def search(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None, objective: Objective = "edp") -> Cost:
+def search(
+    gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None, objective: Objective = "edp"
+) -> MappedGemm:
     """The best mapping with factors that divide the product's extents.
 
     Args:
@@ -130,7 +138,7 @@ def search(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None
     Raises:
         ValueError: if no mapping fits; the message names the level.
     """
-    best: Cost | None = None
+    best: MappedGemm | None = None
     score = proved = (math.inf, math.inf)
     least_energy, _ = _least(gemm, accelerator)
     for busy, choices in spatial_choices(gemm, accelerator, constraints).by_use(CHOICES):
@@ -235,7 +243,7 @@ def padded_extents(extent: int, sizes: Sequence[int]) -> list[int]:
 
 def search_padded(
     gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None, objective: Objective = "edp"
-) -> Cost:
+) -> MappedGemm:
     """The best mapping of the product, or of a larger one whose operands are filled up with zeros.
 
     Odd extents leave copies of the hardware idle when factors must divide them; padding pays with useless work instead. The
@@ -263,7 +271,7 @@ def search_padded(
     return _useful(best, gemm, accelerator)
 
 
-def _useful(cost: Cost, gemm: Gemm, accelerator: Accelerator) -> Cost:
+def _useful(cost: MappedGemm, gemm: Gemm, accelerator: Accelerator) -> MappedGemm:
     """The cost with the utilization by the MACs of the product before padding."""
     return replace(cost, utilization=gemm.macs / (cost.cycles * accelerator.macs))
 

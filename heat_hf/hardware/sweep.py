@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
 from heat_hf.hardware.lattice import AXES, Array, Lattice, Tile, divisors
-from heat_hf.hardware.mapping import REUSE, Cost, Gemm, Loop, Traffic, evaluate
+from heat_hf.hardware.mapping import Traffic, evaluate
 from heat_hf.hardware.spec import Accelerator, Constraints, Spatial
 
 
@@ -315,7 +316,7 @@ class Sweep:
         order = sorted(AXES, key=lambda dimension: state != MOVING and dimension == REUSE[state.tensor])
         return [Loop(self.accelerator.levels[level].name, d, factors[d]) for d in order if factors[d] > 1]
 
-    def costs(self, choice: int, floor: float) -> Iterator[Cost]:
+    def costs(self, choice: int, floor: float) -> Iterator[MappedGemm]:
         """The best mapping of one choice by energy and, if a port makes it slower than `floor` cycles, one it does not."""
         cost = evaluate(self.gemm, self.accelerator, self.trace(choice))
         yield cost

@@ -34,8 +34,8 @@ class _Outputs(nn.Module):
         self.outputs = outputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        found = self.model(**dict(zip(self.names, inputs, strict=True)))
-        return tuple(found[name] for name in self.outputs)
+        results = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(results[name] for name in self.outputs)
 
 
 def export_onnx(
@@ -63,7 +63,7 @@ def export_onnx(
     Raises:
         ImportError: if the packages of the extra "onnx" are not installed.
         OSError: if the folder cannot be written.
-        ValueError: if the model has none of the known outputs, or ONNX Runtime does not compute what the model does.
+        ValueError: if the model has none of the outputs `OUTPUTS`, or ONNX Runtime does not compute what the model does.
     """
     _require_packages()
     model = model.eval()
@@ -73,15 +73,15 @@ def export_onnx(
         outputs = tuple(name for name in OUTPUTS if name in model(**inputs))
     if not outputs:
         raise ValueError(f"{type(model).__name__} has none of the outputs {', '.join(OUTPUTS)}")
-    with atomic_directory(folder, overwrite) as place:
-        path = place / MODEL_NAME
+    with atomic_directory(folder, overwrite) as scratch:
+        path = scratch / MODEL_NAME
         with _quiet():
             _write(_Outputs(model, names, outputs).eval(), tuple(inputs[name] for name in names), path, outputs)
         config = copy.deepcopy(model.config)
         for name in ("quantization_config", "transformers_weights"):  # of the weights that are not here
             config.__dict__.pop(name, None)
-        config.save_pretrained(place)
-        tokenizer.save_pretrained(place)
+        config.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
         _check(path, tokenizer, model, outputs)
         if int8:
             _quantize(path)
@@ -125,8 +125,8 @@ class OnnxModel(nn.Module):
             "attention_mask": torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             "token_type_ids": torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids,
         }
-        feed = {own.name: given[own.name].numpy() for own in self.session.get_inputs()}
-        names = [own.name for own in self.session.get_outputs()]
+        feed = {wanted.name: given[wanted.name].numpy() for wanted in self.session.get_inputs()}
+        names = [output.name for output in self.session.get_outputs()]
         return ModelOutput(zip(names, map(torch.from_numpy, self.session.run(names, feed)), strict=True))
 
 
@@ -176,9 +176,9 @@ def _check(path: Path, tokenizer: Any, model: Any, outputs: tuple[str, ...]) -> 
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
         with torch.no_grad():
             wanted = model(**inputs.to(model.device))
-        found = exported(**inputs.to("cpu"))
+        results = exported(**inputs.to("cpu"))
         for name in outputs:
-            apart = float((found[name] - wanted[name].cpu()).abs().max())
+            apart = float((results[name] - wanted[name].cpu()).abs().max())
             if not apart <= TOLERANCE * max(1.0, float(wanted[name].abs().max())):
                 raise ValueError(f"ONNX Runtime's {name} differs from the model's by {apart:.2g}; please report it")
 

@@ -47,7 +47,7 @@ def install() -> None:
 
 
 def _register(registry: ModuleType) -> None:
-    registry.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = _LazyClass("heat_hf.compression.config", "HeatConfig")
+    registry.AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = _LazyClass("heat_hf.encoders.config", "FactorizedConfig")
     registry.AUTO_QUANTIZER_MAPPING[METHOD] = _LazyClass("heat_hf.integrations.transformers", "HeatQuantizer")
 
 

@@ -19,8 +19,8 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from heat_hf.compression.config import HeatConfig
 from heat_hf.encoders.checkpoints.names import METHOD
+from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_module
 from heat_hf.formats.layer import FactorizedLinear
 
@@ -37,7 +37,7 @@ class HeatQuantizer(HfQuantizer):
     """Builds, and takes down, the factorized layers of a model being loaded."""
 
     requires_calibration = False
-    quantization_config: HeatConfig
+    quantization_config: Any  # a FactorizedConfig of a saved model; a HeatConfig of a dense one that is to be factorized
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
         """Point Transformers to the weights file (this hook is the last to see the config before files are looked up)."""
@@ -46,11 +46,9 @@ class HeatQuantizer(HfQuantizer):
         return config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        tensors = self.quantization_config.tensors
         if not self.pre_quantized:
             return model
-        if not tensors:
-            raise ValueError("the checkpoint's quantization_config has method 'heat' but no tensors: it is damaged")
+        tensors = self.quantization_config.tensors
         for saved, name in resolve_names(model, tensors).items():
             linear = cast(nn.Linear, model.get_submodule(name))
             setting = tensors[saved]
@@ -137,7 +135,7 @@ def save_pretrained(model: PreTrainedModel, save_directory: str | os.PathLike[st
     """
     if kwargs.get("variant"):
         raise ValueError(f"variant={kwargs['variant']!r} is not supported for factorized models; save to another folder")
-    config: HeatConfig = model.config.quantization_config
+    config: FactorizedConfig = model.config.quantization_config
     push = kwargs.pop("push_to_hub", False)
     folder = Path(save_directory)
     only_adapter = getattr(model, "_hf_peft_config_loaded", False)

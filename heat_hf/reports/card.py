@@ -94,7 +94,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         tensors=len(report.tensors),
         formats=", ".join(sorted(_formats(report))),
         params_ratio=f"{report.params_ratio:.3f}",
-        gain="" if cost is None else f"{cost.dense_edp / cost.edp:.2f} times",
+        gain="" if cost is None else f"{1 / cost.ratio:.2f} times",
         accelerator=report.accelerator,
         usage=usage(origin.name, task),
         comparison=_comparison(report, evaluations),
@@ -156,7 +156,7 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
         )
         if report.hardware is not None:
             where = f"on {report.accelerator}, {report.tokens} tokens, µJ·s"
-            for label, edp in (("EDP", report.hardware.edp), ("EDP of the dense model", report.hardware.dense_edp)):
+            for label, edp in (("EDP", report.hardware.now.edp), ("EDP of the dense model", report.hardware.dense.edp)):
                 figure = float(f"{edp * 1e6:.6g}")
                 results.append(EvalResult(**about, metric_type="edp", metric_name=f"{label} {where}", metric_value=figure))
     return ModelCardData(
@@ -188,12 +188,9 @@ def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) ->
     lines += [f"| {label} | {before:,} | {after:,} | ×{after / before:.3f} |" for label, before, after in figures]
     cost = report.hardware
     if cost is not None:
-        for label, before, after in (
-            ("EDP of the encoder matrices, µJ·s", cost.dense_edp * 1e6, cost.edp * 1e6),
-            ("energy, mJ", cost.dense_energy_pJ * 1e-9, cost.energy_pJ * 1e-9),
-            ("time, ms", cost.dense_seconds * 1e3, cost.seconds * 1e3),
-        ):
-            lines.append(f"| {label} | {before:.4g} | {after:.4g} | ×{after / before:.3f} |")
+        for label, unit, before, after in cost.rows():
+            where = " of the encoder matrices" if label == "EDP" else ""
+            lines.append(f"| {label}{where}, {unit} | {before:.4g} | {after:.4g} | ×{after / before:.3f} |")
     return "\n".join(lines)
 
 

@@ -8,56 +8,69 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from heat_hf.compression.config import HeatConfig
-from heat_hf.encoders.checkpoints.names import REPORT_NAME, package_version
-from heat_hf.encoders.cost import cost_linear, cost_setting, reporting_mapper
-from heat_hf.encoders.linears import encoder_linears, runs
-from heat_hf.formats import Factorization
+from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.hardware.mapper import Mapper
+from heat_hf.hardware.cost import Cost
 from heat_hf.reports.text import text_table
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class HardwareCost:
-    """Energy and time on an accelerator, factorized and dense; of several layers, sums (paper, section 2.2.2).
+class Compared:
+    """A cost, and that of what is dense in its place.
 
     Attributes:
-        energy_pJ, seconds: of the factorized layer.
-        dense_energy_pJ, dense_seconds: of the dense layer in its place.
+        now: of the layers as they are.
+        dense: of the dense layers.
     """
 
-    energy_pJ: float  # noqa: N815 - the unit's own spelling
-    seconds: float
-    dense_energy_pJ: float  # noqa: N815
-    dense_seconds: float
+    now: Cost
+    dense: Cost
 
     @property
-    def edp(self) -> float:
-        """Energy-delay product in J·s."""
-        return self.energy_pJ * 1e-12 * self.seconds
+    def gain(self) -> str:
+        """What is left of the dense layers' EDP, or of their time where energies are not known."""
+        return f"×{self.ratio:.3f}"
 
     @property
-    def dense_edp(self) -> float:
-        """The dense layer's."""
-        return self.dense_energy_pJ * 1e-12 * self.dense_seconds
+    def ratio(self) -> float:
+        """EDP as a fraction of the dense layers'; time where energies are not known."""
+        return self.now.objective / self.dense.objective
 
-    def __add__(self, other: HardwareCost) -> HardwareCost:
-        return HardwareCost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+    def rows(self) -> list[tuple[str, str, float, float]]:
+        """What is known, as (figure, unit, dense, now) in units that people read."""
+        rows = [("time", "ms", self.dense.seconds * 1e3, self.now.seconds * 1e3)]
+        if self.now.energy_pJ is None or self.dense.energy_pJ is None:
+            return rows
+        energy = ("energy", "mJ", self.dense.energy_pJ * 1e-9, self.now.energy_pJ * 1e-9)
+        return [("EDP", "µJ·s", self.dense.edp * 1e6, self.now.edp * 1e6), energy, *rows]
+
+    def __add__(self, other: Compared) -> Compared:
+        return Compared(self.now + other.now, self.dense + other.dense)
+
+    def __mul__(self, runs: int) -> Compared:
+        return Compared(self.now * runs, self.dense * runs)
 
     def to_dict(self) -> dict[str, float]:
-        """As JSON, products included."""
-        return {**dataclasses.asdict(self), "edp_J_s": self.edp, "dense_edp_J_s": self.dense_edp}
+        """As JSON, products included; without energies, times alone."""
+        data = {"seconds": self.now.seconds, "dense_seconds": self.dense.seconds}
+        if self.now.energy_pJ is None or self.dense.energy_pJ is None:
+            return data
+        return {
+            "energy_pJ": self.now.energy_pJ,
+            "seconds": self.now.seconds,
+            "dense_energy_pJ": self.dense.energy_pJ,
+            "dense_seconds": self.dense.seconds,
+            "edp_J_s": self.now.edp,
+            "dense_edp_J_s": self.dense.edp,
+        }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, float]) -> HardwareCost:
+    def from_dict(cls, data: Mapping[str, float]) -> Compared:
         """Read what `to_dict` wrote."""
-        return cls(*(data[f.name] for f in dataclasses.fields(cls)))
+        now, dense = (Cost(data[f"{kind}seconds"], data.get(f"{kind}energy_pJ")) for kind in ("", "dense_"))
+        return cls(now, dense)
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class TensorReport:
         rows, columns: extents M and N.
         setting: what it got; None if it stays dense.
         macs: multiply-accumulates a token, at the report's number of tokens.
-        hardware: cost of one run on the report's accelerator; None without one.
+        hardware: costs of one run on the report's accelerator; None without one.
         runs: how often a forward pass runs the layer; shared layers run more than once.
         relative_error: ‖W − W′‖_F / ‖W‖_F; None in a plan.
         output_error: the same for the layer's outputs on the calibration inputs; None without them.
@@ -82,7 +95,7 @@ class TensorReport:
     columns: int
     setting: TensorSetting | None
     macs: float
-    hardware: HardwareCost | None = None
+    hardware: Compared | None = None
     runs: int = 1
     relative_error: float | None = None
     output_error: float | None = None
@@ -120,7 +133,7 @@ class TensorReport:
     def from_dict(cls, data: Mapping[str, Any]) -> TensorReport:
         """Read what `to_dict` wrote."""
         values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        hardware = None if data["hardware"] is None else HardwareCost.from_dict(data["hardware"])
+        hardware = None if data["hardware"] is None else Compared.from_dict(data["hardware"])
         setting = None if data["setting"] is None else TensorSetting.from_dict(data["setting"])
         return cls(**{**values, "setting": setting, "hardware": hardware})
 
@@ -175,8 +188,8 @@ class CompressionReport:
         return sum(t.macs for t in self.tensors)
 
     @property
-    def hardware(self) -> HardwareCost | None:
-        """Energies and times of all runs of all matrices; EDP = ΣE·ΣT. None without an accelerator."""
+    def hardware(self) -> Compared | None:
+        """Energies and times of all runs of all matrices, summed. None without an accelerator."""
         costs = [t.hardware for t in self.tensors for _ in range(t.runs) if t.hardware is not None]
         return sum(costs[1:], start=costs[0]) if costs else None
 
@@ -272,58 +285,18 @@ class CompressionReport:
         cost = self.hardware
         if cost is None:
             return ""
+        (first, *figure), *others = cost.rows()
+        unit, dense, now = figure
+        rest = "".join(f"{', ' if i else '; '}{name} {a:.4g} → {b:.4g} {unit}" for i, (name, unit, a, b) in enumerate(others))
         return (
-            f"\nEDP of the matrices on {self.accelerator} (digest {self.accelerator_digest}, operands filled up with zeros "
-            f"where that pays): {cost.dense_edp * 1e6:.4g} → {cost.edp * 1e6:.4g} µJ·s, {_gain(cost)}; energy "
-            f"{cost.dense_energy_pJ * 1e-9:.4g} → {cost.energy_pJ * 1e-9:.4g} mJ, time {cost.dense_seconds * 1e3:.4g} → "
-            f"{cost.seconds * 1e3:.4g} ms."
+            f"\n{first} of the matrices on {self.accelerator} (digest {self.accelerator_digest}, operands filled up with zeros "
+            f"where that pays): {dense:.4g} → {now:.4g} {unit}, {cost.gain}{rest}."
         )
 
 
-def _gain(cost: HardwareCost | None) -> str:
-    return "" if cost is None else f"×{cost.edp / cost.dense_edp:.3f}"
+def _gain(cost: Compared | None) -> str:
+    return "" if cost is None else cost.gain
 
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def report_of(
-    model: PreTrainedModel,
-    config: HeatConfig,
-    results: Mapping[str, tuple[TensorSetting | None, Factorization | None]],
-    calibration_rows: int = 0,
-) -> CompressionReport:
-    """The report of a model that is still dense.
-
-    Args:
-        model: the dense model.
-        config: tokens, accelerator, and which linears.
-        results: what every linear gets, None where it stays dense, and what its decomposition reached, None in a plan.
-        calibration_rows: sequences of the calibration data.
-    """
-    tensors, mapper = [], reporting_mapper(config)
-    linears = encoder_linears(model, config.modules, config.exclude)
-    for name, (setting, found) in results.items():
-        rows, columns = linears[name].out_features, linears[name].in_features
-        macs = rows * columns if setting is None else setting.plan(config.tokens).macs / config.tokens
-        reached = ("relative_error", "output_error", "sweeps", "converged")
-        quality = {} if found is None else {key: getattr(found, key) for key in reached}
-        hardware = None if mapper is None else _hardware(rows, columns, setting, config.tokens, mapper)
-        tensors.append(TensorReport(name, rows, columns, setting, macs, hardware, runs(model.config, name), **quality))
-    return CompressionReport(
-        base_model=model.config._name_or_path or type(model).__name__,
-        model_parameters=model.num_parameters(),
-        tokens=config.tokens,
-        tensors=tuple(tensors),
-        accelerator=None if mapper is None else mapper.accelerator.name,
-        accelerator_digest=None if mapper is None else mapper.accelerator.digest,
-        calibration_rows=calibration_rows,
-        heat_version=package_version(),
-    )
-
-
-def _hardware(rows: int, columns: int, setting: TensorSetting | None, tokens: int, mapper: Mapper) -> HardwareCost:
-    dense = cost_linear(rows, columns, tokens, mapper)
-    cost = dense if setting is None else cost_setting(setting, tokens, mapper)
-    return HardwareCost(cost.energy_pJ, cost.seconds, dense.energy_pJ, dense.seconds)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from heat_hf.encoders.cost import LayerCost, ModelCost
-from heat_hf.hardware.cascade import CascadeCost, StepCost, join
+from heat_hf.encoders.cost import CostedLayer, CostedModel
+from heat_hf.hardware.cascade import Cascade, CascadeStep, join
 from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.spec import TENSORS, Accelerator
 from heat_hf.reports.text import text_table
@@ -27,7 +27,7 @@ def describe_mapper(mapper: Mapper) -> dict[str, Any]:
     }
 
 
-def totals(cost: CascadeCost) -> dict[str, float]:
+def totals(cost: Cascade) -> dict[str, float]:
     """Energy, cycles, time, EDP and utilization."""
     return {
         "energy_pJ": cost.energy_pJ,
@@ -38,7 +38,7 @@ def totals(cost: CascadeCost) -> dict[str, float]:
     }
 
 
-def cost_data(cost: CascadeCost) -> dict[str, Any]:
+def cost_data(cost: Cascade) -> dict[str, Any]:
     """A cascade as JSON: totals, accesses, energy by level, and every step with its mapping."""
     return {
         **totals(cost),
@@ -49,12 +49,12 @@ def cost_data(cost: CascadeCost) -> dict[str, Any]:
     }
 
 
-def _mapping_data(step: StepCost) -> dict[str, Any]:
-    return {"step": step.name, "loops": [loop._asdict() for loop in step.cost.loops]}
+def _mapping_data(step: CascadeStep) -> dict[str, Any]:
+    return {"step": step.name, "loops": [loop._asdict() for loop in step.mapped.loops]}
 
 
-def _step_data(step: StepCost) -> dict[str, Any]:
-    found, gemm = step.cost, step.cost.gemm
+def _step_data(step: CascadeStep) -> dict[str, Any]:
+    found, gemm = step.mapped, step.mapped.gemm
     return {
         "step": step.name,
         "batch": gemm.batch,
@@ -72,7 +72,7 @@ def _step_data(step: StepCost) -> dict[str, Any]:
     }
 
 
-def model_data(model: ModelCost) -> dict[str, Any]:
+def model_data(model: CostedModel) -> dict[str, Any]:
     """A model as JSON: totals over all layers, and every layer."""
     total, dense = model.total, model.dense
     layers = [
@@ -80,7 +80,7 @@ def model_data(model: ModelCost) -> dict[str, Any]:
         for layer in model.layers
     ]
     # Layers that differ only in rank have steps of the same name.
-    mappings = {(step.name, step.cost.gemm): step for layer in model.layers for step in layer.cost.steps}
+    mappings = {(step.name, step.mapped.gemm): step for layer in model.layers for step in layer.cost.steps}
     return {
         "model": model.name,
         "sequence_length": model.sequence_length,
@@ -90,13 +90,13 @@ def model_data(model: ModelCost) -> dict[str, Any]:
         "accesses": total.accesses,
         "energy_by_level_pJ": total.energy_by_level_pJ,
         "layers": layers,
-        "mapping": [{"product": str(step.cost.gemm), **_mapping_data(step)} for step in mappings.values()],
+        "mapping": [{"product": str(step.mapped.gemm), **_mapping_data(step)} for step in mappings.values()],
     }
 
 
-def groups(model: ModelCost) -> dict[str, tuple[int, LayerCost]]:
+def groups(model: CostedModel) -> dict[str, tuple[int, CostedLayer]]:
     """Layers that differ in nothing but the number of their block, with how often they run."""
-    found: dict[str, tuple[int, LayerCost]] = {}
+    found: dict[str, tuple[int, CostedLayer]] = {}
     for layer in model.layers:
         key = f"{re.sub(r'[.][0-9]+[.]', '.*.', layer.name)} {layer.what}"
         while key in found and found[key][1].cost.edp != layer.cost.edp:
@@ -105,7 +105,7 @@ def groups(model: ModelCost) -> dict[str, tuple[int, LayerCost]]:
     return found
 
 
-def level_table(cost: CascadeCost, accelerator: Accelerator) -> str:
+def level_table(cost: Cascade, accelerator: Accelerator) -> str:
     """Energy by level and tensor."""
     by_level, accesses = cost.energy_by_level_pJ, cost.accesses
     price = {level.name: level.energy_pJ for level in accelerator.levels}
@@ -120,11 +120,11 @@ def level_table(cost: CascadeCost, accelerator: Accelerator) -> str:
     return text_table(head, [rows], "energy by level") + f"\ncycles: {slow}"
 
 
-def step_table(cost: CascadeCost) -> str:
+def step_table(cost: Cascade) -> str:
     """Energy and cycles by step."""
     rows = []
     for step in cost.steps:
-        found = step.cost
+        found = step.mapped
         repeats = f" ×{step.repeats}" if step.repeats > 1 else ""
         rows.append(
             (step.name, f"{found.gemm}{repeats}", f"{step.inputs_from} · {step.weights_from} → {step.outputs_to}",
@@ -135,12 +135,12 @@ def step_table(cost: CascadeCost) -> str:
     return text_table(head, [rows], "by step", left=(0, 2))
 
 
-def mapping_text(cost: CascadeCost) -> str:
+def mapping_text(cost: Cascade) -> str:
     """The loop nests, outermost loop first."""
-    return "\n\n".join(f"{step.name}\n{step.cost}" for step in cost.steps)
+    return "\n\n".join(f"{step.name}\n{step.mapped}" for step in cost.steps)
 
 
-def layer_table(model: ModelCost) -> str:
+def layer_table(model: CostedModel) -> str:
     """Energy and time by tensor; layers alike in all blocks are one row."""
     total = model.total
     rows = []
@@ -156,7 +156,7 @@ def layer_table(model: ModelCost) -> str:
     return text_table(head, [rows], title, left=(0, 1))
 
 
-def total_line(name: str, cost: CascadeCost) -> str:
+def total_line(name: str, cost: Cascade) -> str:
     """Totals in one line."""
     return (
         f"{name}: {cost.energy_pJ * 1e-9:.4g} mJ, {cost.seconds * 1e3:.4g} ms ({cost.cycles:,} cycles), "
@@ -168,17 +168,17 @@ def _micro(picojoules: float) -> str:
     return f"{picojoules * 1e-6:,.2f}"
 
 
-def model_parts(model: ModelCost) -> dict[str, CascadeCost]:
+def model_parts(model: CostedModel) -> dict[str, Cascade]:
     """Groups of layers as cascades, for `plot_cost`."""
     return {f"{count} × {key.rsplit(' ', 1)[0]}": join([layer.cost] * count) for key, (count, layer) in groups(model).items()}
 
 
-def step_parts(cost: CascadeCost) -> dict[str, CascadeCost]:
+def step_parts(cost: Cascade) -> dict[str, Cascade]:
     """Steps as cascades, for `plot_cost`."""
     return {f"{i}. {step.name}": replace(cost, steps=(step,)) for i, step in enumerate(cost.steps, start=1)}
 
 
-def plot_cost(parts: Mapping[str, CascadeCost], accelerator: Accelerator, title: str, path: str | Path) -> None:
+def plot_cost(parts: Mapping[str, Cascade], accelerator: Accelerator, title: str, path: str | Path) -> None:
     """Draw energy by level and cycles by what limits them, one bar a part.
 
     Args:

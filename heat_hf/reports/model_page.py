@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from heat_hf.distillation.results import STATE_NAME
-from heat_hf.encoders.checkpoints.names import CARD_NAME
-from heat_hf.encoders.cost import cost_linear, cost_setting
+from heat_hf.encoders.checkpoints.names import CARD_NAME, STATE_NAME
 from heat_hf.encoders.linears import block_of, kind_of
-from heat_hf.hardware import load_accelerator
-from heat_hf.hardware.cascade import CascadeCost, join
-from heat_hf.hardware.mapper import Mapper
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.analytic import AnalyticModel, cost_model
+from heat_hf.hardware.cascade import Cascade, join
 from heat_hf.reports.card import OF_DENSE, origin_of
 from heat_hf.reports.compression import CompressionReport, TensorReport
 from heat_hf.reports.figures.distillation import loss_curves
@@ -23,7 +21,7 @@ from heat_hf.reports.figures.style import COLOURS
 from heat_hf.reports.page import fill
 
 
-def page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> str:
+def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> str:
     """One HTML file, with everything it needs in it.
 
     Args:
@@ -38,7 +36,7 @@ def page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]]
 
 
 def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
-    """What the page shows; energies in µJ, times in µs, EDP in nJ·s. See `page`."""
+    """What the page shows; energies in µJ, times in µs, EDP in nJ·s. See `report_page`."""
     report, name = CompressionReport.from_pretrained(model), _name(model)
     scores = _scores(model)
     others = []
@@ -108,11 +106,10 @@ def _totals(report: CompressionReport) -> list[dict[str, Any]]:
     ]
     cost = report.hardware
     if cost is not None:
-        found += [
-            ("energy of the matrices", "µJ", cost.dense_energy_pJ * 1e-6, cost.energy_pJ * 1e-6),
-            ("time of the matrices", "µs", cost.dense_seconds * 1e6, cost.seconds * 1e6),
-            ("EDP of the matrices", "nJ·s", cost.dense_edp * 1e9, cost.edp * 1e9),
-        ]
+        found += [("time of the matrices", "µs", cost.dense.seconds * 1e6, cost.now.seconds * 1e6)]
+        if cost.dense.energy_pJ is not None and cost.now.energy_pJ is not None:
+            found.insert(-1, ("energy of the matrices", "µJ", cost.dense.energy_pJ * 1e-6, cost.now.energy_pJ * 1e-6))
+            found.append(("EDP of the matrices", "nJ·s", cost.dense.edp * 1e9, cost.now.edp * 1e9))
     return [{"label": label, "unit": unit, "dense": before, "now": after} for label, unit, before, after in found]
 
 
@@ -129,7 +126,7 @@ def _tensor(tensor: TensorReport, calibrated: bool) -> dict[str, Any]:
         "parameters": tensor.parameters,
         "params": tensor.parameters / tensor.dense_parameters,
         "macs": tensor.macs / tensor.dense_parameters,
-        "edp": None if cost is None else cost.edp / cost.dense_edp,
+        "edp": None if cost is None else cost.ratio,
         "error": 0.0 if setting is None else tensor.relative_error,
         "output_error": 0.0 if setting is None and calibrated else tensor.output_error,
     }
@@ -140,13 +137,14 @@ def _levels(report: CompressionReport) -> dict[str, Any] | None:
     if report.accelerator is None:
         return None
     try:
-        accelerator = load_accelerator(report.accelerator)
+        costs = cost_model(report.accelerator)
     except (OSError, ValueError):
         return None
-    if accelerator.digest != report.accelerator_digest:
+    if costs.digest != report.accelerator_digest or not isinstance(costs, AnalyticModel):
         return None
+    accelerator = costs.accelerator
     names = [*(level.name for level in accelerator.levels), "MAC"]
-    ways = _cascades(report, Mapper(accelerator, padding=True))
+    ways = _cascades(report, costs)
     return {
         "names": names,
         "technology": accelerator.technology.strip(),
@@ -155,18 +153,18 @@ def _levels(report: CompressionReport) -> dict[str, Any] | None:
     }
 
 
-def _cascades(report: CompressionReport, mapper: Mapper) -> dict[str, CascadeCost]:
+def _cascades(report: CompressionReport, costs: AnalyticModel) -> dict[str, Cascade]:
     """All matrices one after the other, dense and as they are."""
     dense, now = [], []
     for tensor in report.tensors:
-        before = cost_linear(tensor.rows, tensor.columns, report.tokens, mapper)
-        after = before if tensor.setting is None else cost_setting(tensor.setting, report.tokens, mapper)
+        before = costs.cascade_of(MatrixSize(tensor.rows, tensor.columns), report.tokens)
+        after = before if tensor.setting is None else costs.cascade_of(tensor.setting, report.tokens)
         dense += [before] * tensor.runs
         now += [after] * tensor.runs
     return {"dense": join(dense), "now": join(now)}
 
 
-def _times(cost: CascadeCost, names: Sequence[str]) -> list[float]:
+def _times(cost: Cascade, names: Sequence[str]) -> list[float]:
     """µs by what limits a step."""
     return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * cost.seconds * 1e6 for level in names]
 
@@ -184,7 +182,7 @@ def _model(name: str, report: CompressionReport, scores: Sequence[Mapping[str, A
     cost = report.hardware
     return {
         "name": name,
-        "edp": None if cost is None else cost.edp / cost.dense_edp,
+        "edp": None if cost is None else cost.ratio,
         "params": report.params_ratio,
         "output_error": report.output_error,
         "scores": {own["label"]: own["now"] for own in scores},

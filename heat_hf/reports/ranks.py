@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heat_hf.compression.config import TARGETS, HeatConfig
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.reports.text import text_table
-from heat_hf.search.ranks.allocation import BudgetKind
-from heat_hf.search.ranks.space import Settings
+from heat_hf.search.ranks.variants import Variant
 
 RECORD_VERSION = 1
 
@@ -28,66 +26,19 @@ def rank_text(setting: TensorSetting | None) -> str:
     return rank if setting.format == "low_rank" else f"{setting.format} {rank}"
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One network of a search.
-
-    Attributes:
-        name: "HEAT-a1", "HEAT-a2", …, from the smallest budget to the largest.
-        method, decomposition: of the search, as in its configuration.
-        kind: what was limited, "edp", "seconds" or "parameters"; None for the paper's objective, which limits nothing.
-        budget: the limit as asked: a fraction of the dense network's, or seconds.
-        settings: what every tensor gets; None for the dense matrix.
-        edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
-        seconds: of one forward pass of all tensors on the accelerator.
-        expected_divergence: of the model's outputs from the dense model's, to second order; of the method "sensitivity".
-        predicted_accuracy: of the method "supernet", with the SuperNet's cores.
-    """
-
-    name: str
-    method: str
-    decomposition: str
-    kind: BudgetKind | None
-    budget: float | None
-    settings: Settings
-    edp_ratio: float
-    params_ratio: float
-    seconds: float
-    expected_divergence: float | None = None
-    predicted_accuracy: float | None = None
-
-    def configure(self, config: HeatConfig) -> HeatConfig:
-        """A configuration as it would ask for this variant alone."""
-        own: dict[str, Any] = {name: self.budget if kind == self.kind else None for name, kind in TARGETS.items()}
-        own |= {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
-        return dataclasses.replace(config, **own)
-
-    def row(self) -> tuple[str, ...]:
-        """Cells of the record's table."""
-        return (
-            self.name,
-            "" if self.budget is None else f"{self.kind} ≤ {self.budget:.4g}",
-            f"{self.edp_ratio:.4f}",
-            f"{1 / self.edp_ratio:.2f}×",
-            f"{self.params_ratio:.3f}",
-            f"{self.seconds * 1e6:.1f}",
-            str(sum(setting is None for setting in self.settings.values())),
-            "" if self.expected_divergence is None else f"{self.expected_divergence:.5f}",
-            "" if self.predicted_accuracy is None else f"{self.predicted_accuracy:.4f}",
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        settings = {name: None if setting is None else setting.to_dict() for name, setting in self.settings.items()}
-        return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "settings": settings}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Variant:
-        """Read what `to_dict` wrote."""
-        settings = {
-            name: None if setting is None else TensorSetting.from_dict(setting) for name, setting in data["settings"].items()
-        }
-        return cls(**{**data, "settings": settings})
+def _row(variant: Variant) -> tuple[str, ...]:
+    """A variant's cells in the record's table."""
+    return (
+        variant.name,
+        "" if variant.budget is None else f"{variant.kind} ≤ {variant.budget:.4g}",
+        f"{variant.edp_ratio:.4f}",
+        f"{1 / variant.edp_ratio:.2f}×",
+        f"{variant.params_ratio:.3f}",
+        "" if variant.seconds is None else f"{variant.seconds * 1e6:.1f}",
+        str(sum(setting is None for setting in variant.settings.values())),
+        "" if variant.expected_divergence is None else f"{variant.expected_divergence:.5f}",
+        "" if variant.predicted_accuracy is None else f"{variant.predicted_accuracy:.4f}",
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +89,7 @@ class RankRecord:
             "expected divergence",
             "predicted accuracy",
         )
-        figures = [v.row() for v in self.variants]
+        figures = [_row(variant) for variant in self.variants]
         table = text_table(columns, [figures], f"{self.model}, ranks by {self.method}")
         names = list(self.variants[0].settings)
         ranks = [(name, *(rank_text(v.settings[name]) for v in self.variants)) for name in names]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from heat_hf.formats.size import MatrixSize
 from heat_hf.reports.page import fill
 from heat_hf.reports.text import text_table
 from heat_hf.search.shapes.pareto import front, select
@@ -20,7 +20,7 @@ _SPARE = ("#E69F00", "#56B4E9", "#7F7F7F")
 MEASURES: dict[str, Callable[[Candidate], float]] = {
     "error": lambda c: c.error,
     "ratio": lambda c: c.ratio,
-    "energy": lambda c: c.energy_pJ * 1e-6,
+    "energy": lambda c: (c.energy_pJ or 0.0) * 1e-6,
     "latency": lambda c: c.seconds * 1e6,
     "EDP": lambda c: c.edp * 1e9,
     "MACs": lambda c: c.macs,
@@ -144,7 +144,7 @@ def _selected_table(table: CostTable) -> str:
 
 def dense_candidate(table: CostTable, size: str) -> Candidate:
     """The dense layer as if it were a candidate. Its MACs are those of the product."""
-    parameters = math.prod(map(int, size.split("x")))
+    parameters = MatrixSize.parse(size).elements
     info = table.sizes[size]
     macs = parameters * table.tokens
     return Candidate(size, DENSE, "", (), 0.0, parameters, macs, info.dense_energy_pJ, info.dense_seconds)
@@ -153,7 +153,7 @@ def dense_candidate(table: CostTable, size: str) -> Candidate:
 def _cost_cells(candidate: Candidate, info: SizeInfo) -> tuple[str, ...]:
     return (
         f"{candidate.macs * 1e-6:,.2f}",
-        f"{candidate.energy_pJ * 1e-6:,.3f}",
+        f"{(candidate.energy_pJ or 0.0) * 1e-6:,.3f}",
         f"{candidate.seconds * 1e6:,.3f}",
         f"{candidate.edp * 1e9:,.4g}",
         f"{candidate.edp / info.dense_edp:.3f}",

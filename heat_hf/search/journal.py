@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Row = TypeVar("Row")
 
 
 def require_same_key(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
@@ -79,20 +81,24 @@ class Journal:
             temporary.write_text(json.dumps(self.key))
             temporary.replace(file)
 
-    def read(self) -> dict[str, list[list[Any]]]:
-        """Results by task, from all processes. A line torn by a crash is as if it had not been written."""
-        found: dict[str, list[list[Any]]] = {}
+    def read(self, row: Callable[..., Row]) -> dict[str, list[Row]]:
+        """Results by task, from all processes. A line torn by a crash is as if it had not been written.
+
+        Args:
+            row: makes a row of its fields: a NamedTuple.
+        """
+        results: dict[str, list[Row]] = {}
         for file in sorted(self.folder.glob("*.jsonl")) if self.folder else []:
             for line in file.read_text().splitlines():
                 try:
                     name, rows = json.loads(line)
                 except ValueError:
                     continue
-                found[name] = rows
-        return found
+                results[name] = [row(*fields) for fields in rows]
+        return results
 
     def write(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Keep the result of a task."""
+        """Keep the result of a task, NamedTuples."""
         if self.folder is None:
             return
         with (self.folder / f"part-{self.state.process_index}.jsonl").open("a") as file:

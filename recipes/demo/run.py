@@ -154,8 +154,8 @@ def _hardware_rows(report: CompressionReport) -> list[tuple[str, str, str, str]]
         return []
     where = f"on {report.accelerator}, {report.tokens} tokens"
     return [
-        _row(f"encoder-linear energy {where}, µJ", cost.dense_energy_pJ * 1e-6, cost.energy_pJ * 1e-6),
-        _row(f"encoder-linear EDP {where}, nJ·s", cost.dense_edp * 1e9, cost.edp * 1e9),
+        _row(f"encoder-linear energy {where}, µJ", cost.dense.energy_pJ * 1e-6, cost.now.energy_pJ * 1e-6),
+        _row(f"encoder-linear EDP {where}, nJ·s", cost.dense.edp * 1e9, cost.now.edp * 1e9),
     ]
 
 

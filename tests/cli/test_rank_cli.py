@@ -148,9 +148,9 @@ def test_pictures(tmp_path: Path) -> None:
 
 def test_rank_map_of_mixed_formats(tmp_path: Path) -> None:
     from heat_hf import HeatConfig
-    from heat_hf.search.ranks.search import search_ranks
+    from heat_hf.compression.job import Job
 
     config = HeatConfig(decomposition="mixed", rank_search="sensitivity", target_edp_ratio=[0.8, 0.7], sequence_length=16)
-    record = search_ranks(small_model("bert"), config, [{"input_ids": token_ids(24, 6)}])
+    record = Job(small_model("bert"), config, [{"input_ids": token_ids(24, 6)}]).search()
     draw_rank_map(record, tmp_path / "map.png")
     assert matplotlib.image.imread(tmp_path / "map.png").std() > 0.02

@@ -13,9 +13,11 @@ from conftest import FAMILIES, small_model
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
-from heat_hf.encoders.cost import EXTRAS, cost_linear, cost_model
+from heat_hf.encoders.cost import EXTRAS, model_cost
 from heat_hf.encoders.linears import runs
+from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.analytic import AnalyticModel
 from heat_hf.hardware.mapper import Mapper
 
 SIMBA = load_accelerator("simba-l")
@@ -79,7 +81,7 @@ def test_a_matrix_dense_and_factorized(capsys: pytest.CaptureFixture[str]) -> No
     options = ("--matrix", "768x3072", "--sequence-length", 384)
     dense = cost_json(capsys, *options)
     found = cost_json(capsys, *options, "--format", "cp", "--shape", "768:48x64", "--rank", 96)
-    assert dense["edp_J_s"] == cost_linear(768, 3072, 384, MAPPER).edp
+    assert dense["edp_J_s"] == AnalyticModel(MAPPER).cascade_of(MatrixSize(768, 3072), 384).edp
     assert found["dense"]["edp_J_s"] == dense["edp_J_s"]
     assert found["edp_J_s"] < dense["edp_J_s"]
     unfused = cost_json(capsys, *options, "--format", "cp", "--shape", "768:48x64", "--rank", 96, "--unfused")
@@ -105,7 +107,7 @@ def test_a_compressed_checkpoint(folders: dict, capsys: pytest.CaptureFixture[st
     import heat_hf  # noqa: F401
 
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(folders["compressed"])
-    assert cost_model(loaded, MAPPER, 16).total.edp == pytest.approx(data["edp_J_s"])
+    assert model_cost(loaded, AnalyticModel(MAPPER), 16).total.edp == pytest.approx(data["edp_J_s"])
 
 
 def test_what_is_left_out_can_be_counted(folders: dict, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +125,7 @@ def test_what_is_left_out_can_be_counted(folders: dict, capsys: pytest.CaptureFi
 def test_every_family(family: str) -> None:
     """ALBERT's one group of layers runs once for each block."""
     model = small_model(family)
-    cost = cost_model(model, MAPPER, 8, count=EXTRAS)
+    cost = model_cost(model, AnalyticModel(MAPPER), 8, count=EXTRAS)
     linears = [layer for layer in cost.layers if layer.what == "dense"]
     assert len(linears) == FAMILIES[family][1]
     assert {layer.repeats for layer in linears} == ({2} if family == "albert" else {1})
@@ -205,7 +207,7 @@ def test_bad_counts(folders: dict, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cost", str(folders["dense"]), "--count", "pooler"]) == 2
     assert "count must name some of attention, embeddings, elementwise, got pooler" in capsys.readouterr().err
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        cost_model(str(folders["dense"]), MAPPER, 8, 0)
+        model_cost(str(folders["dense"]), AnalyticModel(MAPPER), 8, 0)
 
 
 def test_a_quantized_or_unknown_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

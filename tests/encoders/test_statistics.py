@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 from conftest import small_model, token_ids
 from datasets import Dataset
+from safetensors.torch import save_file
 from torch import nn
 
+from heat_hf.encoders import statistics
 from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
-from heat_hf.encoders.statistics import collect_second_moments
+from heat_hf.encoders.statistics import Statistics
 
+BATCHES = [{"input_ids": token_ids()}]
 SENTENCES = ["a short one", "a somewhat longer sentence than that", "the third"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(minilm: str) -> transformers.PreTrainedTokenizerBase:
     return transformers.AutoTokenizer.from_pretrained(minilm)
+
+
+def collected(model: transformers.PreTrainedModel, batches: list | None = None, **options: object) -> Statistics:
+    return Statistics.collect(model, encoder_linears(model), batches or BATCHES, **options)
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert", "albert"])
@@ -36,7 +45,7 @@ def test_moments_equal_those_by_hand(family: str) -> None:
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     for hook in hooks:
         hook.remove()
-    moments = collect_second_moments(model, linears, batches)
+    moments = Statistics.collect(model, linears, batches, gradients=False).second_moments
     for name, inputs in seen.items():
         rows = []
         for i, x in enumerate(inputs):
@@ -48,7 +57,7 @@ def test_moments_equal_those_by_hand(family: str) -> None:
 
 def test_layers_with_the_same_input_share_a_moment() -> None:
     model = small_model("bert")
-    moments = collect_second_moments(model, encoder_linears(model), [{"input_ids": token_ids()}])
+    moments = collected(model).second_moments
     base = "bert.encoder.layer.0.attention.self."
     assert moments[f"{base}query"] is moments[f"{base}key"] is moments[f"{base}value"]
     assert len({id(m) for m in moments.values()}) == 2 * 4
@@ -56,16 +65,103 @@ def test_layers_with_the_same_input_share_a_moment() -> None:
 
 def test_training_mode_and_hooks_are_restored() -> None:
     model = small_model("bert").train()
-    collect_second_moments(model, encoder_linears(model), [{"input_ids": token_ids()}])
+    collected(model)
     assert model.training
-    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
 def test_a_layer_that_is_never_reached() -> None:
     model = small_model("bert")
     model.unused = nn.Linear(4, 4)
     with pytest.raises(ValueError, match="never reaches 'unused'"):
-        collect_second_moments(model, {"unused": model.unused}, [{"input_ids": token_ids()}])
+        Statistics.collect(model, {"unused": model.unused}, BATCHES)
+
+
+class Passes:
+    """Counts the forward and backward passes of a model, in rows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forward = self.backward = 0
+        model.register_forward_hook(self._count, with_kwargs=True)
+
+    def _count(self, _module: nn.Module, _args: tuple, given: dict, output: object) -> None:
+        rows = len(given["input_ids"])
+        self.forward += rows
+        if output.logits.requires_grad:
+            output.logits.register_hook(lambda _: self._back(rows))
+
+    def _back(self, rows: int) -> None:
+        self.backward += rows
+
+
+def test_one_pass_for_both_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row runs forward once; those whose gradients are taken, backward once."""
+    monkeypatch.setattr(statistics, "GRADIENT_ROWS", 6)
+    model = small_model("bert")
+    passes = Passes(model)
+    batches = [{"input_ids": token_ids(3, length)} for length in (4, 5, 6, 7)]
+    both = collected(model, batches)
+    assert (passes.forward, passes.backward) == (12, 6)
+    assert both.rows == 12
+    plain = collected(model, batches, gradients=False)
+    assert (passes.forward, passes.backward) == (24, 6)
+    assert not plain.output_moments
+    for name, moment in both.second_moments.items():
+        assert torch.equal(moment, plain.second_moments[name])
+
+
+def test_output_moments_depend_on_the_seed_and_not_on_padding() -> None:
+    """With frozen parameters, too."""
+    model = small_model("bert").requires_grad_(False)
+    ids = token_ids(4, 8)
+    mask = torch.ones_like(ids)
+    mask[1, 3:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask}
+    first, second = collected(model, [batch], seed=1), collected(model, [batch], seed=1)
+    assert all(torch.equal(moment, second.output_moments[name]) for name, moment in first.output_moments.items())
+    assert not torch.equal(
+        *(collected(model, [batch], seed=seed).output_moments[next(iter(first.output_moments))] for seed in (1, 2))
+    )
+    unpadded = collected(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], seed=1)
+    name = next(iter(first.output_moments))
+    apart = (first.output_moments[name] - unpadded.output_moments[name]).norm()
+    assert apart > 0.01 * first.output_moments[name].norm()
+    assert all(float(torch.linalg.eigvalsh(moment).min()) > -1e-9 for moment in first.output_moments.values())
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    model = small_model("bert")
+    saved = collected(model)
+    saved.save(tmp_path / "statistics.safetensors")
+    loaded = Statistics.load(tmp_path / "statistics.safetensors")
+    assert (loaded.rows, loaded.data_digest, loaded.model_digest, loaded.seed) == (3, saved.data_digest, saved.model_digest, 0)
+    for name in saved.second_moments:
+        assert torch.equal(saved.second_moments[name], loaded.second_moments[name])
+        assert torch.equal(saved.output_moments[name], loaded.output_moments[name])
+    assert len({id(moment) for moment in loaded.second_moments.values()}) == 2 * 4  # shared ones still are
+    assert list(loaded.second_moments) == list(saved.second_moments)
+    assert [file.name for file in tmp_path.iterdir()] == ["statistics.safetensors"]
+
+
+def test_statistics_of_something_else_are_refused(tmp_path: Path) -> None:
+    model = small_model("bert")
+    names = list(encoder_linears(model))
+    plain = collected(model, gradients=False)
+    plain.require(model, names, gradients=False)
+    with pytest.raises(ValueError, match="have no gradients"):
+        plain.require(model, names, gradients=True)
+    with pytest.raises(ValueError, match="are of another model"):
+        plain.require(small_model("bert", seed=1), names, gradients=False)
+    with pytest.raises(ValueError, match="lack 'classifier'"):
+        plain.require(model, [*names, "classifier"], gradients=False)
+    with pytest.raises(FileNotFoundError, match="no statistics file"):
+        Statistics.load(tmp_path / "missing")
+    (tmp_path / "torn").write_bytes(b"\x10")
+    with pytest.raises(ValueError, match="damaged, or holds no statistics"):
+        Statistics.load(tmp_path / "torn")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="holds no statistics of version"):
+        Statistics.load(tmp_path / "other")
 
 
 def test_forms_of_data(tokenizer: transformers.PreTrainedTokenizerBase) -> None:

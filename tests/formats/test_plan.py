@@ -79,7 +79,8 @@ def all_orders(live: tuple[frozenset, ...], output: frozenset, sizes: dict[str, 
 @st.composite
 def format_settings(draw: st.DrawFn) -> TensorSetting:
     name = draw(st.sampled_from(sorted(FORMATS)))
-    modes = st.lists(st.integers(1, 4), min_size=1, max_size=3)
+    fewest, most = (2, 2) if name == "monarch" else (1, 3)
+    modes = st.lists(st.integers(1, 4), min_size=fewest, max_size=most)
     if name == "low_rank":
         shape = TensorShape.matrix(draw(st.integers(2, 9)), draw(st.integers(2, 9)))
     else:

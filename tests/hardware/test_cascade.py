@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from heat_hf import TensorSetting, TensorShape, plan_contraction
-from heat_hf.encoders.cost import cost_linear, cost_setting
+from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import load_accelerator
-from heat_hf.hardware.cascade import CascadeCost, cost_gemm, cost_plan, join, least_edp
+from heat_hf.hardware.analytic import AnalyticModel
+from heat_hf.hardware.cascade import Cascade, cost_gemm, cost_plan, join, least_edp
+from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.mapping import Gemm
 from heat_hf.hardware.spec import Accelerator
 
 SIMBA = load_accelerator("simba-l")
@@ -25,7 +26,7 @@ def small_buffer(words: int) -> Mapper:
     return Mapper(replace(SIMBA, levels=levels))
 
 
-def places(cost: CascadeCost) -> list[tuple[str, str]]:
+def places(cost: Cascade) -> list[tuple[str, str]]:
     return [(step.inputs_from, step.outputs_to) for step in cost.steps]
 
 
@@ -53,7 +54,7 @@ def test_static_operands_come_from_dram_once() -> None:
 def test_totals_are_sums_and_edp_is_their_product() -> None:
     cost = cost_plan(LOW_RANK.plan(384), MAPPER)
     assert cost.energy_pJ == pytest.approx(sum(cost.energy_by_level_pJ.values()))
-    assert cost.cycles == sum(cost.cycles_by_bottleneck.values()) == sum(step.cost.cycles for step in cost.steps)
+    assert cost.cycles == sum(cost.cycles_by_bottleneck.values()) == sum(step.mapped.cycles for step in cost.steps)
     assert cost.edp == pytest.approx(cost.energy_pJ * 1e-12 * cost.cycles / SIMBA.clock_hz)
     twice = join([cost, cost])
     assert twice.edp == pytest.approx(4 * cost.edp)
@@ -97,7 +98,7 @@ def test_what_is_live_takes_room() -> None:
     cp = TensorSetting("cp", TensorShape((24, 32), (768,)), (64,), "contract")
     rows, inputs, last = cost_plan(cp.plan(384), MAPPER).steps
     assert rows.outputs_to == last.inputs_from == "GlobalBuffer"
-    assert [step.cost.gemm.reserved for step in (rows, inputs, last)] == [0, 24 * 32 * 64, 0]
+    assert [step.mapped.gemm.reserved for step in (rows, inputs, last)] == [0, 24 * 32 * 64, 0]
 
 
 @pytest.mark.parametrize("name", ["simba", "systolic-os", "edge-npu"])
@@ -142,23 +143,23 @@ def test_figure_6_the_path_decides() -> None:
 def test_ttm_reconstructs_and_stays_near_dense() -> None:
     """Section 3.2: the optimal path of TTM rebuilds the matrix, so that it saves little: within half of the dense EDP."""
     ttm = TensorSetting("ttm", TensorShape((24, 32), (24, 32)), (32,))
-    dense = cost_linear(768, 768, 384, MAPPER)
-    cost = cost_setting(ttm, 384, MAPPER)
-    assert [step.cost.gemm.macs for step in cost.steps][-1] == 384 * 768 * 768
+    dense = AnalyticModel(MAPPER).cascade_of(MatrixSize(768, 768), 384)
+    cost = AnalyticModel(MAPPER).cascade_of(ttm, 384)
+    assert [step.mapped.gemm.macs for step in cost.steps][-1] == 384 * 768 * 768
     assert ttm.ratio < 0.1
     assert 0.5 < cost.edp / dense.edp < 1.5
     # Low rank with the same number of parameters
     low_rank = TensorSetting("low_rank", TensorShape.matrix(768, 768), (32,))
     assert low_rank.parameters <= ttm.parameters
-    assert cost_setting(low_rank, 384, MAPPER).edp < 0.1 * cost.edp
+    assert AnalyticModel(MAPPER).cascade_of(low_rank, 384).edp < 0.1 * cost.edp
 
 
 def test_high_order_tucker_has_low_utilization() -> None:
     """Section 3.2: high orders make products with extents far below 32, which leave the array idle."""
     high = TensorSetting("tucker", TensorShape((4, 4, 6, 8), (4, 4, 6, 8)), (3, 3, 5, 6) * 2, "contract")
     low = TensorSetting("tucker", TensorShape.matrix(768, 768), (48, 48), "contract")
-    found = {s.shape.order: cost_setting(s, 384, MAPPER) for s in (high, low)}
-    assert min(min(step.cost.gemm.N, step.cost.gemm.K) for step in found[8].steps) < 4
+    found = {s.shape.order: AnalyticModel(MAPPER).cascade_of(s, 384) for s in (high, low)}
+    assert min(min(step.mapped.gemm.N, step.mapped.gemm.K) for step in found[8].steps) < 4
     assert found[8].utilization < 0.3
     assert found[2].utilization > 0.6
     assert high.parameters < low.parameters
@@ -170,7 +171,7 @@ def test_rank_96_beats_rank_90() -> None:
     edp = {}
     for rank in (90, 96):
         low_rank = TensorSetting("low_rank", TensorShape.matrix(768, 768), (rank,))
-        edp[rank] = [cost_setting(low_rank, 384, mapper).edp for mapper in (MAPPER, Mapper(SIMBA, padding=True))]
+        edp[rank] = [AnalyticModel(mapper).cascade_of(low_rank, 384).edp for mapper in (MAPPER, Mapper(SIMBA, padding=True))]
     assert edp[96][0] < 0.9 * edp[90][0]
     assert edp[90][1] < 1.05 * edp[96][1]
 
@@ -180,7 +181,10 @@ def test_the_best_setting_changes_with_the_accelerator() -> None:
     relative = {}
     for name in ("edge-npu", "systolic-os"):
         mapper = Mapper(load_accelerator(name))
-        edp = [cost_setting(TensorSetting("low_rank", TensorShape.matrix(768, 768), (r,)), 384, mapper).edp for r in (112, 128)]
+        edp = [
+            AnalyticModel(mapper).cascade_of(TensorSetting("low_rank", TensorShape.matrix(768, 768), (r,)), 384).edp
+            for r in (112, 128)
+        ]
         relative[name] = edp[0] / edp[1]
     assert relative["edge-npu"] < 0.9
     assert relative["systolic-os"] > relative["edge-npu"]
@@ -188,13 +192,13 @@ def test_the_best_setting_changes_with_the_accelerator() -> None:
 
 def test_auto_takes_the_cheaper_way() -> None:
     ttm = TensorSetting("ttm", TensorShape((24, 32), (24, 32)), (8,))
-    ways = [cost_setting(replace(ttm, execution=way), 384, MAPPER).edp for way in ("contract", "reconstruct")]
-    assert cost_setting(ttm, 384, MAPPER).edp == min(ways)
+    ways = [AnalyticModel(MAPPER).cascade_of(replace(ttm, execution=way), 384).edp for way in ("contract", "reconstruct")]
+    assert AnalyticModel(MAPPER).cascade_of(ttm, 384).edp == min(ways)
 
 
 def test_a_single_product_is_a_cascade_of_one() -> None:
     cost = cost_gemm(Gemm(384, 768, 768), MAPPER)
-    assert cost.edp == MAPPER.cost(Gemm(384, 768, 768)).edp
+    assert cost.edp == MAPPER.map(Gemm(384, 768, 768)).edp
     assert cost.steps[0].name == "384x768x768"
 
 
@@ -215,4 +219,4 @@ def test_what_is_not_searched_could_not_have_been_better(setting: TensorSetting)
         costs = [cost_plan(plan, MAPPER).edp for plan in plans]
         for plan, edp in zip(plans, costs, strict=True):
             assert 0 < least_edp(plan, MAPPER) <= min(edp, cost_plan(plan, MAPPER, fused=False).edp)
-        assert cost_setting(setting, tokens, MAPPER).edp == min(costs)
+        assert AnalyticModel(MAPPER).cascade_of(setting, tokens).edp == min(costs)

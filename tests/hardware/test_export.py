@@ -14,8 +14,9 @@ import yaml
 
 from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.export import EXPORTS, export_accelforge, export_timeloop
+from heat_hf.hardware.gemm import Gemm, Loop, MappedGemm
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.mapping import Cost, Gemm, Loop, evaluate
+from heat_hf.hardware.mapping import evaluate
 from heat_hf.hardware.spec import TENSORS, Accelerator, Constraints, Level, Spatial, shipped_accelerators
 
 SIMBA_L = load_accelerator("simba-l")
@@ -24,12 +25,12 @@ BATCHED = Gemm(32, 64, 64, batch=6)
 
 
 @cache
-def best(name: str, gemm: Gemm) -> tuple[Cost, Accelerator]:
+def best(name: str, gemm: Gemm) -> tuple[MappedGemm, Accelerator]:
     accelerator = load_accelerator(name)
-    return Mapper(accelerator).cost(gemm), accelerator
+    return Mapper(accelerator).map(gemm), accelerator
 
 
-def timeloop(cost: Cost, accelerator: Accelerator, constraints: str | None = None) -> dict[str, Any]:
+def timeloop(cost: MappedGemm, accelerator: Accelerator, constraints: str | None = None) -> dict[str, Any]:
     """All documents in one, as the tool merges them."""
     merged: dict[str, Any] = {}
     for text in export_timeloop(cost, accelerator, constraints).values():
@@ -44,7 +45,7 @@ class TagLoader(yaml.SafeLoader):
 TagLoader.add_multi_constructor("!", lambda loader, tag, node: {"tag": tag, **loader.construct_mapping(node, deep=True)})
 
 
-def accelforge(cost: Cost, accelerator: Accelerator) -> dict[str, Any]:
+def accelforge(cost: MappedGemm, accelerator: Accelerator) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for text in export_accelforge(cost, accelerator).values():
         merged |= yaml.load(text, Loader=TagLoader)
@@ -155,7 +156,7 @@ def test_outputs_are_read_and_written_and_batches_are_in_all_tensors() -> None:
     }
 
 
-def spread() -> tuple[Cost, Accelerator]:
+def spread() -> tuple[MappedGemm, Accelerator]:
     """PEs over both N and M, and two temporal loops at a level."""
     loops = [
         Loop("GlobalBuffer", "M", 2),
@@ -179,7 +180,7 @@ def test_permutations_begin_inside_and_one_axis_takes_two_dimensions() -> None:
 
 
 def test_the_mapping_space_follows_the_constraints() -> None:
-    cost = Mapper(SIMBA_L, "timeloop").cost(GEMM)
+    cost = Mapper(SIMBA_L, "timeloop").map(GEMM)
     targets = timeloop(cost, SIMBA_L, "timeloop")["architecture_constraints"]["targets"]
     fixed = {(target["target"], target["type"]): factors(target) for target in targets if target["type"] != "datatype"}
     assert fixed["WeightBuffer", "temporal"] == {"M": 1, "N": 1}
@@ -195,7 +196,7 @@ def test_the_mapping_space_follows_the_constraints() -> None:
 def test_sums_that_must_not_leave_keep_loops_over_k_inside() -> None:
     accelerator = load_accelerator("systolic-os")
     accelerator = replace(accelerator, constraints={"still": Constraints({}, spill=False)})
-    targets = timeloop(Mapper(accelerator).cost(GEMM), accelerator, "still")["architecture_constraints"]["targets"]
+    targets = timeloop(Mapper(accelerator).map(GEMM), accelerator, "still")["architecture_constraints"]["targets"]
     temporal = {target["target"]: target for target in targets if target["type"] == "temporal"}
     assert factors(temporal["DRAM"]) == {"K": 1}
     assert "factors" not in temporal["UnifiedBuffer"]
@@ -281,7 +282,7 @@ def test_accelforge_agrees(name: str, gemm: Gemm, tmp_path: Any) -> None:
 @pytest.mark.parametrize("tool", EXPORTS)
 class TestFiles:
     def test_comments_say_what_to_run_and_what_to_expect(self, tool: str) -> None:
-        cost = Mapper(SIMBA_L).cost(GEMM)
+        cost = Mapper(SIMBA_L).map(GEMM)
         for file, text in EXPORTS[tool](cost, SIMBA_L, None).items():
             note = text[: re.search(r"^[^#]", text, re.MULTILINE).start()]
             assert file.endswith(".yaml")
@@ -293,25 +294,25 @@ class TestFiles:
     def test_spilled_sums_are_pointed_out(self, tool: str) -> None:
         loops = [Loop("DRAM", "K", 2), Loop("DRAM", "M", 2)]
         spilled = evaluate(Gemm(2, 1, 2), SIMBA_L, loops)
-        notes = [EXPORTS[tool](cost, SIMBA_L, None)["mapping.yaml"] for cost in (spilled, Mapper(SIMBA_L).cost(GEMM))]
+        notes = [EXPORTS[tool](cost, SIMBA_L, None)["mapping.yaml"] for cost in (spilled, Mapper(SIMBA_L).map(GEMM))]
         assert ["leaves the accumulator" in note for note in notes] == [True, False]
 
     @pytest.mark.parametrize("fused", [{"on_chip": ("inputs",)}, {"reserved": 8}])
     def test_steps_of_a_cascade_are_refused(self, tool: str, fused: dict[str, Any]) -> None:
-        cost = Mapper(SIMBA_L).cost(replace(GEMM, **fused))
+        cost = Mapper(SIMBA_L).map(replace(GEMM, **fused))
         with pytest.raises(ValueError, match="fused cascade"):
             EXPORTS[tool](cost, SIMBA_L, None)
 
     def test_names_must_be_identifiers(self, tool: str) -> None:
         levels = (replace(SIMBA_L.levels[0], name="main memory"), *SIMBA_L.levels[1:])
         with pytest.raises(ValueError, match="'main memory'"):
-            EXPORTS[tool](Mapper(SIMBA_L).cost(GEMM), replace(SIMBA_L, levels=levels), None)
+            EXPORTS[tool](Mapper(SIMBA_L).map(GEMM), replace(SIMBA_L, levels=levels), None)
 
 
 class TestTimeloopRefuses:
     def test_unknown_constraints(self) -> None:
         with pytest.raises(ValueError, match="must name one of simba-l's \\(timeloop\\), got 'none'"):
-            export_timeloop(Mapper(SIMBA_L).cost(GEMM), SIMBA_L, "none")
+            export_timeloop(Mapper(SIMBA_L).map(GEMM), SIMBA_L, "none")
 
     def test_two_loops_over_a_dimension_at_a_level(self) -> None:
         loops = [Loop("DRAM", "M", 2), Loop("DRAM", "N", 2), Loop("DRAM", "M", 2)]
@@ -328,4 +329,4 @@ class TestTimeloopRefuses:
     def test_the_largest_of_several_dimensions(self) -> None:
         accelerator = replace(SIMBA_L, constraints={"full": Constraints({}, largest=("PE",))})
         with pytest.raises(ValueError, match="largest PE of several dimensions"):
-            export_timeloop(Mapper(accelerator).cost(GEMM), accelerator, "full")
+            export_timeloop(Mapper(accelerator).map(GEMM), accelerator, "full")

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
 from heat_hf.hardware.lattice import divisors, prime_factors
 from heat_hf.hardware.mapper import Mapper, MisfitError, search, search_padded
-from heat_hf.hardware.mapping import REUSE, Cost, Gemm, Loop, evaluate
+from heat_hf.hardware.mapping import evaluate
 from heat_hf.hardware.spec import TENSORS, Accelerator, Level, Spatial, shipped_accelerators
 
 SIMBA = load_accelerator("simba-l")
@@ -108,7 +109,7 @@ def every_mapping(gemm: Gemm, accelerator: Accelerator) -> Iterator[list[Loop]]:
             yield loops
 
 
-def costs(gemm: Gemm, accelerator: Accelerator, mappings: Iterator[list[Loop]]) -> Iterator[Cost]:
+def costs(gemm: Gemm, accelerator: Accelerator, mappings: Iterator[list[Loop]]) -> Iterator[MappedGemm]:
     for loops in mappings:
         try:
             yield evaluate(gemm, accelerator, loops)
@@ -231,7 +232,7 @@ def test_counts_are_those_of_running_the_loops(name: str) -> None:
 
 @pytest.mark.parametrize("constraints", [None, "timeloop"])
 def test_what_a_mapping_says_of_itself(constraints: str | None) -> None:
-    cost = Mapper(SIMBA, constraints).cost(Gemm(384, 768, 768))
+    cost = Mapper(SIMBA, constraints).map(Gemm(384, 768, 768))
     assert cost.edp == pytest.approx(1.7136e-9, rel=1e-4)
     assert cost.cycles == 55296
     assert cost.utilization == 1
@@ -256,7 +257,7 @@ def test_timeloops_workloads() -> None:
     constrained, free = Mapper(SIMBA, "timeloop"), Mapper(SIMBA)
     for name, work in timeloop_workloads().items():
         gemm = Gemm(work["M"], work["N"], work["K"])
-        cost = constrained.cost(gemm)
+        cost = constrained.map(gemm)
         assert cost.energy_pJ == pytest.approx(work["energy_pJ_exact"], rel=1e-6), name
         assert cost.cycles == work["cycles"], name
         assert cost.utilization == pytest.approx(work["utilization"], abs=0.01), name
@@ -265,8 +266,8 @@ def test_timeloops_workloads() -> None:
             for tensor, counts in tensors.items():
                 for kind in ("reads", "fills", "updates"):
                     assert ours[tensor.lower()][kind] == counts[kind], (name, level_name, tensor, kind)
-        assert free.cost(gemm).edp <= work["edp_J_s"] * (1 + 1e-9), name
-        assert free.cost(gemm).bound <= cost.objective_value("edp") * (1 + 1e-9)
+        assert free.map(gemm).edp <= work["edp_J_s"] * (1 + 1e-9), name
+        assert free.map(gemm).bound <= cost.objective_value("edp") * (1 + 1e-9)
 
 
 # Simba-L under Timeloop's constraints: energy in pJ and cycles that Timeloop 3.0.3 reports.
@@ -275,7 +276,7 @@ def test_timeloops_workloads() -> None:
     [((384, 768, 768), 52062584.83, 55296), ((384, 64, 768), 9210888.19, 5760), ((4608, 280, 64), 38855802.88, 25048)],
 )
 def test_timeloops_figures(extents: tuple[int, int, int], energy: float, cycles: int) -> None:
-    cost = Mapper(SIMBA, "timeloop").cost(Gemm(*extents))
+    cost = Mapper(SIMBA, "timeloop").map(Gemm(*extents))
     assert (cost.energy_pJ, cost.cycles) == (pytest.approx(energy, rel=1e-6), cycles)
 
 
@@ -285,7 +286,7 @@ def test_dense_models_have_the_papers_edp() -> None:
         for layers, stated in ((12, bert), (6, distilbert)):
             mapper = Mapper(SIMBA, "timeloop")
             shapes = [Gemm(tokens, 768, 768)] * 4 + [Gemm(tokens, 3072, 768), Gemm(tokens, 768, 3072)]
-            found = [mapper.cost(gemm) for gemm in shapes * layers]
+            found = [mapper.map(gemm) for gemm in shapes * layers]
             edp = sum(c.energy_pJ for c in found) * sum(c.seconds for c in found) * 1e-12
             assert edp * 1e6 == pytest.approx(stated, rel=0.01)
 
@@ -354,13 +355,13 @@ def test_every_shipped_accelerator_maps(name: str) -> None:
 
 def test_the_cache_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gemm, padded = Gemm(384, 90, 768), Mapper(SIMBA, padding=True, cache=tmp_path)
-    first = padded.cost(gemm)
-    plain = Mapper(SIMBA, cache=tmp_path).cost(gemm)
+    first = padded.map(gemm)
+    plain = Mapper(SIMBA, cache=tmp_path).map(gemm)
     assert plain != first
     monkeypatch.setattr("heat_hf.hardware.mapper.search", None)  # nothing is searched again
     monkeypatch.setattr("heat_hf.hardware.mapper.search_padded", None)
-    assert Mapper(SIMBA, padding=True, cache=tmp_path).cost(gemm) == first
-    assert Mapper(SIMBA, cache=tmp_path).cost(gemm) == plain
+    assert Mapper(SIMBA, padding=True, cache=tmp_path).map(gemm) == first
+    assert Mapper(SIMBA, cache=tmp_path).map(gemm) == plain
 
 
 def test_bad_input() -> None:

@@ -46,8 +46,8 @@ def test_metadata_has_both_models_figures(compressed: HeatCompressor, minilm: st
     assert cost is not None
     where = f"on simba-l, {report.tokens} tokens, µJ·s"
     assert values["spearman"] == 0.81 and values["spearman of the dense model"] == 0.82
-    assert values[f"EDP {where}"] == pytest.approx(cost.edp * 1e6, rel=1e-5)
-    assert values[f"EDP of the dense model {where}"] == pytest.approx(cost.dense_edp * 1e6, rel=1e-5)
+    assert values[f"EDP {where}"] == pytest.approx(cost.now.edp * 1e6, rel=1e-5)
+    assert values[f"EDP of the dense model {where}"] == pytest.approx(cost.dense.edp * 1e6, rel=1e-5)
 
 
 def test_words_have_the_accelerator_every_tensor_and_how_it_was_made(compressed: HeatCompressor) -> None:

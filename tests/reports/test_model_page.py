@@ -19,7 +19,7 @@ from heat_hf import CompressionReport, HeatCompressor, HeatConfig
 from heat_hf import model_report as reports
 from heat_hf.cli import main
 from heat_hf.reports.card import Evaluation
-from heat_hf.reports.model_page import page
+from heat_hf.reports.model_page import report_page
 
 EVIL = "</script><script>alert(1)</script><b>"
 
@@ -41,12 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_page_has_the_figures_of_the_report(folder: Path) -> None:
     report = CompressionReport.load(folder / "small")
-    data = page_data(page(folder / "small", [folder / "large"]))
+    data = page_data(report_page(folder / "small", [folder / "large"]))
     assert (data["name"], data["accelerator"], data["digest"]) == ("small", "simba-l", report.accelerator_digest)
     totals = {own["label"]: (own["dense"], own["now"]) for own in data["totals"]}
     assert totals["parameters of the model"] == (report.model_parameters, report.compressed_model_parameters)
     assert report.hardware is not None
-    assert totals["EDP of the matrices"] == pytest.approx((report.hardware.dense_edp * 1e9, report.hardware.edp * 1e9))
+    assert totals["EDP of the matrices"] == pytest.approx((report.hardware.dense.edp * 1e9, report.hardware.now.edp * 1e9))
     assert data["scores"] == [{"label": "SST-2 validation, accuracy", "now": 0.87, "dense": 0.9}]
     assert [own["name"] for own in data["tensors"]] == [tensor.name for tensor in report.tensors]
     assert {own["block"] for own in data["tensors"]} == {"0", "1"}
@@ -58,7 +58,7 @@ def test_the_page_has_the_figures_of_the_report(folder: Path) -> None:
 
 def test_energies_by_level_add_up_to_the_report(folder: Path) -> None:
     cost = CompressionReport.load(folder / "small").hardware
-    levels = page_data(page(folder / "small"))["levels"]
+    levels = page_data(report_page(folder / "small"))["levels"]
     assert cost is not None
     assert sum(levels["energy"]["now"]) == pytest.approx(cost.energy_pJ * 1e-6)
     assert sum(levels["energy"]["dense"]) == pytest.approx(cost.dense_energy_pJ * 1e-6)
@@ -67,7 +67,7 @@ def test_energies_by_level_add_up_to_the_report(folder: Path) -> None:
 
 def test_without_accelerator_training_or_scores(bert: Any, tmp_path: Path) -> None:
     HeatCompressor(bert).compress(HeatConfig(target_params_ratio=0.5, accelerator=None), save_directory=tmp_path / "plain")
-    html = page(tmp_path / "plain")
+    html = report_page(tmp_path / "plain")
     data = page_data(html)
     assert data["levels"] is None and data["training"] is None and data["scores"] == []
     found = run_page(html, 'out.levels = text("levelsNote"); out.curves = text("curvesNote");', tmp_path)
@@ -80,17 +80,17 @@ def test_without_accelerator_training_or_scores(bert: Any, tmp_path: Path) -> No
 def test_an_accelerator_that_has_changed_is_not_taken_for_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = reports.load_accelerator
     monkeypatch.setattr(reports, "load_accelerator", lambda _name: known("edge-npu"))
-    assert page_data(page(folder / "small"))["levels"] is None
+    assert page_data(report_page(folder / "small"))["levels"] is None
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_is_safe_from_names(folder: Path, tmp_path: Path) -> None:
-    html = page(folder / "small")
+    html = report_page(folder / "small")
     assert "http://" not in html and "https://" not in html and "default-src 'none'" in html
     assert not re.search(r"<(link|img|iframe|object)\b|\bsrc=|@import|url\(", html)
     shutil.copytree(folder / "small", tmp_path / "evil")
     report = tmp_path / "evil" / "heat_report.json"
     report.write_text(report.read_text().replace("bert.encoder.layer.0.attention.self.query", EVIL.replace("/", "\\/")))
-    parsed = Scripts(page(tmp_path / "evil"))
+    parsed = Scripts(report_page(tmp_path / "evil"))
     assert len(parsed.scripts) == 2 and not set("<>&") & set(parsed.scripts[0][1])
 
 
@@ -109,7 +109,7 @@ def test_the_pictures_follow_the_choices(folder: Path, tmp_path: Path) -> None:
       out.first = ids.get("kinds").children[0].children[1].textContent;
       out.said = ids.get("kinds").children[0].children[1].attributes.title;
     """
-    found = run_page(page(folder / "small", [folder / "large"]), script, tmp_path)
+    found = run_page(report_page(folder / "small", [folder / "large"]), script, tmp_path)
     assert (found["rows"], found["cells"], found["models"], found["tensors"]) == (6, 3, 2, 12)
     assert found["measures"] == ["rank", "parameters / dense", "EDP / dense", "MACs / dense", "weight error"]
     assert found["note"].endswith("of 12.")
@@ -122,11 +122,11 @@ def test_the_pictures_follow_the_choices(folder: Path, tmp_path: Path) -> None:
 def test_models_that_cannot_be_compared(folder: Path, bert: Any, tmp_path: Path) -> None:
     HeatCompressor(bert).compress(HeatConfig(target_params_ratio=0.5, accelerator=None), save_directory=tmp_path / "plain")
     with pytest.raises(ValueError, match="plain is costed for another accelerator: None, not simba-l"):
-        page(folder / "small", [tmp_path / "plain"])
+        report_page(folder / "small", [tmp_path / "plain"])
     report = json.loads((tmp_path / "plain" / "heat_report.json").read_text())
     (tmp_path / "plain" / "heat_report.json").write_text(json.dumps({**report, "tensors": report["tensors"][:3]}))
     with pytest.raises(ValueError, match="plain has other matrices"):
-        page(folder / "small", [tmp_path / "plain"])
+        report_page(folder / "small", [tmp_path / "plain"])
 
 
 def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +158,7 @@ def test_the_page_in_chromium(minilm: str, tmp_path: Path, width: int) -> None:
       document.body.textContent = JSON.stringify(out);
     }); addEventListener("error", event => { document.title = `error: ${event.message}`; });</script>"""
     file = tmp_path / "page.html"
-    file.write_text(page(tmp_path / "m").replace("<title>", f"{probe}<title>"), encoding="utf-8")
+    file.write_text(report_page(tmp_path / "m").replace("<title>", f"{probe}<title>"), encoding="utf-8")
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
     command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}"]
     command += [f"--window-size={width},900", "--dump-dom", f"file://{file}"]

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from heat_hf import TensorShape
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.hardware import load_accelerator
-from heat_hf.hardware.mapper import Mapper
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware import cost_model
 from heat_hf.search.ranks.evolution import GAMMA, Evolution, evolve, require_reachable
 from heat_hf.search.ranks.predictor import AccuracyPredictor, UntrustedPredictorError
 from heat_hf.search.ranks.space import Costs, Matrix, RankSpace
 
-MAPPER = Mapper(load_accelerator("simba-l"), padding=True)
+MODEL = cost_model("simba-l")
 
 
 def space_of(tensors: int, ranks: tuple[int, ...] = (4, 8, 16, 24, 32)) -> RankSpace:
-    costs = Costs({f"t{i}": Matrix(64, 96) for i in range(tensors)}, 32, MAPPER)
+    costs = Costs({f"t{i}": Matrix(MatrixSize(64, 96)) for i in range(tensors)}, 32, MODEL)
     own = tuple(TensorSetting("low_rank", TensorShape.matrix(64, 96), (rank,)) for rank in ranks)
     return RankSpace(costs, dict.fromkeys(costs.matrices, own))
 
@@ -70,7 +70,7 @@ def test_predictor_refuses_noise_and_too_little() -> None:
 
 
 def test_features_tell_ranks_and_shapes_apart() -> None:
-    costs = Costs({"a": Matrix(64, 96), "b": Matrix(64, 96)}, 32, None)
+    costs = Costs({"a": Matrix(MatrixSize(64, 96)), "b": Matrix(MatrixSize(64, 96))}, 32, None)
     shapes = (TensorShape((64,), (8, 12)), TensorShape((8, 8), (96,)))
     own = tuple(TensorSetting("tucker", shape, rank) for shape in shapes for rank in ((4, 4, 4), (8, 4, 6)))
     predictor = AccuracyPredictor(RankSpace(costs, {"a": own, "b": own}))
@@ -83,8 +83,7 @@ def test_features_tell_ranks_and_shapes_apart() -> None:
 def test_evolution_finds_the_best_of_a_small_space(seed: int, kind: str, share: float) -> None:
     space = space_of(4)
     every = np.array(list(itertools.product(range(5), repeat=4)))
-    energy, seconds, parameters = space.totals(every)
-    spent = {"edp": energy * 1e-12 * seconds, "seconds": seconds, "parameters": parameters}[kind]
+    spent = space.totals(every).of(kind)
     budget = float(spent.min() + share * (spent.max() - spent.min()))
     found = evolve(
         space, lambda c: accuracy(space, c, seed), kind, budget, Evolution(population=128, generations=30, seed=seed)
@@ -95,15 +94,13 @@ def test_evolution_finds_the_best_of_a_small_space(seed: int, kind: str, share: 
 
 
 def found_edp(space: RankSpace, choice: np.ndarray) -> float:
-    energy, seconds, _ = space.totals(choice)
-    return float(energy * 1e-12 * seconds)
+    return float(space.totals(choice).of("edp"))
 
 
 def test_papers_objective() -> None:
     space = space_of(4)
     every = np.array(list(itertools.product(range(5), repeat=4)))
-    energy, seconds, _ = space.totals(every)
-    objective = (1 - accuracy(space, every)) * (energy * 1e-12 * seconds / space.costs.dense.edp) ** GAMMA
+    objective = (1 - accuracy(space, every)) * (space.totals(every).of("edp") / space.costs.dense.of("edp")) ** GAMMA
     found = evolve(space, lambda c: accuracy(space, c), options=Evolution(population=128, generations=30))
     assert found.objective == pytest.approx(objective.min())
     assert list(found.history) == sorted(found.history, reverse=True)
@@ -117,8 +114,7 @@ def test_evolution_is_deterministic_and_beats_random() -> None:
     assert runs[0].history == runs[1].history
     assert found_edp(space, runs[0].choice) <= budget
     looked_at = networks(space, runs[0].candidates, seed=5)
-    energy, seconds, _ = space.totals(looked_at)
-    within = accuracy(space, looked_at)[energy * 1e-12 * seconds <= budget]
+    within = accuracy(space, looked_at)[space.totals(looked_at).of("edp") <= budget]
     assert runs[0].accuracy > within.max()
     other = evolve(space, lambda c: accuracy(space, c), "edp", budget, Evolution(population=256, generations=30, seed=1))
     assert other.history != runs[0].history
@@ -126,17 +122,17 @@ def test_evolution_is_deterministic_and_beats_random() -> None:
 
 def test_costs_are_looked_up_not_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
     space = space_of(8)
-    _ = space.figures, space.costs.dense
+    _ = space.table, space.costs.dense
     monkeypatch.setattr(Costs, "of", lambda *args: pytest.fail("mapped in the loop"))
     evolve(space, lambda c: accuracy(space, c), options=Evolution(population=64, generations=5))
 
 
 def test_unreachable_budgets_say_what_is_reachable() -> None:
     space = space_of(6)
-    least = found_edp(space, space.smallest()) / space.costs.dense.edp
+    least = found_edp(space, space.smallest()) / space.costs.dense.of("edp")
     with pytest.raises(ValueError, match=rf"must lie between {least:.4g} \(the smallest ranks\) and 1"):
-        evolve(space, lambda c: accuracy(space, c), "edp", least / 2 * space.costs.dense.edp)
-    require_reachable(space, "edp", least * space.costs.dense.edp)
+        evolve(space, lambda c: accuracy(space, c), "edp", least / 2 * space.costs.dense.of("edp"))
+    require_reachable(space, "edp", least * space.costs.dense.of("edp"))
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ from conftest import small_model, token_ids
 
 from heat_hf import FORMATS, HeatCompressor, HeatConfig
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.cost import cost_model
+from heat_hf.compression.job import Job
+from heat_hf.encoders.cost import model_cost
 from heat_hf.encoders.linears import encoder_linears, factorized_layers
 from heat_hf.evaluation.quality import Quality
 from heat_hf.reports.ranks import RankRecord
-from heat_hf.search.ranks.budgets import fit_share, network_costs
+from heat_hf.search.ranks.budgets import fit_share
 from heat_hf.search.ranks.evolution import Evolution
-from heat_hf.search.ranks.search import search_ranks
+from heat_hf.search.ranks.problem import Training
+from heat_hf.search.ranks.space import Costs
 from heat_hf.search.ranks.supernet import SuperNetArguments
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]
@@ -33,6 +35,17 @@ EVOLUTION = Evolution(population=32, generations=5)
 def config(method: str = "sensitivity", **options: object) -> HeatConfig:
     options = options or {"target_edp_ratio": [0.8, 0.6]}
     return HeatConfig(rank_search=method, sequence_length=16, max_sweeps=5, **options)
+
+
+def search_ranks(
+    model: torch.nn.Module, options: HeatConfig, batches: list | None = None, output: Path | None = None,
+    overwrite: bool = False, **training: object,
+) -> RankRecord:  # fmt: skip
+    return Job(model, options, batches, training=Training(**training) if training else None).search(output, overwrite)
+
+
+def network_costs(model: torch.nn.Module, options: HeatConfig) -> Costs:
+    return Job(model, options).costs
 
 
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -52,8 +65,8 @@ class Size:
 
 def by_supernet(output: Path | None = None, quality: object = None, **options: object) -> RankRecord:
     return search_ranks(
-        small_model("bert"), config("supernet", **options), BATCHES, training=(ROWS, collate), quality=quality or Size(),
-        arguments=ARGUMENTS, evolution=EVOLUTION, output=output,
+        small_model("bert"), config("supernet", **options), BATCHES, output, rows=ROWS, collator=collate,
+        quality=quality or Size(), arguments=ARGUMENTS, evolution=EVOLUTION,
     )  # fmt: skip
 
 
@@ -66,7 +79,7 @@ def test_variants_keep_their_budgets(method: str, target: dict) -> None:
     costs = network_costs(model, config(method, **target))
     for variant, budget in zip(record.variants, sorted(next(iter(target.values()))), strict=True):
         assert (variant.edp_ratio if "target_edp_ratio" in target else variant.params_ratio) <= budget
-        assert costs.total(variant.settings).edp / costs.dense.edp == pytest.approx(variant.edp_ratio)
+        assert costs.total(variant.settings).of("edp") / costs.dense.of("edp") == pytest.approx(variant.edp_ratio)
         assert set(variant.settings) == set(encoder_linears(model))
     assert record.variants[0].edp_ratio < record.variants[1].edp_ratio
     assert not factorized_layers(model)
@@ -88,29 +101,27 @@ def test_latency_budget() -> None:
 def test_the_report_has_the_edp_that_was_promised(tmp_path: Path) -> None:
     """Dense tensors are counted as dense, before and after reloading."""
     import heat_hf.integrations.transformers  # noqa: F401
-    from heat_hf.hardware import load_accelerator
-    from heat_hf.hardware.mapper import Mapper
+    from heat_hf.hardware import cost_model
 
     compressor = HeatCompressor(small_model("bert"))
     record = compressor.search_ranks(config(), BATCHES)
     (variant,) = (v for v in record.variants if v.budget == 0.8)
     report = compressor.compress(config(), BATCHES, tmp_path / "out", variant=variant)
-    assert report.hardware.edp / report.hardware.dense_edp == pytest.approx(variant.edp_ratio)
+    assert report.hardware.now.edp / report.hardware.dense.edp == pytest.approx(variant.edp_ratio)
     assert report.params_ratio == pytest.approx(variant.params_ratio)
     dense = [t.name for t in report.tensors if t.setting is None]
     assert set(factorized_layers(compressor.model)) == set(encoder_linears(small_model("bert"))) - set(dense)
     assert ("dense" in str(report)) == bool(dense)
     saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert saved["rank_search"] == "sensitivity"
-    assert saved["target_edp_ratio"] == 0.8
-    cost = cost_model(str(tmp_path / "out"), Mapper(load_accelerator("simba-l"), padding=True), 16)
+    assert set(saved) == {"quant_method", "tensors", "tokens", "accelerator", "heat_version", "weights_file"}
+    cost = model_cost(str(tmp_path / "out"), cost_model("simba-l"), 16)
     assert cost.total.edp / cost.dense.edp == pytest.approx(variant.edp_ratio)
 
 
 def test_one_call_searches_and_compresses() -> None:
     for method in ("sensitivity", "uniform", "random"):
         report = factorize(small_model("bert"), config(method, target_edp_ratio=0.7), BATCHES)
-        assert report.hardware.edp <= 0.7 * report.hardware.dense_edp
+        assert report.hardware.now.edp <= 0.7 * report.hardware.dense.edp
 
 
 def test_sensitivity_beats_uniform_in_what_it_minimizes() -> None:
@@ -137,7 +148,7 @@ def test_supernet_search_end_to_end(tmp_path: Path) -> None:
 
 def test_supernet_without_a_budget_takes_the_papers_objective() -> None:
     dense, options = small_model("bert"), HeatConfig(rank_search="supernet", sequence_length=16)
-    job = {"training": (ROWS, collate), "quality": Size(), "arguments": ARGUMENTS, "evolution": EVOLUTION}
+    job = {"rows": ROWS, "collator": collate, "quality": Size(), "arguments": ARGUMENTS, "evolution": EVOLUTION}
     (variant,) = search_ranks(dense, options, BATCHES, **job).variants
     assert variant.budget is None
     assert variant.configure(HeatConfig(rank=3)).budget_name is None
@@ -211,14 +222,12 @@ def test_fit_share_takes_the_largest_that_fits() -> None:
     costs = network_costs(small_model("bert"), config())
 
     def settings(share: float) -> dict:
-        from heat_hf.search.ranks.settings import plan_settings
-
-        return plan_settings(encoder_linears(small_model("bert")), config("uniform", target_params_ratio=share))
+        return Job(small_model("bert"), config("uniform", target_params_ratio=share)).settings()
 
     found = fit_share(settings, costs, "parameters", 0.5 * costs.dense.parameters)
     assert 0.4 < costs.total(found).parameters / costs.dense.parameters <= 0.5
     with pytest.raises(ValueError, match="cannot be reached by this method: the least it comes to is"):
-        fit_share(settings, costs, "edp", 1e-9 * costs.dense.edp)
+        fit_share(settings, costs, "edp", 1e-9 * costs.dense.of("edp"))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +255,6 @@ def test_impossible_searches(method: str, options: dict, message: str) -> None:
         ({"rank_search": "sensitivity", "target_edp_ratio": 0.5, "activation_aware": False}, "needs calibration data"),
         ({"rank_search": "supernet", "target_edp_ratio": 0.5, "rank": 3}, "exactly one of|leave out rank"),
         ({"decomposition": "mixed", "target_params_ratio": 0.5}, "needs rank_search='sensitivity'"),
-        ({"rank_search": "pareto", "target_latency": 0.5}, "target_latency is a budget of the whole network"),
         ({"loss_aware": True, "activation_aware": False, "rank": 3}, "loss_aware=True needs calibration data"),
     ],
 )
@@ -286,7 +294,7 @@ def test_shared_layers_count_once_in_parameters_and_by_runs_in_cost() -> None:
     costs = network_costs(small_model("albert"), config())
     name = next(iter(costs.matrices))
     assert costs.matrices[name].runs == 2
-    assert costs.dense.parameters == sum(m.rows * m.columns for m in costs.matrices.values())
+    assert costs.dense.parameters == sum(m.size.elements for m in costs.matrices.values())
 
 
 def test_settings_keep_the_configured_execution() -> None:

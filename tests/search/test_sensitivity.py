@@ -12,15 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heat_hf import FORMATS, HeatConfig, TensorShape
+from heat_hf.compression.job import Job
 from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import get_format
+from heat_hf.formats.decomposition import decompose
 from heat_hf.formats.projection import DAMPING, OUTPUT_DAMPING, triangular_root, weighted_square
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.hardware import load_accelerator
-from heat_hf.hardware.mapper import Mapper
-from heat_hf.search.ranks.search import Search
-from heat_hf.search.ranks.sensitivity import allocate_ranks, sensitivity_curves
-from heat_hf.search.ranks.space import Costs, Matrix, RankSpace
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware import Cost, cost_model
+from heat_hf.search.ranks.curves import Curves, allocate_ranks, sensitivity_curves
+from heat_hf.search.ranks.problem import Problem
+from heat_hf.search.ranks.space import Costs, Footprint, Matrix, RankSpace
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]
 
@@ -38,14 +41,14 @@ def lost(weight: torch.Tensor, cores: tuple, name: str, shape: TensorShape, c: t
 def test_loss_aware_low_rank_is_the_optimum() -> None:
     torch.manual_seed(0)
     weight, c, g, shape = torch.randn(16, 24, dtype=torch.float64), moment(24, 1), moment(16, 2), TensorShape.matrix(16, 24)
-    found = get_format("low_rank").decompose(weight, shape, 5, None, c, g)
+    found = decompose(get_format("low_rank"), weight, shape, 5, None, c, g)
     roots = [torch.linalg.cholesky(m) for m in (g, c)]
     singular = torch.linalg.svdvals(roots[0].T @ weight @ roots[1])
     assert lost(weight, found.cores, "low_rank", shape, c, g) == pytest.approx(float(singular[5:].square().sum()), rel=0.05)
     for other in (
-        get_format("low_rank").decompose(weight, shape, 5),
-        get_format("low_rank").decompose(weight, shape, 5, None, c),
-        get_format("low_rank").decompose(weight, shape, 5, None, None, g),
+        decompose(get_format("low_rank"), weight, shape, 5),
+        decompose(get_format("low_rank"), weight, shape, 5, None, c),
+        decompose(get_format("low_rank"), weight, shape, 5, None, None, g),
     ):
         assert lost(weight, found.cores, "low_rank", shape, c, g) < lost(weight, other.cores, "low_rank", shape, c, g)
 
@@ -60,7 +63,7 @@ def test_loss_aware_is_never_worse_than_plain(name: str, shape: tuple) -> None:
     except ValueError:
         pytest.skip(f"{name} does not take {shape}, or has a single core for it")
     weight, c, g = torch.randn(16, 24, dtype=torch.float64), moment(24, 1), moment(16, 2)
-    plain, aware = codec.decompose(weight, shape, rank), codec.decompose(weight, shape, rank, None, c, g)
+    plain, aware = decompose(codec, weight, shape, rank), decompose(codec, weight, shape, rank, None, c, g)
     assert lost(weight, aware.cores, name, shape, c, g) < lost(weight, plain.cores, name, shape, c, g)
 
 
@@ -77,14 +80,14 @@ def space_of(tensors: int, options: int, seed: int) -> tuple[RankSpace, list[lis
     """Made-up figures behind real settings."""
     rng = np.random.default_rng(seed)
     names = [f"t{i}" for i in range(tensors)]
-    costs = Costs({name: Matrix(16, 16) for name in names}, 8, None)
+    costs = Costs({name: Matrix(MatrixSize(16, 16)) for name in names}, 8, None)
     own = {
         name: tuple(TensorSetting("low_rank", TensorShape.matrix(16, 16), (r,)) for r in range(1, options + 1))
         for name in names
     }
     space = RankSpace(costs, own)
     table = [rng.integers(1, 9, (tensors, options)).astype(float) for _ in range(2)]
-    space.__dict__["figures"] = (table[0] * 1e12, table[1], space.figures[2])
+    space.__dict__["table"] = Footprint(space.table.parameters, Cost(table[1], table[0] * 1e12))
     return space, rng.integers(0, 9, (tensors, options)).astype(float).tolist()
 
 
@@ -99,11 +102,10 @@ def space_of(tensors: int, options: int, seed: int) -> tuple[RankSpace, list[lis
 def test_allocation_over_a_space_equals_brute_force(tensors: int, options: int, seed: int, kind: str, share: float) -> None:
     space, losses = space_of(tensors, options, seed)
     every = np.array(list(itertools.product(range(options), repeat=tensors)))
-    energy, seconds, parameters = space.totals(every)
-    spent = {"edp": energy * 1e-12 * seconds, "seconds": seconds, "parameters": parameters}[kind]
+    spent = space.totals(every).of(kind)
     budget = float(share * spent.max() + (1 - share) * spent.min())
     total = np.array([sum(own[place] for own, place in zip(losses, choice, strict=True)) for choice in every])
-    choice, found = allocate_ranks(space, losses, kind, budget)
+    choice, found = allocate_ranks(Curves(space, losses), kind, budget)
     assert found == pytest.approx(total[spent <= budget * (1 + 1e-12)].min())
     place = int(np.flatnonzero((every == choice).all(axis=1))[0])
     assert spent[place] <= budget * (1 + 1e-9)
@@ -113,7 +115,11 @@ def test_allocation_over_a_space_equals_brute_force(tensors: int, options: int, 
 def test_curves_fall_and_dense_loses_nothing(decomposition: str) -> None:
     model = small_model("bert")
     config = HeatConfig(decomposition=decomposition, rank_search="sensitivity", target_edp_ratio=0.5, sequence_length=16)
-    space, losses = Search.prepare(model, config, BATCHES).sensitivity()
+    job = Job(model, config, BATCHES)
+    method, problem = config.method, job.problem
+    shapes = {(format, size): method.shape(problem, format, size) for format in problem.formats for size in problem.sizes}
+    curves = sensitivity_curves(problem, shapes)
+    space, losses = curves.space, curves.losses
     assert list(space.names) == list(encoder_linears(model))
     for own, curve in zip(space.options.values(), losses, strict=True):
         assert curve[own.index(None)] == 0
@@ -132,29 +138,32 @@ def test_curves_are_what_the_projection_loses(name: str, shape: tuple) -> None:
     torch.manual_seed(0)
     shape = TensorShape(*shape)
     linear, c, g = torch.nn.Linear(36, 24), moment(36, 1), moment(24, 2)
-    costs = Costs({"a": Matrix(24, 36)}, 16, None)
-    space, (curve,) = sensitivity_curves({"a": linear}, {"a": c}, {"a": g}, costs, {(name, "24x36"): shape}, (8,))
+    costs = Costs({"a": Matrix(MatrixSize(24, 36))}, 16, None)
+    statistics = Statistics({"a": c}, {"a": g}, 1, "", "")
+    problem = Problem(torch.nn.Sequential(linear), {"a": linear}, costs, (name,), statistics=statistics)
+    curves = sensitivity_curves(problem, {(name, MatrixSize(24, 36)): shape})
+    space, (curve,) = curves.space, curves.losses
     assert len(curve) > 5
     for setting, loss in zip(space.options["a"], curve, strict=True):
         if setting is not None:
-            found = setting.codec.decompose(linear.weight, setting.shape, setting.rank, None, c, g)
+            found = decompose(setting.codec, linear.weight, setting.shape, setting.rank, None, c, g)
             damped = c + DAMPING * c.diagonal().mean() * torch.eye(36), g + OUTPUT_DAMPING * g.diagonal().mean() * torch.eye(24)
             cores = [core.double() for core in found.cores]
             assert loss == pytest.approx(lost(linear.weight.double(), cores, name, shape, *damped) / 2, rel=0.01)
 
 
 def test_costs_are_those_of_the_report() -> None:
-    costs = Costs({"a": Matrix(24, 48, runs=2)}, 16, Mapper(load_accelerator("simba-l"), padding=True))
+    costs = Costs({"a": Matrix(MatrixSize(24, 48), runs=2)}, 16, cost_model("simba-l"))
     setting = TensorSetting("low_rank", TensorShape.matrix(24, 48), (4,))
     found, dense = costs.of("a", setting), costs.dense
     assert found.parameters == 4 * 72
     assert dense.parameters == 24 * 48
-    assert found.edp < dense.edp
+    assert found.cost.edp < dense.cost.edp
     space = RankSpace(costs, {"a": (setting, None)})
-    energy, seconds, parameters = space.totals(np.array([[0], [1]]))
-    assert energy.tolist() == [found.energy_pJ, dense.energy_pJ]
-    assert seconds.tolist() == [found.seconds, dense.seconds]
-    assert parameters.tolist() == [4 * 72, 24 * 48]
+    totals = space.totals(np.array([[0], [1]]))
+    assert totals.cost.energy_pJ.tolist() == [found.cost.energy_pJ, dense.cost.energy_pJ]
+    assert totals.cost.seconds.tolist() == [found.seconds, dense.seconds]
+    assert totals.parameters.tolist() == [4 * 72, 24 * 48]
     assert space.within(0.1, 0.5).options["a"] == (setting,)
     with pytest.raises(ValueError, match=r"has no rank with 0\.5 to 0\.6"):
         space.within(0.5, 0.6)

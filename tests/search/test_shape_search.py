@@ -23,12 +23,15 @@ from hypothesis.extra.numpy import arrays
 
 from heat_hf import HeatConfig
 from heat_hf.compression.compressor import HeatCompressor
-from heat_hf.encoders.cost import cost_linear, cost_setting
+from heat_hf.encoders.linears import weights_digest
+from heat_hf.formats.decomposition import decompose
+from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import load_accelerator
+from heat_hf.hardware.analytic import AnalyticModel
 from heat_hf.hardware.mapper import Mapper
 from heat_hf.search.journal import Journal
 from heat_hf.search.shapes.pareto import SLACK, front, knees, pareto_front, select
-from heat_hf.search.shapes.search import ShapeSearch, search_shapes, weights_digest
+from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
 
 SMALL = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
@@ -118,20 +121,20 @@ def table(encoder: transformers.PreTrainedModel) -> CostTable:
 
 def test_a_candidate_has_the_error_and_cost_of_its_setting(encoder: transformers.PreTrainedModel, table: CostTable) -> None:
     linears = dict(encoder.named_modules())
-    mapper = Mapper(load_accelerator("simba-l"))
+    mapper = Mapper(load_accelerator("simba-l"), padding=True)
     assert set(table.sizes) == {"24x24", "48x24", "24x48"}
     assert {c.format for c in table.candidates} == set(SMALL.formats)
     for size, info in table.sizes.items():
         (name,) = info.sampled
-        dense = cost_linear(*map(int, size.split("x")), 32, mapper)
+        dense = AnalyticModel(mapper).cascade_of(MatrixSize.parse(size), 32)
         assert (info.dense_energy_pJ, info.dense_seconds) == (dense.energy_pJ, dense.seconds)
         assert info.matrices == (8 if size == "24x24" else 2)
         for found in table.of(size)[::3]:
             setting = found.setting
             assert found.parameters == setting.parameters < setting.dense_parameters
-            cost = cost_setting(setting, 32, mapper)
+            cost = AnalyticModel(mapper).cascade_of(setting, 32)
             assert (found.energy_pJ, found.seconds) == (cost.energy_pJ, cost.seconds)
-            reached = setting.codec.decompose(linears[name].weight, setting.shape, setting.rank).relative_error
+            reached = decompose(setting.codec, linears[name].weight, setting.shape, setting.rank).relative_error
             slack = 2e-6 if found.format != "cp" else 0.2 * reached
             assert found.error == pytest.approx(reached, abs=max(2e-6, slack))
 
@@ -144,7 +147,7 @@ def test_averaging_over_layers(encoder: transformers.PreTrainedModel) -> None:
     found = every.candidates[0]
     linears = dict(encoder.named_modules())
     errors = [
-        found.setting.codec.decompose(linears[n].weight, found.setting.shape, found.rank).relative_error for n in info.sampled
+        decompose(found.setting.codec, linears[n].weight, found.setting.shape, found.rank).relative_error for n in info.sampled
     ]
     assert found.error == pytest.approx(sum(errors) / 6, abs=2e-6)
     two = search_shapes(encoder, tokens=32, search=replace(search, layers=2), modules=["attention.self"])
@@ -277,7 +280,7 @@ def test_an_accelerator_of_the_same_name_is_another_one(
 ) -> None:
     """The digest tells them apart, not the name."""
     table.save(tmp_path / "table.parquet")
-    shipped = Path(load_accelerator.__code__.co_filename).with_name("simba_l.yaml").read_text()
+    shipped = (Path(load_accelerator.__code__.co_filename).with_name("accelerators") / "simba_l.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(shipped.replace("mac_pJ: 0.1", "mac_pJ: 0.2"))
     with pytest.raises(ValueError, match=f"accelerator_digest is '{table.accelerator_digest}', wanted is"):
         search_shapes(encoder, str(tmp_path / "mine.yaml"), tokens=32, search=SMALL, output=tmp_path / "table.parquet")
@@ -395,7 +398,7 @@ def test_an_edp_budget_is_of_all_matrices_together(table: CostTable, tmp_path: P
     )
     report = HeatCompressor(small_model("bert", head=False)).plan(config)
     assert report.hardware is not None
-    assert report.hardware.edp <= 0.8 * report.hardware.dense_edp * (1 + 1e-9)
+    assert report.hardware.now.edp <= 0.8 * report.hardware.dense.edp * (1 + 1e-9)
     counts = {size: info.matrices for size, info in table.sizes.items()}
     dense = [sum(n * getattr(table.sizes[s], name) for s, n in counts.items()) for name in ("dense_energy_pJ", "dense_seconds")]
     losses = []

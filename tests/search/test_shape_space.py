@@ -14,9 +14,10 @@ from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac
 
 from heat_hf.formats import FORMATS, Solver, TensorShape, get_format
-from heat_hf.hardware import load_accelerator
-from heat_hf.search.ranks.baselines import manual_shape, random_rank, random_shares, tensorly_rank
-from heat_hf.search.shapes.ranks import choose_ranks, is_sweet, rank_options, rank_units, rank_vectors
+from heat_hf.formats.decomposition import decompose, rank_errors
+from heat_hf.hardware import cost_model
+from heat_hf.search.ranks.baselines import random_rank, random_shares, tensorly_rank
+from heat_hf.search.shapes.ranks import choose_ranks, is_sweet, rank_options, rank_vectors
 from heat_hf.search.shapes.space import entropy, possible_orders, shape_space
 
 EXTENTS = st.sampled_from([1, 2, 7, 12, 16, 24, 30, 48, 60])
@@ -102,7 +103,7 @@ def test_impossible_orders_are_refused(orders: list, message: str) -> None:
 
 
 def test_ranks_include_the_accelerators_widths() -> None:
-    units = rank_units(load_accelerator("simba-l"))
+    units = cost_model("simba-l").units
     assert units == (8, 16, 32)  # lanes, PEs, vector
     options = rank_options(384, units)
     assert {1, 2, 3, 32, 64, 96, 384} <= set(options)
@@ -121,7 +122,7 @@ def test_no_rank_takes_more_work_than_the_matrix() -> None:
 def test_chosen_ranks_lose_least_within_their_size() -> None:
     codec, shape, matrix = get_format("tucker"), TensorShape((24,), (4, 6)), weights(24, 24)
     vectors = rank_vectors(codec, shape, (4,))
-    errors = dict(zip(vectors, codec.rank_errors(matrix, shape, vectors), strict=True))
+    errors = dict(zip(vectors, rank_errors(codec, matrix, shape, vectors), strict=True))
     chosen = choose_ranks(codec, shape, (4,), 6, lambda ranks: [errors[rank] for rank in ranks])
     plain = [r for r in chosen if not all(is_sweet(v, 4) or v == b for v, b in zip(r, (24, 4, 6), strict=True))]
     assert plain, "a rank that is no multiple of a width is best within some size"
@@ -145,8 +146,8 @@ def test_chosen_ranks_lose_least_within_their_size() -> None:
 def test_errors_of_closed_forms_are_those_of_the_decomposition(name: str, shape: str, ranks: list) -> None:
     codec, matrix = get_format(name), weights(24, 36)
     folded = TensorShape.parse(shape, 24, 36)
-    expected = [codec.decompose(matrix, folded, rank).relative_error for rank in ranks]
-    assert codec.rank_errors(matrix, folded, ranks) == pytest.approx(expected, abs=2e-6)
+    expected = [decompose(codec, matrix, folded, rank).relative_error for rank in ranks]
+    assert rank_errors(codec, matrix, folded, ranks) == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("shape", ["24:4x9", "4x6:36", "96:2x3x1", "4x6:6x6"])
@@ -157,20 +158,20 @@ def test_tucker_errors_are_those_of_the_truncated_hosvd(shape: str) -> None:
     matrix, folded = weights(rows, columns).double(), TensorShape.parse(shape, rows, columns)
     ranks = [codec.uniform_rank(folded, level) for level in (1, 2, 3, 5, 200)]
     tensor = matrix.reshape(folded.modes)
-    found = codec.rank_errors(matrix, folded, ranks)
+    found = rank_errors(codec, matrix, folded, ranks)
     for rank, error in zip(ranks, found, strict=True):
         projected = tensor
         for mode, r in enumerate(rank):
             basis = torch.linalg.svd(tensor.movedim(mode, 0).flatten(1), full_matrices=False)[0][:, :r]
             projected = torch.tensordot(projected, basis @ basis.T, dims=([mode], [0])).movedim(-1, mode)
         assert error == pytest.approx(float((tensor - projected).norm() / tensor.norm()), abs=1e-6)
-        assert codec.decompose(matrix, folded, rank).relative_error <= error + 1e-6, "sweeps only improve it"
+        assert decompose(codec, matrix, folded, rank).relative_error <= error + 1e-6, "sweeps only improve it"
 
 
 def test_cp_sweeps_are_tensorlys() -> None:
     """The same start and number of sweeps give the same factors, up to rounding."""
     matrix, shape, rank = weights(24, 36).double(), TensorShape((4, 6), (36,)), 9
-    found = get_format("cp").decompose(matrix, shape, rank, Solver(max_sweeps=12, tolerance=0.0))
+    found = decompose(get_format("cp"), matrix, shape, rank, Solver(max_sweeps=12, tolerance=0.0))
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(extent, rank, dtype=torch.float64, generator=generator) for extent in shape.modes]
     with tl.backend.backend_context("pytorch"):
@@ -183,9 +184,9 @@ def test_cp_sweeps_are_tensorlys() -> None:
 def test_cp_errors_fall_with_the_rank_and_stay_near_the_decomposition() -> None:
     codec, matrix, shape = get_format("cp"), weights(48, 64), TensorShape((48,), (8, 8))
     ranks = [(r,) for r in (2, 4, 6, 8, 12, 16, 24, 32)]
-    errors = codec.rank_errors(matrix, shape, ranks)
+    errors = rank_errors(codec, matrix, shape, ranks)
     assert errors == sorted(errors, reverse=True)
-    thorough = [codec.decompose(matrix, shape, rank).relative_error for rank in ranks]
+    thorough = [decompose(codec, matrix, shape, rank).relative_error for rank in ranks]
     for error, reached in zip(errors, thorough, strict=True):
         assert 0.97 * reached <= error <= reached + 0.08
 
@@ -193,20 +194,20 @@ def test_cp_errors_fall_with_the_rank_and_stay_near_the_decomposition() -> None:
 def test_rank_errors_of_bad_input() -> None:
     codec, shape = get_format("tucker"), TensorShape((24,), (4, 9))
     with pytest.raises(ValueError, match="weight holds NaN"):
-        codec.rank_errors(torch.full((24, 36), float("nan")), shape, [(2, 2, 2)])
+        rank_errors(codec, torch.full((24, 36), float("nan")), shape, [(2, 2, 2)])
     with pytest.raises(ValueError, match="does not fit a 24×24 matrix"):
-        codec.rank_errors(torch.ones(24, 24), shape, [(2, 2, 2)])
+        rank_errors(codec, torch.ones(24, 24), shape, [(2, 2, 2)])
     with pytest.raises(ValueError, match=r"rank\[0\] of tucker"):
-        codec.rank_errors(torch.ones(24, 36), shape, [(99, 2, 2)])
-    assert codec.rank_errors(torch.zeros(24, 36), shape, [(2, 2, 2)]) == [0.0]
-    assert codec.rank_errors(torch.ones(24, 36), shape, []) == []
+        rank_errors(codec, torch.ones(24, 36), shape, [(99, 2, 2)])
+    assert rank_errors(codec, torch.zeros(24, 36), shape, [(2, 2, 2)]) == [0.0]
+    assert rank_errors(codec, torch.ones(24, 36), shape, []) == []
 
 
 def test_manual_shapes_are_the_documented_ones() -> None:
-    assert str(manual_shape("tucker", 768, 3072)) == "8x8x12:16x16x12"
-    assert str(manual_shape("ttm", 768, 768)) == "8x8x12:12x8x8"
-    assert str(manual_shape("cp", 768, 768)) == "24x32:768"
-    assert str(manual_shape("low_rank", 768, 3072)) == "768:3072"
+    assert str(get_format("tucker").manual_shape(768, 3072)) == "8x8x12:16x16x12"
+    assert str(get_format("ttm").manual_shape(768, 768)) == "8x8x12:12x8x8"
+    assert str(get_format("cp").manual_shape(768, 768)) == "24x32:768"
+    assert str(get_format("low_rank").manual_shape(768, 3072)) == "768:3072"
 
 
 @pytest.mark.parametrize("name", FORMATS)

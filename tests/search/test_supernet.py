@@ -14,8 +14,8 @@ from conftest import small_model, token_ids
 from transformers import PreTrainedModel, TrainerCallback
 
 from heat_hf import FORMATS, HeatConfig
+from heat_hf.compression.job import Job
 from heat_hf.encoders.linears import encoder_linears
-from heat_hf.search.ranks.search import Search, train_supernet
 from heat_hf.search.ranks.space import RankSpace
 from heat_hf.search.ranks.supernet import (
     HOLD,
@@ -25,6 +25,7 @@ from heat_hf.search.ranks.supernet import (
     SuperNetTrainer,
     sample_subnets,
 )
+from heat_hf.search.ranks.supernet_search import supernet_model, supernet_space, train_supernet
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]
 ROWS = [{"input_ids": row.tolist(), "attention_mask": [1] * 6} for row in token_ids(64, 6)]
@@ -42,9 +43,11 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
 def projected(decomposition: str) -> tuple[PreTrainedModel, RankSpace, PreTrainedModel]:
     dense = small_model("bert")
     options = {"target_edp_ratio": 0.5, "sequence_length": 16, "max_sweeps": 5, "refinement_steps": 3}
-    search = Search.prepare(dense, HeatConfig(decomposition=decomposition, rank_search="supernet", **options), BATCHES)
-    space = search.supernet_space(replace(ARGUMENTS, least_share=0.15, largest_share=0.95))
-    return search.supernet_model(space), space, dense
+    config = HeatConfig(decomposition=decomposition, rank_search="supernet", **options)
+    problem = Job(dense, config, BATCHES).problem
+    shapes = {size: config.method.shape(problem, decomposition, size) for size in problem.sizes}
+    space = supernet_space(problem, shapes, replace(ARGUMENTS, least_share=0.15, largest_share=0.95))
+    return supernet_model(problem, space), space, dense
 
 
 def supernet(decomposition: str = "low_rank", seed: int = 0, **stabilizers: bool) -> tuple[RankSuperNet, PreTrainedModel]:

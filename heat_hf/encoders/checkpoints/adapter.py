@@ -74,18 +74,19 @@ def load_merged(
     weights = cached_file(str(model), WEIGHTS, **hub)
     config = PeftConfig.from_pretrained(str(model), **hub)
     base = str(config.base_model_name_or_path)
-    place = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
-    place |= {} if config.revision is None else {"revision": config.revision}
+    base_hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+    base_hub |= {} if config.revision is None else {"revision": config.revision}
     labels = _labels(str(weights)) if "num_labels" not in kwargs else None
-    own = {**kwargs, **place, **({} if labels is None else {"num_labels": labels})}
-    loader = model_class or _class_of(config) or model_class_of(AutoConfig.from_pretrained(base, **place))
-    dense = loader.from_pretrained(base, use_safetensors=True, **own)
+    options = {**kwargs, **base_hub, **({} if labels is None else {"num_labels": labels})}
+    loader = model_class or _class_of(config) or model_class_of(AutoConfig.from_pretrained(base, **base_hub))
+    dense = loader.from_pretrained(base, use_safetensors=True, **options)
     merged = merge(PeftModel.from_pretrained(dense, model, config=config, **hub), str(model))
     logger.warning("the adapter %s was merged into %s; what is compressed is the merged model", model, base)
     merged.config._name_or_path = str(model)
     missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     tokenizer = cached_file(str(model), "tokenizer_config.json", **missing, **hub)
-    return merged, Source(base, place), Source(base, place) if tokenizer is None else Source(str(model), hub)
+    dense_source = Source(base, base_hub)
+    return merged, dense_source, dense_source if tokenizer is None else Source(str(model), hub)
 
 
 def merge(model: Any, name: str = "the model's adapter") -> Any:  # noqa: ANN401
@@ -120,7 +121,7 @@ def merge(model: Any, name: str = "the model's adapter") -> Any:  # noqa: ANN401
 
 
 def _class_of(config: Any) -> Any:  # noqa: ANN401
-    """What an adapter's configuration says that it is for; None if it does not."""
+    """The class that an adapter's configuration names; None if it names none."""
     import transformers
 
     name = _CLASSES.get(str(getattr(config.task_type, "value", config.task_type)))

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 METHOD = "heat"  # quant_method of the configuration
 REPORT_NAME = "heat_report.json"
 CARD_NAME = "README.md"
+STATE_NAME = "trainer_state.json"  # as Trainer's checkpoints have it
 
 
 def package_version() -> str:

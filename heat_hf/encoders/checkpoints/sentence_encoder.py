@@ -44,11 +44,11 @@ def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncod
         raise ValueError(f"the first module of {model} must be a Transformer, got {modules[0]['type'] if modules else 'none'}")
     first, *rest = modules
     files = {MODULES: json.dumps([{**first, "path": ""}, *rest], indent=2).encode()}
-    for place in (folder / name for name in ROOT_FILES):
-        own = folder / first["path"] / place.name  # in older checkpoints, inside the Transformer's folder
-        found = next((path for path in (own, place) if path.is_file()), None)
-        if found is not None:
-            files[place.name] = found.read_bytes()
+    for name in ROOT_FILES:
+        paths = (folder / first["path"] / name, folder / name)  # in older checkpoints, inside the Transformer's folder
+        path = next((path for path in paths if path.is_file()), None)
+        if path is not None:
+            files[name] = path.read_bytes()
     for module in rest:
         for path in sorted((folder / module["path"]).rglob("*")):
             if path.is_file():
@@ -58,9 +58,9 @@ def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncod
 
 def _folder(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path | None:
     """Where the files are; None if the checkpoint has no modules."""
-    place = Path(model)
-    if place.is_dir():
-        return place if (place / MODULES).is_file() else None
+    folder = Path(model)
+    if folder.is_dir():
+        return folder if (folder / MODULES).is_file() else None
     from transformers.utils.hub import cached_file
 
     missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}

@@ -237,12 +237,12 @@ def _draw_space(axes: Axes, table: CostTable, size: str, best: Sequence[Candidat
     for points, edge in (([c for c in table.of(size) if id(c) not in on_front], "none"), (best, "black")):
         ordered = sorted(points, key=lambda c: -c.ratio)  # small marks on top of large ones
         drawn = axes.scatter(
-            [c.seconds * 1e6 for c in ordered], [c.energy_pJ * 1e-6 for c in ordered],
+            [c.seconds * 1e6 for c in ordered], [MEASURES["energy"](c) for c in ordered],
             s=[_area(c.ratio) for c in ordered], c=[c.error for c in ordered], cmap="viridis", vmin=0, vmax=1,
             alpha=0.75, edgecolors=edge, linewidths=0.9,
         )  # fmt: skip
     star = axes.scatter(
-        [info.dense_seconds * 1e6], [info.dense_energy_pJ * 1e-6],
+        [info.dense_seconds * 1e6], [MEASURES["energy"](dense_candidate(table, size))],
         s=260, c="red", edgecolors="white", marker="*", zorder=4, label="dense layer",
     )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel=LABELS["latency"], ylabel=LABELS["energy"])

@@ -30,15 +30,15 @@ class Option:
 
     Attributes:
         loss: what it adds to the loss of quality.
-        energy: of all its runs, in any unit, positive.
-        seconds: of all its runs, positive.
+        energy: of all its runs, in any unit, positive; None where it is not known.
+        seconds: of all its runs, positive; likewise.
         parameters: stored elements.
     """
 
     loss: float
-    energy: float
-    seconds: float
-    parameters: int
+    energy: float | None
+    seconds: float | None
+    parameters: float
 
 
 def allocate(options: Sequence[Sequence[Option]], kind: BudgetKind, budget: float) -> list[int]:
@@ -56,18 +56,21 @@ def allocate(options: Sequence[Sequence[Option]], kind: BudgetKind, budget: floa
         ValueError: if a tensor has no option, a figure cannot be, or no choice keeps the budget; the message says what is
             reachable.
     """
-    _check(options)
-    figures = [np.array([(o.loss, o.energy, o.seconds, o.parameters) for o in own], dtype=np.float64) for own in options]
-    losses = [own[:, 0] for own in figures]
+    _check(options, kind)
+    losses = _figures(options, "loss")
     least = least_budget(options, kind)
     if budget < least * (1 - ROUNDING):
         raise ValueError(f"no choice keeps {kind} within {budget:.6g}: the least that is reachable is {least:.6g}")
     if kind != "edp":
-        column = 2 if kind == "seconds" else 3
-        chosen = knapsack([own[:, column] for own in figures], losses, budget)
+        chosen = knapsack(_figures(options, kind), losses, budget)
         assert chosen is not None
         return chosen
-    return _below_hyperbola([own[:, 1] for own in figures], [own[:, 2] for own in figures], losses, budget)
+    return _below_hyperbola(_figures(options, "energy"), _figures(options, "seconds"), losses, budget)
+
+
+def _figures(options: Sequence[Sequence[Option]], name: str) -> list[Array]:
+    """A figure of every option, an array for each tensor."""
+    return [np.array([getattr(option, name) for option in row], dtype=np.float64) for row in options]
 
 
 def least_budget(options: Sequence[Sequence[Option]], kind: BudgetKind) -> float:
@@ -82,17 +85,20 @@ def least_budget(options: Sequence[Sequence[Option]], kind: BudgetKind) -> float
     return float(sum(min(getattr(o, kind) for o in own) for own in options))
 
 
-def _check(options: Sequence[Sequence[Option]]) -> None:
+LIMITED = {"edp": ("energy", "seconds"), "seconds": ("seconds",), "parameters": ()}  # what has to be known and positive
+
+
+def _check(options: Sequence[Sequence[Option]], kind: BudgetKind) -> None:
     if not options:
         raise ValueError("there is no tensor to choose for")
-    for place, own in enumerate(options):
-        if not own:
-            raise ValueError(f"tensor {place} has no option")
-        for option in own:
-            figures = (option.loss, option.energy, option.seconds, option.parameters)
-            positive = option.energy > 0 and option.seconds > 0
-            if not positive or not all(math.isfinite(value) and value >= 0 for value in figures):
-                raise ValueError(f"an option needs finite figures, energy and time above 0, got {option} for tensor {place}")
+    for number, row in enumerate(options):
+        if not row:
+            raise ValueError(f"tensor {number} has no option")
+        for option in row:
+            figures = [option.energy, option.seconds, option.loss, option.parameters]
+            valid = all(value is None or (math.isfinite(value) and value >= 0) for value in figures)
+            if not valid or not all(getattr(option, name) for name in LIMITED[kind]):
+                raise ValueError(f"an option needs finite figures, energy and time above 0, got {option} for tensor {number}")
 
 
 def _below_hyperbola(energy: Sequence[Array], seconds: Sequence[Array], losses: Sequence[Array], budget: float) -> list[int]:

@@ -7,24 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Sequence
 
-from heat_hf.formats import Format, Rank, TensorShape, balanced_factors, get_format
-
-
-def manual_shape(format: str, rows: int, columns: int) -> TensorShape:
-    """The hand-tuned shape of a format, what the paper calls SR-Manual; with it go uniform ranks.
-
-    The paper does not list its shapes; these are the usual ones in its sources. Tucker folds either side into three even modes
-    (order 6), TTM takes three cores of even modes, CP folds the shorter side into two (order 3, as in the paper's Fig. 6), and
-    low rank has no choice. Even modes are ascending on one side and descending on the other, so that cores of a train have
-    about equal sizes.
-
-    Raises:
-        ValueError: for an unknown format.
-    """
-    codec = get_format(format)
-    if format in ("tucker", "ttm"):
-        return TensorShape(balanced_factors(rows, 3), balanced_factors(columns, 3)[::-1])
-    return codec.default_shape(rows, columns)
+from heat_hf.formats import Format, Rank, TensorShape, get_format
 
 
 def tensorly_rank(format: str, shape: TensorShape, ratio: float) -> Rank:
@@ -35,14 +18,16 @@ def tensorly_rank(format: str, shape: TensorShape, ratio: float) -> Rank:
     takes far too small a rank; it is then asked for a larger fraction, until what can be used fills the one asked for.
 
     Raises:
-        ValueError: if even the smallest rank has more parameters.
+        ValueError: if even the smallest rank has more parameters, or TensorLy has no rule for the format.
     """
     codec = get_format(format)
+    if format not in _RULES:
+        raise ValueError(f"TensorLy has no rank rule for {format}: it has one for {', '.join(_RULES)}")
     target = ratio * shape.rows * shape.columns
     codec.largest_rank(shape, target)  # raises if nothing fits
 
     def usable(fraction: float) -> Rank:
-        return codec.clip_rank(shape, _validated(format, shape, fraction))
+        return codec.clip_rank(shape, _validated(_RULES[format], shape, fraction))
 
     if codec.parameters(shape, usable(ratio)) >= 0.9 * target:
         return usable(ratio)
@@ -61,23 +46,33 @@ def _largest(
     return rank(low)
 
 
-def _validated(format: str, shape: TensorShape, fraction: float) -> Rank:
-    found: Sequence[int]
-    if format == "tucker":
-        from tensorly.tucker_tensor import validate_tucker_rank
+def _validated(rule: Callable[[TensorShape, float], Sequence[int]], shape: TensorShape, fraction: float) -> Rank:
+    return tuple(max(1, int(rank)) for rank in rule(shape, fraction))
 
-        found = validate_tucker_rank(shape.modes, fraction)
-    elif format == "ttm":
-        from tensorly.tt_matrix import validate_tt_matrix_rank
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Determining the tt-rank for the trivial case")
-            found = validate_tt_matrix_rank(shape.modes, fraction)[1:-1]
-    else:  # low rank is CP of order 2
-        from tensorly.cp_tensor import validate_cp_rank
+def _cp_rule(shape: TensorShape, fraction: float) -> Sequence[int]:
+    from tensorly.cp_tensor import validate_cp_rank
 
-        found = [validate_cp_rank(shape.modes, fraction)]
-    return tuple(max(1, int(rank)) for rank in found)
+    return [validate_cp_rank(shape.modes, fraction)]
+
+
+def _tucker_rule(shape: TensorShape, fraction: float) -> Sequence[int]:
+    from tensorly.tucker_tensor import validate_tucker_rank
+
+    ranks: Sequence[int] = validate_tucker_rank(shape.modes, fraction)
+    return ranks
+
+
+def _ttm_rule(shape: TensorShape, fraction: float) -> Sequence[int]:
+    from tensorly.tt_matrix import validate_tt_matrix_rank
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Determining the tt-rank for the trivial case")
+        ranks: Sequence[int] = validate_tt_matrix_rank(shape.modes, fraction)[1:-1]
+    return ranks
+
+
+_RULES = {"low_rank": _cp_rule, "cp": _cp_rule, "tucker": _tucker_rule, "ttm": _ttm_rule}  # low rank is CP of order 2
 
 
 def random_shares(sizes: Sequence[int], ratio: float, seed: int) -> list[float]:

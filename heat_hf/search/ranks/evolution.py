@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heat_hf.search.ranks.allocation import BudgetKind
-from heat_hf.search.ranks.space import Choice, Figures, RankSpace
+from heat_hf.search.ranks.space import Choice, RankSpace
 
 Array = NDArray[np.float64]
 GAMMA = 0.25  # exponent of the cost in the paper's objective
@@ -99,12 +99,10 @@ def evolve(
 
     def judge(choices: Choice) -> tuple[Array, Array]:
         accuracy = predict(choices)
-        energy, seconds, parameters = space.totals(choices)
-        edp = energy * 1e-12 * seconds
+        totals = space.totals(choices)
         if kind is None or budget is None:
-            dense = space.costs.dense.edp
-            return (1 - accuracy) * (edp / dense) ** GAMMA, accuracy
-        spent = {"edp": edp, "seconds": seconds, "parameters": parameters}[kind] / budget
+            return (1 - accuracy) * totals.objective_ratio(space.costs.dense) ** GAMMA, accuracy
+        spent = totals.of(kind) / budget
         return np.where(spent <= 1 + TOLERANCE, 1 - accuracy, 1 + spent), accuracy
 
     population = _first(space, options, rng, seeds)
@@ -128,8 +126,7 @@ def evolve(
 
 def require_reachable(space: RankSpace, kind: BudgetKind, budget: float) -> None:
     """Raise ValueError, with the reachable range, if a budget is below what the smallest options need."""
-    energy, seconds, parameters = (float(table.min(axis=1).sum()) for table in space.figures)
-    least, dense = Figures(energy, seconds, parameters).of(kind), space.costs.dense.of(kind)
+    least, dense = space.least().of(kind), space.costs.dense.of(kind)
     if budget < least * (1 - TOLERANCE):
         raise ValueError(
             f"a budget of {budget / dense:.4g} of the dense {kind} cannot be reached: "

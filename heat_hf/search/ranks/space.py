@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heat_hf.encoders.cost import cost_linear, cost_setting
 from heat_hf.formats import Rank, TensorShape, get_format
 from heat_hf.formats.setting import Execution, TensorSetting
-from heat_hf.hardware.mapper import Mapper, MisfitError
-from heat_hf.search.ranks.allocation import BudgetKind
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.mapper import MisfitError
+from heat_hf.hardware.protocol import CostModel
+from heat_hf.search.ranks.allocation import BudgetKind, Option
 from heat_hf.search.shapes.ranks import choose_ranks
 
 Array = NDArray[np.float64]
@@ -30,83 +33,112 @@ class Matrix:
     """A tensor to choose for.
 
     Attributes:
-        rows, columns: extents M and N.
+        size: extents M and N.
         runs: how often a forward pass uses it.
     """
 
-    rows: int
-    columns: int
+    size: MatrixSize
     runs: int = 1
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Energy in pJ, time in s and parameters of all runs of one tensor, or of a whole network: sums."""
+class Footprint:
+    """What one tensor, or a whole network, takes: sums over tensors.
 
-    energy_pJ: float  # noqa: N815
-    seconds: float
+    Attributes:
+        parameters: stored elements.
+        cost: of all runs; None without a cost model.
+    """
+
     parameters: float
-
-    @property
-    def edp(self) -> float:
-        """Energy-delay product in J·s."""
-        return self.energy_pJ * 1e-12 * self.seconds
+    cost: Cost | None = None
 
     def of(self, kind: BudgetKind) -> float:
-        """What a budget of some kind limits."""
-        return {"edp": self.edp, "seconds": self.seconds, "parameters": self.parameters}[kind]
+        """What a budget of some kind limits.
 
-    def __add__(self, other: Figures) -> Figures:
-        return Figures(self.energy_pJ + other.energy_pJ, self.seconds + other.seconds, self.parameters + other.parameters)
+        Raises:
+            ValueError: if the cost model does not know it.
+        """
+        if kind == "parameters":
+            return self.parameters
+        if self.cost is None:
+            raise ValueError(f"a budget of {kind} needs an accelerator, got accelerator=None")
+        return self.cost.edp if kind == "edp" else self.cost.seconds
+
+    @property
+    def seconds(self) -> float | None:
+        """Time; None without a cost model."""
+        return None if self.cost is None else self.cost.seconds
+
+    def objective_ratio(self, dense: Footprint) -> Any:  # noqa: ANN401 - a number, or an array of them
+        """EDP as a fraction of another's; time where energies are not known; 1 without a cost model."""
+        return 1.0 if self.cost is None or dense.cost is None else self.cost.objective / dense.cost.objective
+
+    def __add__(self, other: Footprint) -> Footprint:
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        return Footprint(self.parameters + other.parameters, cost)
+
+    def map(self, function: Callable[[Any], Any]) -> Footprint:
+        """The same with a function applied to every figure."""
+        return Footprint(function(self.parameters), None if self.cost is None else self.cost.map(function))
 
 
 class Costs:
-    """What settings cost; every setting is mapped once.
+    """What settings cost; every setting is costed once.
 
     Args:
         matrices: of the network.
         tokens: of a forward pass.
-        mapper: the accelerator's; None where only parameters count.
+        model: the cost model; None where only parameters count.
     """
 
-    def __init__(self, matrices: Mapping[str, Matrix], tokens: int, mapper: Mapper | None) -> None:
+    def __init__(self, matrices: Mapping[str, Matrix], tokens: int, model: CostModel | None) -> None:
         self.matrices = dict(matrices)
         self.tokens = tokens
-        self.mapper = mapper
-        self._known: dict[object, tuple[float, float]] = {}
+        self.model = model
+        self._runs: dict[TensorSetting | MatrixSize, Cost] = {}
 
-    def of(self, name: str, setting: TensorSetting | None) -> Figures:
+    def one_run(self, name: str, setting: TensorSetting | None) -> Cost | None:
+        """One run of one tensor; None as a setting is the dense matrix, as a result the lack of a cost model.
+
+        Raises:
+            MisfitError: if it has no mapping onto the accelerator.
+        """
+        if self.model is None:
+            return None
+        what = self.matrices[name].size if setting is None else setting
+        if what not in self._runs:
+            cost = self.model.linear if isinstance(what, MatrixSize) else self.model.setting
+            self._runs[what] = cost(what, self.tokens)  # type: ignore[arg-type]
+        return self._runs[what]
+
+    def of(self, name: str, setting: TensorSetting | None) -> Footprint:
         """All runs of one tensor; None is the dense matrix.
 
         Raises:
             MisfitError: if it has no mapping onto the accelerator.
         """
-        matrix = self.matrices[name]
-        key = (matrix.rows, matrix.columns) if setting is None else setting
-        if key not in self._known:
-            self._known[key] = self._map(matrix, setting)
-        energy, seconds = self._known[key]
-        parameters = matrix.rows * matrix.columns if setting is None else setting.parameters
-        return Figures(matrix.runs * energy, matrix.runs * seconds, parameters)
+        matrix, cost = self.matrices[name], self.one_run(name, setting)
+        parameters = matrix.size.elements if setting is None else setting.parameters
+        return Footprint(parameters, None if cost is None else cost * matrix.runs)
 
-    def _map(self, matrix: Matrix, setting: TensorSetting | None) -> tuple[float, float]:
-        if self.mapper is None:
-            return 1.0, 1.0
-        if setting is None:
-            cost = cost_linear(matrix.rows, matrix.columns, self.tokens, self.mapper)
-        else:
-            cost = cost_setting(setting, self.tokens, self.mapper)
-        return cost.energy_pJ, cost.seconds
-
-    def total(self, settings: Settings) -> Figures:
+    def total(self, settings: Settings) -> Footprint:
         """Of a whole network."""
-        figures = [self.of(name, setting) for name, setting in settings.items()]
-        return sum(figures[1:], start=figures[0])
+        footprints = [self.of(name, setting) for name, setting in settings.items()]
+        return sum(footprints[1:], start=footprints[0])
 
     @cached_property
-    def dense(self) -> Figures:
+    def dense(self) -> Footprint:
         """Of the network before."""
         return self.total(dict.fromkeys(self.matrices))
+
+
+def priced_option(loss: float, footprint: Footprint) -> Option:
+    """An option for `allocate`; energy in J."""
+    cost = footprint.cost
+    if cost is None:
+        return Option(loss, None, None, footprint.parameters)
+    return Option(loss, None if cost.energy_pJ is None else cost.energy_pJ * 1e-12, cost.seconds, footprint.parameters)
 
 
 @dataclass(frozen=True)
@@ -132,25 +164,45 @@ class RankSpace:
         return np.array([len(own) for own in self.options.values()])
 
     @cached_property
-    def figures(self) -> tuple[Array, Array, Array]:
-        """Energy, seconds and parameters of every option: tensors × options, filled up with infinity."""
-        tables = [np.full((len(self.sizes), int(self.sizes.max())), np.inf) for _ in range(3)]
-        for row, (name, own) in enumerate(self.options.items()):
-            for place, setting in enumerate(own):
-                found = self.costs.of(name, setting)
-                for table, value in zip(tables, (found.energy_pJ, found.seconds, found.parameters), strict=True):
-                    table[row, place] = value
-        return tables[0], tables[1], tables[2]
+    def table(self) -> Footprint:
+        """Footprints of every option, as arrays of tensors × options, filled up with infinity."""
+        footprints = [[self.costs.of(name, setting) for setting in settings] for name, settings in self.options.items()]
+        parameters = self._array([[float(option.parameters) for option in row] for row in footprints])
+        costs = [[option.cost for option in row if option.cost is not None] for row in footprints]
+        if not all(costs):
+            return Footprint(parameters)
+        energies = [[cost.energy_pJ for cost in row if cost.energy_pJ is not None] for row in costs]
+        seconds = self._array([[cost.seconds for cost in row] for row in costs])
+        return Footprint(parameters, Cost(seconds, self._array(energies) if all(energies) else None))
 
-    def totals(self, choices: Choice) -> tuple[Array, Array, Array]:
-        """Energy in pJ, seconds and parameters of many networks at once.
+    def _array(self, rows: Sequence[Sequence[float]]) -> Any:  # noqa: ANN401 - a footprint of arrays reads like one of numbers
+        array = np.full((len(self.sizes), int(self.sizes.max())), np.inf)
+        for number, row in enumerate(rows):
+            array[number, : len(row)] = row
+        return array
+
+    def totals(self, choices: Choice) -> Footprint:
+        """Footprints of many networks at once, as arrays of as many elements.
 
         Args:
-            choices: networks × tensors, places of options.
+            choices: networks × tensors, numbers of options.
         """
         rows = np.arange(len(self.sizes))
-        energy, seconds, parameters = (table[rows, choices].sum(-1) for table in self.figures)
-        return energy, seconds, parameters
+        return self.table.map(lambda array: array[rows, choices].sum(-1))
+
+    def least(self) -> Footprint:
+        """The sums of every tensor's least parameters, time and energy: no network takes less of either."""
+        return self.table.map(lambda array: float(array.min(axis=1).sum()))
+
+    def priced(self, losses: Sequence[Sequence[float]]) -> list[list[Option]]:
+        """Options for `allocate`, given the loss of each."""
+        return [
+            [priced_option(loss, self._option(row, number)) for number, loss in enumerate(curve)]
+            for row, curve in enumerate(losses)
+        ]
+
+    def _option(self, row: int, number: int) -> Footprint:
+        return self.table.map(lambda array: float(array[row, number]))
 
     def settings(self, choice: Sequence[int] | Choice) -> dict[str, TensorSetting | None]:
         """What the tensors of one network get."""
@@ -191,7 +243,7 @@ def setting_options(
     Args:
         format: name of the format.
         shape: tensorization shape.
-        units: widths of the accelerator, see `heat_hf.search.shapes.ranks.rank_units`.
+        units: widths of the hardware, see `CostModel`.
         errors: of many ranks.
         budgets: see `choose_ranks`.
         execution: see `TensorSetting`.
@@ -207,15 +259,28 @@ def undominated(
 
     Where a larger rank fills the accelerator better it costs less, but stores more: both stay.
     """
-    rows = []
+    candidates: list[_Candidate] = []
     for setting, error in options:
         try:
-            found = costs.of(name, setting)
+            footprint = costs.of(name, setting)
         except MisfitError:
             continue
-        rows.append((found.parameters, error, found.energy_pJ, found.seconds, setting))
-    kept: list[tuple[float, float, float, float, TensorSetting | None]] = []
-    for row in sorted(rows, key=lambda row: row[:4]):
-        if not any(all(a <= b for a, b in zip(other[:4], row[:4], strict=True)) for other in kept):
-            kept.append(row)
-    return [(row[4], row[1]) for row in kept]
+        figures = () if footprint.cost is None else footprint.cost.figures
+        candidates.append(_Candidate((footprint.parameters, error, *figures), setting, error))
+    kept: list[_Candidate] = []
+    for candidate in sorted(candidates, key=lambda candidate: candidate.figures):
+        if not any(other.beats(candidate) for other in kept):
+            kept.append(candidate)
+    return [(candidate.setting, candidate.error) for candidate in kept]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An option with all that is to be small."""
+
+    figures: tuple[float, ...]
+    setting: TensorSetting | None
+    error: float
+
+    def beats(self, other: _Candidate) -> bool:
+        return all(a <= b for a, b in zip(self.figures, other.figures, strict=True))

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from heat_hf.formats import FORMATS
+from heat_hf.formats.shape import folded
 from heat_hf.search.shapes.table import Candidate, SizeInfo
 
 SLACK = 0.02
@@ -69,40 +70,51 @@ def select(
     Raises:
         ValueError: if there is no candidate, or none is within the budgets; the message has the least that is reachable.
     """
-    if not candidates:
-        raise ValueError("there is no candidate to select from")
-    for name, limit, own in (
-        ("max_ratio", max_ratio, lambda c: c.ratio),
-        ("max_edp", max_edp, lambda c: c.edp),
-    ):
-        least = min(map(own, candidates))
-        if limit is not None and least > limit:
-            raise ValueError(f"{name}={limit:.4g} is below what any candidate reaches, {least:.4g}")
-    within = [c for c in candidates if (max_ratio is None or c.ratio <= max_ratio) and (max_edp is None or c.edp <= max_edp)]
-    if not within:
-        raise ValueError(f"no candidate keeps both max_ratio={max_ratio:.4g} and max_edp={max_edp:.4g}")
+    within = _within(candidates, max_ratio, max_edp)
     best = front(within)
     if max_ratio is None and max_edp is None:
-        cheaper = [candidate for candidate in best if candidate.edp < dense.dense_edp]
+        cheaper = [candidate for candidate in best if candidate.cost.objective < dense.dense_cost.objective]
         return min(knees(cheaper or best, dense), key=_order)
     least = min(candidate.error for candidate in best)
-    return min((c for c in best if c.error <= (1 + slack) * least), key=lambda c: (c.edp, *_order(c)))
+    near = [candidate for candidate in best if candidate.error <= (1 + slack) * least]
+    return min(near, key=lambda candidate: (candidate.cost.objective, *_order(candidate)))
+
+
+def _within(candidates: Sequence[Candidate], max_ratio: float | None, max_edp: float | None) -> list[Candidate]:
+    """Candidates that keep both limits; raises ValueError if there are none."""
+    if not candidates:
+        raise ValueError("there is no candidate to select from")
+    limits: dict[str, tuple[float, Callable[[Candidate], float]]] = {}
+    if max_ratio is not None:
+        limits["max_ratio"] = max_ratio, lambda candidate: candidate.ratio
+    if max_edp is not None:
+        limits["max_edp"] = max_edp, lambda candidate: candidate.edp
+    within = list(candidates)
+    for name, (limit, figure) in limits.items():
+        least = min(map(figure, candidates))
+        if least > limit:
+            raise ValueError(f"{name}={limit:.4g} is below what any candidate reaches, {least:.4g}")
+        within = [candidate for candidate in within if figure(candidate) <= limit]
+    if not within:
+        raise ValueError(f"no candidate keeps both max_ratio={max_ratio:.4g} and max_edp={max_edp:.4g}")
+    return within
 
 
 def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
-    """Of a front, the knees of error against ratio, energy, latency and EDP."""
-    costs: tuple[Callable[[Candidate], float], ...] = (
+    """Of a front, the knees of error against ratio, latency and, where energies are known, energy and EDP."""
+    costs: list[Callable[[Candidate], float]] = [
         lambda c: c.ratio,
-        lambda c: c.energy_pJ / dense.dense_energy_pJ,
         lambda c: c.seconds / dense.dense_seconds,
-        lambda c: c.edp / dense.dense_edp,
-    )
+        lambda c: c.cost.objective / dense.dense_cost.objective,
+    ]
+    energy = dense.dense_energy_pJ
+    if energy is not None:
+        costs.append(lambda c: (c.energy_pJ or 0.0) / energy)
     return [min(points, key=lambda c: (c.error + cost(c), *_order(c))) for cost in costs]
 
 
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
     names = list(FORMATS)
     place = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
-    columns = candidate.shape.partition(":")[2]
-    folded = sum(extent != "1" for extent in columns.split("x")) > 1
-    return candidate.error, candidate.edp, folded, candidate.parameters, place, candidate.shape, candidate.rank
+    mixes = folded(candidate.tensor_shape.in_modes)
+    return candidate.error, candidate.cost.objective, mixes, candidate.parameters, place, candidate.shape, candidate.rank

@@ -7,20 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from heat_hf.formats import Format, Rank, TensorShape
-from heat_hf.hardware.spec import Accelerator
 
 STEP = 1.25  # between plain ranks
 MOST_VECTORS = 4096  # rank vectors of one shape whose errors are looked up
 LEAST_SHARE, LARGEST_SHARE = 0.01, 0.95  # of the dense matrix's parameters
-
-
-def rank_units(accelerator: Accelerator) -> tuple[int, ...]:
-    """Widths that ranks should be multiples of: numbers of copies that levels spread a dimension over, as lanes and vectors.
-
-    A rank is the summed dimension of one product and the output dimension of the next, so all dimensions count.
-    """
-    sizes = {spatial.size for level in accelerator.levels for spatial in level.spatial}
-    return tuple(sorted(size for size in sizes if size > 1))
 
 
 def is_sweet(rank: int, unit: int) -> bool:
@@ -72,7 +62,7 @@ def choose_ranks(
     Args:
         codec: the format.
         shape: the tensorization shape.
-        units: see `rank_units`.
+        units: see `CostModel`.
         budgets: how many budgets there are, evenly spaced in the logarithm.
         errors: the errors of many ranks; not asked where there is a single rank, whose error only falls.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,9 +13,11 @@ from typing import Any
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.formats import Rank, TensorShape
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.cost import Cost
 
 METADATA = b"heat_hf"
-TABLE_VERSION = 1  # changes when the same search would give another table
+TABLE_VERSION = 2  # changes when the same search would give another table
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Candidate:
         rank: decomposition rank.
         error: ‖W − W′‖_F / ‖W‖_F, mean over the sampled matrices.
         parameters: stored core elements.
-        macs: multiply-accumulates of one run on the accelerator, recomputation of tiles included.
-        energy_pJ, seconds: of one run.
+        macs: multiply-accumulates of one run.
+        energy_pJ: of one run; None where the cost model knows only times.
+        seconds: likewise.
     """
 
     size: str
@@ -41,29 +43,38 @@ class Candidate:
     error: float
     parameters: int
     macs: int
-    energy_pJ: float  # noqa: N815 - the unit's own spelling
+    energy_pJ: float | None  # noqa: N815 - the unit's own spelling
     seconds: float
+
+    @property
+    def cost(self) -> Cost:
+        """Of one run."""
+        return Cost(self.seconds, self.energy_pJ)
 
     @property
     def edp(self) -> float:
         """Energy-delay product in J·s."""
-        return self.energy_pJ * 1e-12 * self.seconds
+        return self.cost.edp
 
     @property
     def ratio(self) -> float:
         """Compression ratio c: parameters as a fraction of the matrix's."""
-        return self.parameters / math.prod(map(int, self.size.split("x")))
+        return self.parameters / MatrixSize.parse(self.size).elements
 
     @property
-    def objectives(self) -> tuple[float, float, float, float]:
-        """Error, ratio, energy, latency."""
-        return self.error, self.ratio, self.energy_pJ, self.seconds
+    def objectives(self) -> tuple[float, ...]:
+        """Error, ratio, energy if it is known, latency."""
+        return self.error, self.ratio, *self.cost.figures
+
+    @property
+    def tensor_shape(self) -> TensorShape:
+        """The shape, read."""
+        return TensorShape.parse(self.shape, *MatrixSize.parse(self.size))
 
     @property
     def setting(self) -> TensorSetting:
         """As what a matrix gets."""
-        rows, columns = map(int, self.size.split("x"))
-        return TensorSetting(self.format, TensorShape.parse(self.shape, rows, columns), self.rank)
+        return TensorSetting(self.format, self.tensor_shape, self.rank)
 
 
 @dataclass(frozen=True)
@@ -81,14 +92,19 @@ class SizeInfo:
     matrices: int
     digest: str
     sampled: tuple[str, ...]
-    dense_energy_pJ: float  # noqa: N815
+    dense_energy_pJ: float | None  # noqa: N815
     dense_seconds: float
     spaces: Mapping[str, Mapping[str, Any]]
 
     @property
+    def dense_cost(self) -> Cost:
+        """Of one run of the dense layer."""
+        return Cost(self.dense_seconds, self.dense_energy_pJ)
+
+    @property
     def dense_edp(self) -> float:
         """EDP of one run of the dense layer, in J·s."""
-        return self.dense_energy_pJ * 1e-12 * self.dense_seconds
+        return self.dense_cost.edp
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,287 @@
+"""One model and one request: what search, projection and report share is made once, here, and handed on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from heat_hf.compression.config import HeatConfig
+from heat_hf.compression.reporting import Reached, report_of
+from heat_hf.encoders.batches import Batch, sequences
+from heat_hf.encoders.config import FactorizedConfig
+from heat_hf.encoders.linears import block_of, encoder_linears, runs, swap_module
+from heat_hf.encoders.statistics import Statistics
+from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, require_finite
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware import CostModel, cost_model
+from heat_hf.reports.compression import CompressionReport
+from heat_hf.reports.ranks import RankRecord
+from heat_hf.search.journal import require_same_key
+from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
+from heat_hf.search.ranks.problem import Problem, Training
+from heat_hf.search.ranks.space import Costs, Matrix, Settings
+from heat_hf.search.ranks.variants import Variant, find_variants, open_journal, search_key
+from heat_hf.search.shapes.search import ShapeSearch, require_fit, search_shapes
+from heat_hf.search.shapes.table import CostTable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """A dense model, what is asked for, and what there is to do it with.
+
+    Attributes:
+        model: the dense model.
+        config: the request.
+        calibration: batches of model inputs; None without.
+        given_statistics: statistics collected before; used instead of collecting them.
+        given_cost_model: what settings are costed by; None for the one of the request's accelerator.
+        training: for methods that train.
+    """
+
+    model: PreTrainedModel
+    config: HeatConfig
+    calibration: Sequence[Batch] | None = None
+    given_statistics: Statistics | None = None
+    given_cost_model: CostModel | None = None
+    training: Training | None = None
+
+    @cached_property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The layers to choose for, by name; their weights are finite."""
+        linears = encoder_linears(self.model, self.config.modules, self.config.exclude)
+        for name, linear in linears.items():
+            require_finite(f"the weight of {name}", linear.weight)
+        return linears
+
+    @cached_property
+    def cost_model(self) -> CostModel | None:
+        """What settings are costed by; None without an accelerator."""
+        if self.given_cost_model is not None:
+            return self.given_cost_model
+        return None if self.config.accelerator is None else cost_model(self.config.accelerator)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Of the model's tensors."""
+        matrices = {name: Matrix(MatrixSize.of(linear), runs(self.model.config, name)) for name, linear in self.linears.items()}
+        return Costs(matrices, self.config.tokens, self.cost_model)
+
+    @cached_property
+    def statistics(self) -> Statistics | None:
+        """C, and G where it is needed, of all layers; None without calibration data."""
+        config = self.config
+        if not self._calibrated:
+            return None
+        if self.given_statistics is not None:
+            self.given_statistics.require(self.model, list(self.linears), config.collects_gradients)
+            return self.given_statistics
+        assert self.calibration is not None
+        return Statistics.collect(self.model, self.linears, self.calibration, config.collects_gradients, config.seed)
+
+    @property
+    def _calibrated(self) -> bool:
+        there = self.calibration is not None or self.given_statistics is not None
+        return there and self.config.uses_calibration
+
+    @property
+    def calibration_rows(self) -> int:
+        """Sequences of the calibration data that is used."""
+        if not self._calibrated:
+            return 0
+        if self.given_statistics is not None:
+            return self.given_statistics.rows
+        return sum(map(sequences, self.calibration or ()))
+
+    @cached_property
+    def table(self) -> CostTable | None:
+        """The cost table that the request names, or that its method needs; None where it needs none."""
+        config = self.config
+        if config.cost_table is not None:
+            table = CostTable.load(config.cost_table)
+            assert self.cost_model is not None
+            require_fit(table, config.cost_table, self.linears, self.cost_model, config.tokens)
+            return table
+        if not config.method.needs_table:
+            return None
+        assert self.cost_model is not None
+        return search_shapes(
+            self.model,
+            self.cost_model,
+            config.tokens,
+            ShapeSearch(formats=config.formats, seed=config.seed),
+            modules=config.modules,
+            exclude=config.exclude,
+        )
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What the rank-search method is given."""
+        config = self.config
+        reads_statistics = config.method.needs_calibration or config.method.needs_training
+        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed")
+        return Problem(
+            self.model,
+            self.linears,
+            self.costs,
+            config.formats,
+            shape=config.shape,
+            rank=config.rank,
+            execution=config.execution,
+            solver=config.solver,
+            seed=config.seed,
+            loss_aware=config.uses_gradients,
+            table=self.table,
+            statistics=self.statistics if reads_statistics else None,
+            training=self.training,
+            key={name: getattr(config, name) for name in asked},
+        )
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """The request's, from the smallest.
+
+        Raises:
+            ValueError: if one is not below the dense network's figure.
+        """
+        return network_budgets(self.config.budget_name, self.config.budget_list, self.costs)
+
+    def check(self) -> None:
+        """Refuse what cannot work before any work.
+
+        Raises:
+            ValueError: if calibration data is missing, weights are not finite, or the accelerator is unknown.
+        """
+        for name in ("activation_aware", "loss_aware"):
+            if getattr(self.config, name) and not self._calibrated:
+                raise ValueError(f"{name}=True needs a calibration_dataset")
+        _ = self.linears, self.cost_model
+
+    def settings(self, variant: Variant | None = None) -> Settings:
+        """What every matrix gets: a variant's settings, or what the method finds.
+
+        Raises:
+            ValueError: if the request cannot be met, asks for several variants, or the variant is of another model.
+        """
+        if variant is not None:
+            names = set(self.linears) ^ set(variant.settings)
+            if names:
+                raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {min(names)!r}")
+            return variant.settings
+        self.config.require_one_budget()
+        (found,) = self._search(None, overwrite=False).variants
+        return found.settings
+
+    def search(self, output: Path | None = None, overwrite: bool = False) -> RankRecord:
+        """Settings for every budget of the request; the model is not changed.
+
+        Args:
+            output: JSON file to write; an interrupted search goes on from OUTPUT.partial. If it is there already, from the
+                same search, it is returned.
+            overwrite: whether to replace another record there.
+
+        Raises:
+            ValueError: if a budget cannot be reached, data is missing, or `output` holds another search.
+        """
+        if output is not None and output.exists() and not overwrite:
+            record = RankRecord.load(output)
+            require_same_key(record.key, search_key(self.config.method, self.problem), str(output))
+            return record
+        return self._search(output, overwrite)
+
+    def _search(self, output: Path | None, overwrite: bool) -> RankRecord:
+        method, started = self.config.method, time.perf_counter()
+        method.require(self._calibrated, self.training is not None)
+        budgets = self.budgets
+        method.check(self.problem, budgets)
+        with open_journal(method, self.problem, output, overwrite) as journal:
+            variants = find_variants(method, replace(self.problem, journal=journal), budgets)
+            record = RankRecord(
+                str(self.model.config._name_or_path or type(self.model).__name__),
+                method.name,
+                search_key(method, self.problem),
+                variants.networks,
+                variants.fidelity,
+                round(time.perf_counter() - started, 1),
+            )
+            if output is not None and (journal is None or journal.main):
+                record.save(output)
+        return record
+
+    def planned(self, settings: Settings) -> CompressionReport:
+        """The report of what factorizing would give; nothing is decomposed."""
+        return report_of(self.model, self.costs, {name: Reached(setting) for name, setting in settings.items()})
+
+    def factorize(self, settings: Settings) -> CompressionReport:
+        """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
+        reached = dict.fromkeys(self.linears, Reached(None))
+        factorized = [name for name in self.linears if settings[name] is not None]
+        with tqdm(total=len(factorized), desc="Factorizing", unit="matrix") as progress:
+            for names, statistics in self._moments_by_group(factorized):
+                for name in names:
+                    setting = settings[name]
+                    assert setting is not None
+                    reached[name] = Reached(setting, self._decompose(name, setting, statistics))
+                    progress.update()
+        report = report_of(self.model, self.costs, reached, self.calibration_rows)
+        for name, result in reached.items():
+            if result.setting is not None and result.factorization is not None:
+                linear = self.linears[name]
+                layer = FactorizedLinear.from_linear(linear, result.setting, result.factorization, self.config.tokens)
+                swap_module(self.model, linear, layer)
+        self._attach(settings, report)
+        return report
+
+    def _moments_by_group(self, names: Sequence[str]) -> Iterator[tuple[Sequence[str], Statistics | None]]:
+        """Layers with their statistics: all at once, or block by block where memory is short."""
+        config = self.config
+        by_layer = config.calibration_memory == "layer" and not config.method.needs_calibration
+        if not self._calibrated or self.given_statistics is not None or not by_layer:
+            yield names, self.statistics
+            return
+        assert self.calibration is not None
+        for group in _blocks(names):
+            modules = {name: self.linears[name] for name in group}
+            yield group, Statistics.collect(self.model, modules, self.calibration, config.uses_gradients, config.seed)
+
+    def _decompose(self, name: str, setting: TensorSetting, statistics: Statistics | None) -> Factorization:
+        config, weight = self.config, self.linears[name].weight
+        moments: tuple[Tensor | None, Tensor | None] = (None, None)
+        if statistics is not None:
+            moments = statistics.moments(name, config.uses_gradients)
+        result = decompose(setting.codec, weight, setting.shape, setting.rank, config.solver, *moments)
+        if not config.match_variance:
+            return result
+        cores = match_variance(weight, result.cores, setting.codec, setting.shape)
+        error, output_error = approximation_errors(setting.codec, weight, cores, setting.shape, moments[0])
+        return replace(result, cores=cores, relative_error=error, output_error=output_error)
+
+    def _attach(self, settings: Settings, report: CompressionReport) -> None:
+        """Make the model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only."""
+        config = FactorizedConfig(
+            tensors={name: setting for name, setting in settings.items() if setting is not None},
+            tokens=self.config.tokens,
+            accelerator=report.accelerator,
+            heat_version=report.heat_version,
+        )
+        AutoHfQuantizer.from_config(config, pre_quantized=True).attach(self.model)
+
+
+def _blocks(names: Iterable[str]) -> list[list[str]]:
+    """Names by Transformer block."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name), []).append(name)
+    return list(blocks.values())

@@ -1,0 +1,71 @@
+"""What compression gained and lost, put together from settings, costs and decompositions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from heat_hf.encoders.checkpoints.names import package_version
+from heat_hf.formats.decomposition import Factorization
+from heat_hf.formats.setting import TensorSetting
+from heat_hf.reports.compression import Compared, CompressionReport, TensorReport
+from heat_hf.search.ranks.space import Costs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a matrix got.
+
+    Attributes:
+        setting: None where it stays dense.
+        factorization: None where it stays dense, or in a plan.
+    """
+
+    setting: TensorSetting | None
+    factorization: Factorization | None = None
+
+
+def report_of(
+    model: PreTrainedModel, costs: Costs, reached: Mapping[str, Reached], calibration_rows: int = 0
+) -> CompressionReport:
+    """The report of a model that is still dense.
+
+    Args:
+        model: the dense model.
+        costs: of its matrices.
+        reached: what every matrix gets.
+        calibration_rows: sequences of the calibration data.
+    """
+    hardware = costs.model
+    return CompressionReport(
+        base_model=model.config._name_or_path or type(model).__name__,
+        model_parameters=model.num_parameters(),
+        tokens=costs.tokens,
+        tensors=tuple(_tensor(name, result, costs) for name, result in reached.items()),
+        accelerator=None if hardware is None else hardware.name,
+        accelerator_digest=None if hardware is None else hardware.digest,
+        calibration_rows=calibration_rows,
+        heat_version=package_version(),
+    )
+
+
+def _tensor(name: str, result: Reached, costs: Costs) -> TensorReport:
+    matrix, setting, factorization = costs.matrices[name], result.setting, result.factorization
+    size, now, dense = matrix.size, costs.one_run(name, setting), costs.one_run(name, None)
+    return TensorReport(
+        name,
+        size.rows,
+        size.columns,
+        setting,
+        macs=size.elements if setting is None else setting.plan(costs.tokens).macs / costs.tokens,
+        hardware=None if now is None or dense is None else Compared(now, dense),
+        runs=matrix.runs,
+        relative_error=None if factorization is None else factorization.relative_error,
+        output_error=None if factorization is None else factorization.output_error,
+        sweeps=0 if factorization is None else factorization.sweeps,
+        converged=True if factorization is None else factorization.converged,
+    )

@@ -1,0 +1,71 @@
+"""FactorizedConfig: what a saved factorized model carries in its config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from heat_hf.encoders.checkpoints.names import METHOD, package_version
+from heat_hf.formats.setting import TensorSetting
+
+
+@dataclass
+class FactorizedConfig(QuantizationConfigMixin):
+    """What loading needs: the `quantization_config` of a factorized model. How it was asked for is in its report.
+
+    Args:
+        tensors: module name → what the matrix got; at least one.
+        tokens: tokens of a forward pass for which contraction paths are chosen; any number can be run.
+        accelerator: name of the hardware that settings were chosen for, or costs reported for; None without.
+        heat_version: version of heat_hf that factorized the model.
+        weights_file: name of the weights file, if not the usual one. Set on saving.
+
+    Raises:
+        ValueError: if there are no tensors, or a setting is not valid.
+    """
+
+    quant_method: str = field(default=METHOD, init=False)  # type: ignore[assignment]
+    tensors: dict[str, TensorSetting] = field(default_factory=dict)
+    tokens: int = 128
+    accelerator: str | None = None
+    heat_version: str | None = None
+    weights_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tensors or not isinstance(self.tensors, Mapping):
+            raise ValueError("the checkpoint's quantization_config has method 'heat' but no tensors: it is damaged")
+        self.tensors = {
+            name: setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
+            for name, setting in self.tensors.items()
+        }
+        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
+            raise ValueError(f"tokens must be a positive integer, got {self.tokens!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, without what is None."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["tensors"] = {name: setting.to_dict() for name, setting in self.tensors.items()}
+        return {name: value for name, value in data.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ValueError: if the method is not "heat" or a field is unknown (written by a newer version).
+        """
+        data = {**config_dict, **kwargs}
+        if data.pop("quant_method", METHOD) != METHOD:
+            raise ValueError(f"quant_method must be {METHOD!r}, got {config_dict['quant_method']!r}")
+        unknown = set(data) - {f.name for f in dataclasses.fields(cls) if f.init}
+        if unknown:
+            raise ValueError(
+                f"unknown options {sorted(unknown)} in a heat quantization_config "
+                f"(written by heat_hf {data.get('heat_version', 'unknown')}, this is {package_version()})"
+            )
+        config = cls(**data)
+        return (config, {}) if return_unused_kwargs else config

@@ -1,0 +1,218 @@
+"""From a matrix to cores: any format's factorization, with regard to calibration data where there is some."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from heat_hf.formats.base import Format, Rank
+from heat_hf.formats.projection import OUTPUT_DAMPING, refine, relative_error, square_roots, weighted_square
+from heat_hf.formats.shape import TensorShape
+from heat_hf.formats.solver import Solver
+
+Moments = tuple[Tensor | None, Tensor | None]  # C of the columns, G of the rows
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """Result of a decomposition.
+
+    Attributes:
+        cores: the core tensors, in the order and with the extents of `Format.core_shapes`, in the matrix's dtype.
+        relative_error: ‖W − W′‖_F / ‖W‖_F.
+        output_error: ‖(W − W′)C^{1/2}‖_F / ‖W C^{1/2}‖_F, the relative error of the layer's outputs on the calibration
+            inputs; None without them.
+        sweeps: iterations done; 0 for a closed form.
+        converged: False if an iterative method stopped at its limit of sweeps.
+    """
+
+    cores: tuple[Tensor, ...]
+    relative_error: float
+    output_error: float | None = None
+    sweeps: int = 0
+    converged: bool = True
+
+
+def decompose(
+    codec: Format,
+    weight: Tensor,
+    shape: TensorShape,
+    rank: object,
+    solver: Solver | None = None,
+    second_moment: Tensor | None = None,
+    output_moment: Tensor | None = None,
+) -> Factorization:
+    """Find cores that minimise ‖W − W′‖_F, or ‖G^{1/2}(W − W′)C^{1/2}‖_F where C or G are known.
+
+    This is the layer-wise projection of the paper's section 2.2.3; with C it projects the layer's outputs instead of its
+    weights, with G as well the model's outputs, to second order. With moments, the result is never worse in their norm than
+    without.
+
+    Args:
+        codec: the format.
+        weight: W, M×N, finite.
+        shape: tensorization shape of W.
+        rank: a valid rank, see `Format.parse_rank`.
+        solver: limits of the iterative methods.
+        second_moment: C = E[xxᵀ] of the layer's inputs x, N×N, symmetric positive semi-definite.
+        output_moment: G, second moment of the model's outputs' gradients at the layer's outputs, M×M, likewise.
+
+    Returns:
+        The cores in W's dtype and on its device, of equal root mean square, and the errors reached.
+
+    Raises:
+        ValueError: if the shape or rank do not fit, or W, C or G hold NaN or infinity.
+    """
+    solver = solver or Solver()
+    shape.require(*weight.shape)
+    rank = codec.parse_rank(shape, rank)
+    require_finite("weight", weight)
+    matrix = weight.detach().double()
+    if not matrix.any():
+        return Factorization(tuple(weight.new_zeros(extents) for extents in codec.core_shapes(shape, rank)), 0.0)
+    second_moment, output_moment = (
+        None if moment is None else require_finite(name, moment).to(matrix)
+        for name, moment in (("second_moment", second_moment), ("output_moment", output_moment))
+    )
+    cores, sweeps, converged = _project(codec, matrix, (second_moment, output_moment), shape, rank, solver)
+    stored = tuple(core.to(weight.dtype).contiguous() for core in balanced(cores))
+    return Factorization(stored, *approximation_errors(codec, matrix, stored, shape, second_moment), sweeps, converged)
+
+
+def rank_errors(
+    codec: Format, weight: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver | None = None
+) -> list[float]:
+    """‖W − W′‖_F / ‖W‖_F of many ranks, much faster than one decomposition for each (paper, Fig. 7).
+
+    Exact where `decompose` has a closed form. Where it iterates, this is a little above what that reaches: Tucker has the
+    error of the truncated HOSVD, CP that after a few sweeps.
+
+    Args:
+        codec: the format.
+        weight: W, M×N, finite, on the device to compute on.
+        shape: tensorization shape of W.
+        ranks: valid ranks.
+        solver: limits of the iterative methods.
+
+    Raises:
+        ValueError: if the shape or a rank do not fit, or W holds NaN or infinity.
+    """
+    shape.require(*weight.shape)
+    checked = [codec.parse_rank(shape, rank) for rank in ranks]
+    require_finite("weight", weight)
+    matrix = weight.detach().double()
+    whole = float(matrix.square().sum())
+    if not ranks or whole == 0.0:
+        return [0.0] * len(ranks)
+    lost = codec.losses(matrix, shape, checked, solver or Solver())
+    return [math.sqrt(max(0.0, value) / whole) for value in lost]
+
+
+def approximation_errors(
+    codec: Format, weight: Tensor, cores: Sequence[Tensor], shape: TensorShape, second_moment: Tensor | None = None
+) -> tuple[float, float | None]:
+    """Relative error of W′ and, with C, of the layer's outputs; see `Factorization`."""
+    restored = codec.reconstruct(cores, shape)
+    output = None if second_moment is None else relative_error(weight, restored, second_moment)
+    return relative_error(weight, restored), output
+
+
+def _project(
+    codec: Format, matrix: Tensor, moments: Moments, shape: TensorShape, rank: Rank, solver: Solver
+) -> tuple[list[Tensor], int, bool]:
+    """Minimise ‖G^{1/2}(W − W′)C^{1/2}‖_F.
+
+    Where a side can be whitened, that makes this the plain problem, with its exact methods: factorize G^{1/2} W C^{1/2} and
+    take the inverse roots out of the cores that carry the modes. For low rank this is the closed form. From the sides that
+    cannot, the solution without them is refined by descent.
+    """
+    roots = _roots(codec, moments, shape)
+    whitened = _multiply(matrix, [None if pair is None else pair[0] for pair in roots])
+    cores, sweeps, converged = codec.factorize(whitened.reshape(shape.modes), shape, rank, solver)
+    for side, pair in zip(("rows", "columns"), roots, strict=True):
+        if pair is not None:
+            cores = _apply(codec, cores, shape, side, pair[1])
+    if any(roots) and not codec.optimal(shape):
+        plain = codec.factorize(matrix.reshape(shape.modes), shape, rank, solver)
+        if _loss(codec, matrix, plain[0], shape, moments) < _loss(codec, matrix, cores, shape, moments):
+            cores, sweeps, converged = plain
+    second_moment, output_moment = moments
+    if any(moment is not None and pair is None for moment, pair in zip((output_moment, second_moment), roots, strict=True)):
+        rebuild = partial(codec.reconstruct, shape=shape)
+        cores = refine(rebuild, cores, matrix, second_moment, solver, output_moment)
+    return cores, sweeps, converged
+
+
+def _loss(codec: Format, matrix: Tensor, cores: Sequence[Tensor], shape: TensorShape, moments: Moments) -> float:
+    return float(weighted_square(matrix - codec.reconstruct(cores, shape), *moments))
+
+
+def _roots(codec: Format, moments: Moments, shape: TensorShape) -> list[tuple[Tensor, Tensor] | None]:
+    """G^{1/2} and C^{1/2} with their inverses, of the sides that are whitened: rows, columns."""
+    second_moment, output_moment = moments
+    rows, columns = codec.whitens(shape)
+    return [
+        square_roots(output_moment, OUTPUT_DAMPING) if rows and output_moment is not None else None,
+        square_roots(second_moment) if columns and second_moment is not None else None,
+    ]
+
+
+def _multiply(matrix: Tensor, roots: Sequence[Tensor | None]) -> Tensor:
+    """Rows and columns times their roots."""
+    rows, columns = roots
+    matrix = matrix if rows is None else rows @ matrix
+    return matrix if columns is None else matrix @ columns
+
+
+def _apply(codec: Format, cores: list[Tensor], shape: TensorShape, side: str, factor: Tensor) -> list[Tensor]:
+    """Cores of the matrix multiplied with a symmetric factor at a side that `Format.whitens`.
+
+    Args:
+        codec: the format.
+        cores: of the matrix.
+        shape: its tensorization shape.
+        side: "rows" or "columns".
+        factor: as many rows and columns as the side is long.
+    """
+    subscripts = codec.subscripts(shape)
+    modes = shape.out_modes if side == "rows" else shape.in_modes
+    index = codec.long_index(getattr(subscripts, side), modes)
+    number, axis = next((k, indices.index(index)) for k, indices in enumerate(subscripts.cores) if index in indices)
+    moved = torch.tensordot(cores[number], factor, dims=([axis], [0])).movedim(-1, axis)
+    return [*cores[:number], moved, *cores[number + 1 :]]
+
+
+def require_finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor; raises ValueError if it holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} holds NaN or infinite values; it cannot be decomposed")
+    return tensor
+
+
+def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the cores to equal root mean square, keeping their product.
+
+    None over- or underflows a short dtype, and an optimizer whose steps are alike for all entries, as Adam's are, changes all
+    cores by the same share: with equal norms, the large entries of a small core make its steps too short and the small entries
+    of a large core theirs too long.
+    """
+    sizes = [float(core.square().mean().sqrt()) for core in cores]
+    if min(sizes) == 0.0:
+        return list(cores)
+    mean = math.exp(sum(map(math.log, sizes)) / len(sizes))
+    return [core * (mean / size) for core, size in zip(cores, sizes, strict=True)]
+
+
+def match_variance(weight: Tensor, cores: Sequence[Tensor], format: Format, shape: TensorShape) -> tuple[Tensor, ...]:
+    """Scale the cores so that W′ has the variance of W: a factor √(Var W / Var W′) (paper, section 2.2.2).
+
+    The product is linear in each core, so the factor goes into the first one.
+    """
+    variance = format.reconstruct(cores, shape).double().var()
+    scale = torch.sqrt(weight.detach().double().var() / variance) if variance > 0 else torch.ones(())
+    return (cores[0] * scale.to(cores[0]), *cores[1:])

@@ -1,0 +1,77 @@
+"""Shape and rank of every matrix size from the Pareto front of its cost table (paper, section 2.2.1)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from heat_hf.search.ranks.methods.base import RankSearch, Solution, checked_setting
+
+if TYPE_CHECKING:
+    from heat_hf.formats.setting import TensorSetting
+    from heat_hf.formats.size import MatrixSize
+    from heat_hf.search.ranks.budgets import Budget
+    from heat_hf.search.ranks.problem import Problem
+
+
+class Pareto(RankSearch):
+    """One setting for each matrix size: the best within the share of parameters, within the network's budget, or the knee."""
+
+    name = "pareto"
+    takes_shape = False
+    budget_optional = True
+    needs_table = True
+
+    def solve(self, problem: Problem, budget: Budget) -> Solution:
+        """The front's settings, for every tensor of a size the same."""
+        from heat_hf.formats.size import MatrixSize
+
+        by_size = _alone(problem, budget) if budget.kind in (None, "parameters") else _together(problem, budget)
+        settings: dict[str, TensorSetting | None] = {}
+        for name, linear in problem.linears.items():
+            chosen = by_size[MatrixSize.of(linear)]
+            settings[name] = checked_setting(problem, chosen.format, chosen.shape, chosen.rank)
+        return Solution(settings)
+
+
+def _alone(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
+    """Each size by itself."""
+    from heat_hf.search.shapes.pareto import select
+
+    (format,), table = problem.formats, problem.table
+    assert table is not None
+    settings = {}
+    for size in problem.sizes:
+        try:
+            settings[size] = select(table.of(str(size), format), table.sizes[str(size)], max_ratio=budget.asked).setting
+        except ValueError as error:
+            raise ValueError(f"matrices of {size}: {error}") from error
+    return settings
+
+
+def _together(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
+    """The sizes' fronts: the least sum of squared errors within a budget of all matrices together."""
+    from heat_hf.formats.size import MatrixSize
+    from heat_hf.search.ranks.allocation import allocate
+    from heat_hf.search.ranks.space import Footprint, priced_option
+    from heat_hf.search.shapes.pareto import front
+
+    (format,), table = problem.formats, problem.table
+    assert table is not None and budget.kind is not None and budget.limit is not None
+    matrices = problem.costs.matrices.values()
+    counts, runs = Counter(matrix.size for matrix in matrices), Counter[MatrixSize]()
+    for matrix in matrices:
+        runs[matrix.size] += matrix.runs
+    fronts = {size: front(table.of(str(size), format)) for size in counts}
+    options = [
+        [
+            priced_option(count * candidate.error**2, Footprint(count * candidate.parameters, candidate.cost * runs[size]))
+            for candidate in fronts[size]
+        ]
+        for size, count in counts.items()
+    ]
+    try:
+        chosen = allocate(options, budget.kind, budget.limit)
+    except ValueError as error:
+        raise ValueError(f"the Pareto front's settings, budget {budget.asked:g}: {error}") from error
+    return {size: fronts[size][number].setting for size, number in zip(counts, chosen, strict=True)}

@@ -1,0 +1,47 @@
+"""Training-free ranks: the exact allocation of what the model's outputs mind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from heat_hf.search.ranks.methods.base import RankSearch, Solution
+
+if TYPE_CHECKING:
+    from heat_hf.search.ranks.budgets import Budget
+    from heat_hf.search.ranks.curves import Curves
+    from heat_hf.search.ranks.problem import Problem
+
+
+class Sensitivity(RankSearch):
+    """For every tensor a rank of its own, or none where it stays dense, by the losses of `heat_hf.search.ranks.curves`."""
+
+    name = "sensitivity"
+    mixes_formats = True
+    needs_calibration = True
+
+    def check(self, problem: Problem, budgets: Sequence[Budget]) -> None:
+        """As every method; also that the smallest options keep each budget."""
+        from heat_hf.search.ranks.evolution import require_reachable
+
+        super().check(problem, budgets)
+        space = self._curves(problem).space
+        for budget in budgets:
+            if budget.kind is not None and budget.limit is not None:
+                require_reachable(space, budget.kind, budget.limit)
+
+    def solve(self, problem: Problem, budget: Budget) -> Solution:
+        """Exact, within the options of every tensor."""
+        from heat_hf.search.ranks.curves import allocate_ranks
+
+        assert budget.kind is not None and budget.limit is not None
+        curves = self._curves(problem)
+        choice, lost = allocate_ranks(curves, budget.kind, budget.limit)
+        return Solution(curves.space.settings(choice), expected_divergence=lost)
+
+    def _curves(self, problem: Problem) -> Curves:
+        from heat_hf.search.ranks.curves import sensitivity_curves
+
+        shapes = {(format, size): self.shape(problem, format, size) for format in problem.formats for size in problem.sizes}
+        curves: Curves = problem.once(self.name, lambda: sensitivity_curves(problem, shapes))
+        return curves

@@ -1,0 +1,142 @@
+"""Networks that a rank search found, one for each budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heat_hf.encoders.linears import weights_digest
+from heat_hf.formats.setting import TensorSetting
+from heat_hf.search.journal import Journal
+from heat_hf.search.ranks.allocation import BudgetKind
+from heat_hf.search.ranks.budgets import TARGETS, Budget
+from heat_hf.search.ranks.methods import MIXED, RankSearch
+from heat_hf.search.ranks.problem import Problem
+from heat_hf.search.ranks.space import Settings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network of a search.
+
+    Attributes:
+        name: "HEAT-a1", "HEAT-a2", …, from the smallest budget to the largest.
+        method, decomposition: of the search, as in its configuration.
+        kind: what was limited, "edp", "seconds" or "parameters"; None for the paper's objective, which limits nothing.
+        budget: the limit as asked: a fraction of the dense network's, or seconds.
+        settings: what every tensor gets; None for the dense matrix.
+        edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
+        seconds: of one forward pass of all tensors on the accelerator; None without one.
+        expected_divergence: of the model's outputs from the dense model's, to second order; of the method "sensitivity".
+        predicted_accuracy: of the method "supernet", with the SuperNet's cores.
+    """
+
+    name: str
+    method: str
+    decomposition: str
+    kind: BudgetKind | None
+    budget: float | None
+    settings: Settings
+    edp_ratio: float
+    params_ratio: float
+    seconds: float | None
+    expected_divergence: float | None = None
+    predicted_accuracy: float | None = None
+
+    def configure(self, config: Any) -> Any:  # noqa: ANN401
+        """A `HeatConfig` as it would ask for this variant alone."""
+        targets: dict[str, Any] = {name: self.budget if kind == self.kind else None for name, kind in TARGETS.items()}
+        targets |= {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
+        return dataclasses.replace(config, **targets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        settings = {name: None if setting is None else setting.to_dict() for name, setting in self.settings.items()}
+        return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "settings": settings}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Variant:
+        """Read what `to_dict` wrote."""
+        settings = {
+            name: None if setting is None else TensorSetting.from_dict(setting) for name, setting in data["settings"].items()
+        }
+        return cls(**{**data, "settings": settings})
+
+
+@dataclass(frozen=True)
+class Variants:
+    """The result of a search.
+
+    Attributes:
+        networks: from the smallest budget to the largest.
+        fidelity: of the method's own predictions, see `RankSearch.fidelity`.
+    """
+
+    networks: tuple[Variant, ...]
+    fidelity: Mapping[str, Any] | None
+
+
+def search_key(method: RankSearch, problem: Problem) -> dict[str, Any]:
+    """What the result of a search depends on, as JSON: equal for two searches that give the same."""
+    model, statistics = problem.costs.model, problem.statistics
+    key = {
+        "weights": weights_digest(problem.linears),
+        "accelerator_digest": None if model is None else model.digest,
+        "calibration": None if statistics is None else statistics.data_digest,
+        **problem.key,
+        **method.key(problem),
+    }
+    normalized: dict[str, Any] = json.loads(json.dumps(key))
+    return normalized
+
+
+def open_journal(
+    method: RankSearch, problem: Problem, output: Path | None, overwrite: bool
+) -> AbstractContextManager[Journal | None]:
+    """Where a search keeps what is done, if it takes long enough to be resumed; to be left once the result is saved.
+
+    Args:
+        method: of the search.
+        problem: likewise.
+        output: file of the result; an interrupted search goes on from OUTPUT.partial.
+        overwrite: whether to throw away what is left of another search there.
+    """
+    return Journal(output, search_key(method, problem), overwrite) if method.resumable else nullcontext()
+
+
+def find_variants(method: RankSearch, problem: Problem, budgets: Sequence[Budget]) -> Variants:
+    """Settings of the network for every budget.
+
+    Args:
+        method: how; what cannot work has been refused by its `check`.
+        problem: of the network.
+        budgets: from the smallest.
+
+    Raises:
+        ValueError: if a budget cannot be reached.
+    """
+    networks = [_variant(method, problem, number, budget) for number, budget in enumerate(budgets, start=1)]
+    return Variants(tuple(networks), method.fidelity(problem))
+
+
+def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) -> Variant:
+    solution, costs = method.solve(problem, budget), problem.costs
+    total, dense = costs.total(solution.settings), costs.dense
+    return Variant(
+        name=f"HEAT-a{number}",
+        method=method.name,
+        decomposition=problem.formats[0] if len(problem.formats) == 1 else MIXED,
+        kind=budget.kind,
+        budget=budget.asked,
+        settings=dict(solution.settings),
+        edp_ratio=total.objective_ratio(dense),
+        params_ratio=total.parameters / dense.parameters,
+        seconds=total.seconds,
+        expected_divergence=solution.expected_divergence,
+        predicted_accuracy=solution.predicted_accuracy,
+    )
