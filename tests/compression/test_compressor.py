@@ -34,7 +34,7 @@ def calibration(rows: int = 6) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("decomposition", FORMATS)
-@pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("ratio", [0.4, 0.6, 0.9])
 def test_report_counts_what_is_there(decomposition: str, ratio: float) -> None:
     model = small_model("bert")
     before = model.num_parameters()
