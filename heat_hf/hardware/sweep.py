@@ -97,12 +97,16 @@ def spatial_choices(gemm: Gemm, accelerator: Accelerator, constraints: Constrain
         column.update({name: np.tile(grid[:, i], old) for i, name in enumerate(spatial.unrolls)})
         covered = {d: extent * column[d] for d, extent in covered.items()}
         fits = np.logical_and.reduce([gemm.extent(d) % extent == 0 for d, extent in covered.items()])
-        if constraints and spatial.name in constraints.largest:
-            used = np.where(fits, math.prod(column.values(), start=np.int64(1)), 0)
-            fits &= used == used.max()
+        fits = _largest(fits, column) if constraints and spatial.name in constraints.largest else fits
         columns = [{d: extent[fits] for d, extent in one.items()} for one in [*columns, column]]
         covered = {d: extent[fits] for d, extent in covered.items()}
     return Choices(tuple(places), tuple(reversed(columns)))
+
+
+def _largest(fits: NDArray[np.bool_], column: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """Of the choices that fit, those that use the most copies."""
+    used = np.where(fits, math.prod(column.values(), start=np.int64(1)), 0)
+    return fits & (used == used.max())
 
 
 class Sweep:
