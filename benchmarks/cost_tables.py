@@ -21,8 +21,8 @@ def agreement(data: dict) -> str:
     lines += ["", "| beside | compared | result |", "|---|---|---|"]
     lines += [f"| {' | '.join(cells)} |" for cells in (*_agreement(data), *_speed(data))]
     caption = (
-        "First table: what the paper states, and ours with and without Timeloop's constraints on mappings. Second table: ranges "
-        "over products or workloads; times are medians with ranges, and no mapping was cached."
+        "First table: what the paper states, and ours with and without Timeloop's constraints on mappings. Second table: "
+        "ranges over products or workloads; times are medians with ranges, and no mapping was cached."
     )
     return captioned(lines, caption, source_line(data))
 
