@@ -10,7 +10,7 @@ from benchmarks.provenance import captioned
 def readme(distillation: dict, exported: dict, shapes: dict) -> str:
     """Dense, int8 and plain SVD beside searched ranks, on a sentence encoder; one rank for all beside them on a classifier."""
     lines = [
-        "| task | model | EDP gain | CPU time | not trained | distilled |",
+        "| task | model | EDP gain | CPU time | not distilled | distilled |",
         "|---|---|---:|---:|---:|---:|",
         *(f"| {' | '.join(cells)} |" for cells in (*_encoder(distillation, exported, shapes), *_classifier(distillation))),
     ]
