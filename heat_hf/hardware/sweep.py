@@ -106,7 +106,8 @@ def spatial_choices(gemm: Gemm, accelerator: Accelerator, constraints: Constrain
 def _largest(fits: NDArray[np.bool_], column: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
     """Of the choices that fit, those that use the most copies."""
     used = np.where(fits, math.prod(column.values(), start=np.int64(1)), 0)
-    return fits & (used == used.max())
+    largest: NDArray[np.bool_] = fits & (used == used.max())
+    return largest
 
 
 class Sweep:
