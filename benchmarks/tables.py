@@ -272,25 +272,25 @@ def exported(data: dict) -> str:
     return "\n".join([*lines, "", note, "", source_line(data)])
 
 
-# Marker in a page → the result file's stem and what makes the table.
-TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
-    "training_free": ("training_free", training_free),
-    "linear": ("linear", linear),
-    "cost_agreement": ("cost", cost_agreement),
-    "cost_figures": ("cost", cost_figures),
-    "cost_paper": ("cost", cost_paper),
-    "shapes_speed": ("shapes_speed", shapes_speed),
-    "shapes": ("shapes", shapes),
-    "ranks": ("ranks", ranks),
-    "ranks_supernet": ("ranks", ranks_supernet),
-    "distilled": ("distillation", distilled.classification),
-    "searched": ("distillation", distilled.searched),
-    "faster": ("distillation", distilled.faster),
-    "recipes": ("distillation", distilled.recipes),
-    "embeddings": ("distillation", distilled.embeddings),
-    "question_answering": ("question_answering", distilled.question_answering),
-    "exported": ("exported", exported),
-    "step_cost": ("distillation", distilled.step_cost),
+# Marker in a page → what makes the table, and the stems of the result files that it is given.
+TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
+    "training_free": (training_free, "training_free"),
+    "linear": (linear, "linear"),
+    "cost_agreement": (cost_agreement, "cost"),
+    "cost_figures": (cost_figures, "cost"),
+    "cost_paper": (cost_paper, "cost"),
+    "shapes_speed": (shapes_speed, "shapes_speed"),
+    "shapes": (shapes, "shapes"),
+    "ranks": (ranks, "ranks"),
+    "ranks_supernet": (ranks_supernet, "ranks"),
+    "distilled": (distilled.classification, "distillation"),
+    "reached": (distilled.reached, "distillation", "exported"),
+    "faster": (distilled.faster, "distillation"),
+    "recipes": (distilled.recipes, "distillation"),
+    "embeddings": (distilled.embeddings, "distillation"),
+    "question_answering": (distilled.question_answering, "question_answering"),
+    "exported": (exported, "exported"),
+    "step_cost": (distilled.step_cost, "distillation"),
 }
 
 
@@ -309,8 +309,9 @@ def render(text: str) -> str:
     def made(match: re.Match[str]) -> str:
         if match[1] not in TABLES:
             raise ValueError(f"no table {match[1]!r}; there are {', '.join(TABLES)}")
-        stem, table = TABLES[match[1]]
-        return f"<!-- results:{match[1]} -->\n{table(json.loads((RESULTS / f'{stem}.json').read_text()))}\n<!-- end -->"
+        table, *stems = TABLES[match[1]]
+        results = (json.loads((RESULTS / f"{stem}.json").read_text()) for stem in stems)
+        return f"<!-- results:{match[1]} -->\n{table(*results)}\n<!-- end -->"
 
     return re.sub(r"<!-- results:(\w+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
 
