@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from heat_hf.search.ranks.search import Search
 from heat_hf.search.ranks.sensitivity import allocate_ranks
 from transformers import AutoTokenizer, DataCollatorWithPadding
@@ -124,7 +123,7 @@ class Bench:
         return rows, long[alone : alone + UNSEEN]
 
     def load(self) -> Any:
-        return getattr(transformers, TASKS[self.subject.task].model_class).from_pretrained(self.checkpoint).eval()
+        return TASKS[self.subject.task].model_class.from_pretrained(self.checkpoint).eval()
 
     def save(self) -> None:
         write_json(self.file, {**self.found, **provenance(self.args.command, "torch", "transformers")})
@@ -264,7 +263,7 @@ def measure(
     seconds = time.perf_counter() - started
     found = bench.figures(model)
     rows[key] = row = result_row(
-        report, bench.subject.task, bench.metric, found["score"], bench.teacher_score, dataset=bench.subject.name,
+        report, bench.subject.task, found["score"], bench.teacher_score, dataset=bench.subject.name,
         decomposition=decomposition, variant=variant, rank_search=method, recipe=trainer.args.recipe, seed=seed,
         train_rows=len(bench.rows), steps=trainer.state.global_step, seconds=round(seconds, 1), untrained_score=untrained,
         agreement=found["agreement"], divergence=found["divergence"],

@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.provenance import provenance
 from heat_hf import FactorizedLinear, TensorSetting, TensorShape
-from heat_hf.evaluation.tasks import race
+from heat_hf.evaluation.timing import race
 from heat_hf.formats import balanced_factors, get_format
 from heat_hf.formats.setting import MACS_PER_ELEMENT
 

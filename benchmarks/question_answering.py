@@ -20,8 +20,8 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport
 from heat_hf.encoders.rows import load_rows
+from heat_hf.evaluation.answers import predict_answers
 from heat_hf.evaluation.metrics import load_metric
-from heat_hf.evaluation.question_answering import predict_answers
 from recipes.evidence import write_json
 
 

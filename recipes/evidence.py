@@ -10,36 +10,29 @@ from typing import Any
 
 from heat_hf import CompressionReport
 from heat_hf.encoders.checkpoints.storage import atomic_file
+from heat_hf.evaluation.tasks import TASKS
 from heat_hf.reports.card import Evaluation
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tensorly")
 
 
-def points(task: str, difference: float) -> float:
-    """A difference of scores in points: hundredths, or as it is where scores are percentages, as those of answers are."""
-    return difference if task == "question-answering" else 100 * difference
-
-
-def result_row(
-    report: CompressionReport, task: str, metric: str, score: float, teacher_score: float, **about: Any
-) -> dict[str, Any]:
+def result_row(report: CompressionReport, task: str, score: float, teacher_score: float, **about: Any) -> dict[str, Any]:
     """One measured model, as the result tables take it.
 
     Args:
         report: of its compression.
         task: of `heat_hf.evaluation.tasks.TASKS`.
-        metric: name of the score.
-        score: the model's.
+        score: the model's main score.
         teacher_score: the dense model's on the same rows.
         **about: decomposition, variant, rank_search, seed, train_rows, command and what else is to be kept.
     """
     cost = report.hardware
     figures = {
         "task": task,
-        "metric": metric,
+        "metric": TASKS[task].main,
         "score": score,
         "teacher_score": teacher_score,
-        "accuracy_drop": points(task, teacher_score - score),
+        "accuracy_drop": TASKS[task].points(teacher_score - score),
         "edp_uJs": None if cost is None else cost.now.edp * 1e6,
         "edp_gain": None if cost is None else 1 / cost.ratio,
         "params_M": report.compressed_model_parameters / 1e6,

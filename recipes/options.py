@@ -15,14 +15,16 @@ from transformers import HfArgumentParser
 
 from heat_hf import HeatConfig
 from heat_hf.distillation import DistillationArguments
+from heat_hf.evaluation.tasks import TASKS, Task, find_task
 
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
 @dataclass
 class ModelOptions:
-    """Where the dense model comes from."""
+    """What the model is for, and where the dense one comes from."""
 
+    task: str | None = field(default=None, metadata={"help": f"one of {', '.join(TASKS)}"})
     teacher: str | None = field(default=None, metadata={"help": "Hub id or folder of a fine-tuned dense model"})
     model: str | None = field(default=None, metadata={"help": "pretrained encoder to fine-tune into one where there is none"})
     revision: str = field(default="main", metadata={"help": "of either, on the Hub"})
@@ -72,8 +74,8 @@ class CompressionOptions:
 
     def config(self, seed: int) -> HeatConfig:
         """As compression takes it."""
-        own = ("decomposition", "target_edp_ratio", "target_params_ratio", "cost_table", "accelerator", "sequence_length")
-        values = {name: getattr(self, name) for name in own}
+        names = ("decomposition", "target_edp_ratio", "target_params_ratio", "cost_table", "accelerator", "sequence_length")
+        values = {name: getattr(self, name) for name in names}
         if self.ranks is not None:  # the record says the rest
             return HeatConfig(**{**values, "target_params_ratio": 0.5, "target_edp_ratio": None}, seed=seed)
         return HeatConfig(**values, rank_search=self.rank_search, seed=seed)
@@ -83,6 +85,7 @@ class CompressionOptions:
 class Options:
     """All of a run's."""
 
+    task: Task
     model: ModelOptions
     data: DataOptions
     compression: CompressionOptions
@@ -90,36 +93,38 @@ class Options:
     command: str
 
 
-def parse(module: str, argv: Sequence[str] | None = None) -> Options:
+def parse(argv: Sequence[str] | None = None) -> Options:
     """Read a command line: an optional YAML file first, then options that override it.
 
     `$NAME` in the file's values stands for the environment variable.
 
     Args:
-        module: the recipe's, for the command that reproduces a run.
         argv: default: the process's.
 
     Raises:
-        ValueError: if the file has an unknown option, or an environment variable is not set.
+        ValueError: if the file has an unknown option, an environment variable is not set, or options do not go together.
         FileNotFoundError: if there is no such file.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    command = " ".join(["python -m", module, *given])
+    command = " ".join(["python -m recipes.run", *given])
     parser = HfArgumentParser((ModelOptions, DataOptions, CompressionOptions, DistillationArguments))  # type: ignore[arg-type]
     if given and given[0].endswith((".yaml", ".yml")):
         parser.set_defaults(**_read(Path(given.pop(0)), {action.dest for action in parser._actions}))
     model, data, compression, training = parser.parse_args_into_dataclasses(given)
     data.train_files = [_expanded(path) for path in data.train_files]
-    options = Options(model, data, compression, training, command)
-    _check(options)
+    if model.task is None:
+        raise ValueError(f"task is missing: one of {', '.join(TASKS)}")
+    options = Options(find_task(model.task), model, data, compression, training, command)
+    _check_model(options)
+    _check_data(options)
     return options
 
 
-def _read(path: Path, known: set[str]) -> dict[str, Any]:
+def _read(path: Path, names: set[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no recipe file {path}")
     values = yaml.safe_load(path.read_text()) or {}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - names)
     if unknown:
         raise ValueError(f"{path} has an unknown option {unknown[0]!r}")
     return {name: _expanded(value) for name, value in values.items()}
@@ -128,7 +133,7 @@ def _read(path: Path, known: set[str]) -> dict[str, Any]:
 def _expanded(value: Any) -> Any:  # noqa: ANN401
     """Environment variables in strings and lists of strings."""
     if isinstance(value, list):
-        return [_expanded(own) for own in value]
+        return [_expanded(item) for item in value]
     if not isinstance(value, str):
         return value
     for name in _VARIABLE.findall(value):
@@ -137,18 +142,24 @@ def _expanded(value: Any) -> Any:  # noqa: ANN401
     return os.path.expandvars(value)
 
 
-def _check(options: Options) -> None:
-    model, data, compression = options.model, options.data, options.compression
+def _check_model(options: Options) -> None:
+    model, compression = options.model, options.compression
     if (model.teacher is None) == (model.model is None):
         raise ValueError("give either teacher, a fine-tuned dense model, or model, an encoder to fine-tune")
-    if (data.dataset is None) != bool(data.train_files) or (data.dataset is None and data.validation_file is None):
-        raise ValueError("give either dataset, or train_files and validation_file")
+    if model.teacher is None and not options.task.fine_tunes:
+        raise ValueError(f"{options.task.name} has no labels to fine-tune on: name a teacher, the encoder itself")
     if compression.ranks is not None and compression.variant is None:
         raise ValueError("variant is missing: it names one of the record given by ranks")
+
+
+def _check_data(options: Options) -> None:
+    data, training = options.data, options.training
+    if (data.dataset is None) != bool(data.train_files) or (data.dataset is None and data.validation_file is None):
+        raise ValueError("give either dataset, or train_files and validation_file")
     for name in ("least_words", "joined_rows"):
         if getattr(data, name) < 0:
             raise ValueError(f"{name} must not be negative, got {getattr(data, name)}")
-    if data.joined_rows and (options.training.targets == "labels" or options.training.recipe == "labels"):
+    if data.joined_rows and (training.targets == "labels" or training.recipe == "labels"):
         raise ValueError("joined_rows have no labels: leave them out, or take the teacher's targets")
     for name in ("train_rows", "validation_rows", "calibration_rows"):
         value = getattr(data, name)

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import AutoConfig, AutoTokenizer, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -20,131 +18,83 @@ from heat_hf import CompressionReport, HeatCompressor
 from heat_hf.distillation import DistillationTrainer
 from heat_hf.encoders.batches import pad_batches
 from heat_hf.encoders.checkpoints.storage import atomic_directory
-from heat_hf.encoders.rows import joined_texts, load_rows
-from heat_hf.evaluation.tasks import TASKS, evaluate_task
+from heat_hf.encoders.rows import joined_texts
+from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.reports.card import Origin, inherited_license
 from heat_hf.reports.ranks import RankRecord
 from recipes.evidence import evaluation_of, result_row, write_json
-from recipes.options import DataOptions, Options, parse
+from recipes.material import Material, read_material
+from recipes.options import Options
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What a task adds.
+class Job:
+    """A run's options, rows and tokenizer.
 
     Attributes:
-        task: key of `heat_hf.evaluation.tasks.TASKS`.
-        encode: rows, their columns, tokenizer, options → rows of model inputs with labels, if there are any.
-        collator: of a tokenizer.
-        labels: rows, their columns → names of the classes; None where the task has none.
-        fine_tunes: whether a teacher can be made here.
+        options: all of them.
+        material: rows to train on and to score.
+        tokenizer: the dense model's.
+        encoded: training rows as the task encodes them, with labels where it has any.
     """
 
-    task: str
-    encode: Callable[[Any, tuple[str, str, str], Any, DataOptions], Any]
-    collator: Callable[[Any], Any]
-    labels: Callable[[Any, tuple[str, str, str]], list[str] | None] = lambda _rows, _columns: None
-    fine_tunes: bool = True
+    options: Options
+    material: Material
+    tokenizer: Any
+    encoded: Any
 
     @property
-    def model_class(self) -> Any:  # noqa: ANN401
-        """The Transformers class with the task's head."""
-        return getattr(transformers, TASKS[self.task].model_class)
+    def output(self) -> Path:
+        """Where everything is kept."""
+        return Path(str(self.options.training.output_dir))
+
+    @property
+    def training_rows(self) -> int:
+        """Rows that the student is trained on; one may be encoded as several inputs."""
+        return len(self.material.train) + self.options.data.joined_rows
+
+    def score(self, model: Any) -> dict[str, float]:  # noqa: ANN401
+        """The task's scores on the validation rows."""
+        task, material = self.options.task, self.material
+        return evaluate_task(model, self.tokenizer, task.name, material.validation, material.columns)
 
 
-@dataclass(frozen=True)
-class Material:
-    """Rows that were read; `texts` are all training texts, the short ones, too, where they are to be joined."""
-
-    train: Any
-    validation: Any
-    columns: tuple[str, str, str]
-    train_columns: tuple[str, str, str]
-    name: str
-    texts: list[str]
-
-
-def run(recipe: Recipe, module: str, argv: list[str] | None = None) -> dict[str, Any]:
+def run(options: Options) -> dict[str, Any]:
     """Run a recipe; returns what goes to metrics.json."""
-    options = parse(module, argv)
-    if options.model.teacher is None and not recipe.fine_tunes:
-        raise ValueError(f"{recipe.task} has no labels to fine-tune on: name a teacher, the encoder itself")
-    output = Path(str(options.training.output_dir))
-    training = dataclasses.replace(options.training, output_dir=str(output / "checkpoints"))
-    with training.main_process_first(local=False):
-        material = _material(recipe, options)
-    tokenizer = AutoTokenizer.from_pretrained(options.model.teacher or options.model.model, revision=options.model.revision)
-    encoded = recipe.encode(material.train, material.train_columns, tokenizer, options.data)
-    teacher = _teacher(recipe, options, material, encoded, tokenizer, output)
-    rows = _joined(encoded, material, tokenizer, options) if options.data.joined_rows else encoded
-    with training.main_process_first(local=False):
-        student, report = _student(recipe, options, teacher, rows, tokenizer, output)
-
-    def score(model: Any) -> dict[str, float]:  # noqa: ANN401
-        return evaluate_task(model, tokenizer, recipe.task, material.validation, material.columns)
-
-    before = score(student)
+    first = options.training.main_process_first
+    with first(local=False):
+        material = read_material(options)
+    model, data = options.model, options.data
+    tokenizer = AutoTokenizer.from_pretrained(model.teacher or model.model, revision=model.revision)
+    encoded = options.task.encode(material.train, material.train_columns, tokenizer, data.max_length, data.stride)
+    job = Job(options, material, tokenizer, encoded)
+    teacher = _teacher(job)
+    rows = _joined(job) if data.joined_rows else encoded
+    with first(local=False):
+        student, report = _student(job, teacher, rows)
+    untrained = job.score(student)
     started = time.perf_counter()
+    checkpoints = job.output / "checkpoints"
+    training = dataclasses.replace(options.training, output_dir=str(checkpoints))
     trainer = DistillationTrainer(
-        student, teacher, training, rows, recipe.collator(tokenizer), report, processing_class=tokenizer
+        student, teacher, training, rows, options.task.collator(tokenizer), report, processing_class=tokenizer
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=_last(output / "checkpoints"))
+    trainer.train(resume_from_checkpoint=_last(checkpoints))
     seconds = time.perf_counter() - started
-    found = {"scores": score(student.eval()), "teacher_scores": score(teacher), "untrained_scores": before}
-    row = _row(
-        recipe, options, report, found, len(material.train) + options.data.joined_rows, trainer.state.global_step, seconds
-    )
-    _keep(options, material, trainer, row, output)
+    scores = {"scores": job.score(student.eval()), "teacher_scores": job.score(teacher), "untrained_scores": untrained}
+    row = _row(job, report, scores, trainer.state.global_step, seconds)
+    _keep(job, trainer, row)
     return row
 
 
-def _material(recipe: Recipe, options: Options) -> Material:
-    data = options.data
-    if data.dataset is not None:
-        import datasets
-
-        train, validation = (
-            datasets.load_dataset(data.dataset, data.dataset_config, split=split)
-            for split in (data.train_split, data.validation_split)
-        )
-    else:
-        train, validation = _concatenated(data.train_files), load_rows(str(data.validation_file), data.validation_rows)
-    if data.validation_rows is not None:
-        validation = validation.select(range(min(data.validation_rows, len(validation))))
-    columns = tuple(data.columns or TASKS[recipe.task].columns)
-    train_columns = tuple(data.train_columns or columns)
-    for rows, names, which in ((train, train_columns, "train"), (validation, columns, "validation")):
-        missing = [name for name in names if name and name not in rows.column_names]
-        if len(names) != 3 or missing:
-            what = f"no column {missing[0]!r}" if missing else f"columns {list(names)!r} named, which must be three"
-            raise ValueError(f"the {which} data has {what}; it has {', '.join(rows.column_names)}")
-    if data.joined_rows and train_columns[1]:
-        raise ValueError(f"joined_rows are for one text a row, and the rows have a second one, {train_columns[1]!r}")
-    texts = train[train_columns[0]] if data.least_words or data.joined_rows else []
-    long = (
-        train.select([place for place, text in enumerate(texts) if len(text.split()) >= data.least_words]) if texts else train
-    )
-    if data.train_rows is not None and data.train_rows < len(long):
-        long = long.shuffle(seed=options.training.seed).select(range(data.train_rows))
-    name = data.data_name or data.dataset or Path(data.train_files[0]).parent.name
-    return Material(long, validation, columns, train_columns, name, list(texts))  # type: ignore[arg-type]
-
-
-def _concatenated(paths: list[str]) -> Any:  # noqa: ANN401
-    import datasets
-
-    parts = [load_rows(path) for path in paths]
-    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-
-
-def _joined(encoded: Any, material: Material, tokenizer: Any, options: Options) -> Any:  # noqa: ANN401
+def _joined(job: Job) -> Any:  # noqa: ANN401
     """Training rows with unlabelled ones between, in random order."""
     import datasets
 
-    seed, data = options.training.seed, options.data
-    texts = joined_texts(material.texts, data.joined_rows, seed)
-    added = datasets.Dataset.from_dict(dict(tokenizer(texts, truncation=True, max_length=data.max_length)))
-    plain = encoded.select_columns(added.column_names).cast(added.features)
+    seed, data = job.options.training.seed, job.options.data
+    texts = joined_texts(job.material.texts, data.joined_rows, seed)
+    added = datasets.Dataset.from_dict(dict(job.tokenizer(texts, truncation=True, max_length=data.max_length)))
+    plain = job.encoded.select_columns(added.column_names).cast(added.features)
     return datasets.concatenate_datasets([plain, added]).shuffle(seed=seed)
 
 
@@ -152,107 +102,111 @@ def _last(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
-def _teacher(recipe: Recipe, options: Options, material: Material, encoded: Any, tokenizer: Any, output: Path) -> Any:  # noqa: ANN401
+def _teacher(job: Job) -> Any:  # noqa: ANN401
     """The dense model: as given, or fine-tuned here."""
-    own, folder = options.model, output / "teacher"
-    if own.teacher is not None or folder.is_dir():
-        return recipe.model_class.from_pretrained(own.teacher or folder, revision=own.revision).eval()
-    names = recipe.labels(material.train, material.train_columns)
-    about = {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    config = AutoConfig.from_pretrained(own.model, revision=own.revision, **about)
-    if own.teacher_config_overrides is not None:
-        config.update_from_string(own.teacher_config_overrides)
-    model = recipe.model_class.from_pretrained(own.model, revision=own.revision, config=config)
+    model_class, model, folder = job.options.task.model_class, job.options.model, job.output / "teacher"
+    if model.teacher is None and not folder.is_dir():
+        _fine_tune(job, folder)
+    return model_class.from_pretrained(model.teacher or folder, revision=model.revision).eval()
+
+
+def _fine_tune(job: Job, folder: Path) -> None:
+    options, checkpoints = job.options, job.output / "teacher-checkpoints"
     shared = ("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16", "use_cpu")
     shared += ("save_steps", "logging_steps", "train_sampling_strategy", "disable_tqdm")
     args = TrainingArguments(
-        output_dir=str(output / "teacher-checkpoints"),
-        num_train_epochs=own.teacher_epochs,
-        learning_rate=own.teacher_learning_rate,
+        output_dir=str(checkpoints),
+        num_train_epochs=options.model.teacher_epochs,
+        learning_rate=options.model.teacher_learning_rate,
         warmup_steps=0.1,
         save_total_limit=1,
         report_to=[],
         **{name: getattr(options.training, name) for name in shared},
     )
-    trainer = Trainer(model=model, args=args, train_dataset=encoded, data_collator=recipe.collator(tokenizer))
-    trainer.train(resume_from_checkpoint=_last(output / "teacher-checkpoints"))
+    model, collator = _with_a_new_head(job), options.task.collator(job.tokenizer)
+    trainer = Trainer(model=model, args=args, train_dataset=job.encoded, data_collator=collator)
+    trainer.train(resume_from_checkpoint=_last(checkpoints))
     if trainer.is_world_process_zero():
-        with atomic_directory(folder, overwrite=True) as place:
-            model.save_pretrained(place)
-            tokenizer.save_pretrained(place)
+        with atomic_directory(folder, overwrite=True) as scratch:
+            model.save_pretrained(scratch)
+            job.tokenizer.save_pretrained(scratch)
     trainer.accelerator.wait_for_everyone()
-    return recipe.model_class.from_pretrained(folder).eval()
 
 
-def _student(recipe: Recipe, options: Options, teacher: Any, encoded: Any, tokenizer: Any, output: Path) -> Any:  # noqa: ANN401
+def _with_a_new_head(job: Job) -> Any:  # noqa: ANN401
+    """The encoder to fine-tune, its head named as the task names labels."""
+    task, model = job.options.task, job.options.model
+    names = task.labels(job.material.train, job.material.train_columns)
+    labels = {} if names is None else {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    config = AutoConfig.from_pretrained(model.model, revision=model.revision, **labels)
+    if model.teacher_config_overrides is not None:
+        config.update_from_string(model.teacher_config_overrides)
+    return task.model_class.from_pretrained(model.model, revision=model.revision, config=config)
+
+
+def _student(job: Job, teacher: Any, encoded: Any) -> Any:  # noqa: ANN401
     """The compressed model before training, and its report; made once."""
-    folder = output / "untrained"
+    options, folder = job.options, job.output / "untrained"
+    model_class, tokenizer = options.task.model_class, job.tokenizer
     if not folder.is_dir():
-        own = options.compression
-        variant = None if own.ranks is None else RankRecord.load(own.ranks).variant(str(own.variant))
+        asked = options.compression
+        variant = None if asked.ranks is None else RankRecord.load(asked.ranks).variant(str(asked.variant))
         count = min(options.data.calibration_rows, len(encoded))
         names = tokenizer.model_input_names
-        rows = [{name: encoded[place][name] for name in names if name in encoded[place]} for place in range(count)]
-        source = options.model.teacher or output / "teacher"
-        compressor = HeatCompressor.from_pretrained(source, tokenizer, recipe.model_class, revision=options.model.revision)
-        config = own.config(options.training.seed)
+        rows = [{name: encoded[row][name] for name in names if name in encoded[row]} for row in range(count)]
+        source = options.model.teacher or job.output / "teacher"
+        compressor = HeatCompressor.from_pretrained(source, tokenizer, model_class, revision=options.model.revision)
+        config = asked.config(options.training.seed)
         config = config if variant is None else variant.configure(config)
         compressor.compress(config, pad_batches(rows, tokenizer), folder, variant=variant)
-    return recipe.model_class.from_pretrained(folder).to(teacher.device), CompressionReport.load(folder)
+    return model_class.from_pretrained(folder).to(teacher.device), CompressionReport.load(folder)
 
 
 def _row(
-    recipe: Recipe,
-    options: Options,
-    report: CompressionReport,
-    found: dict[str, dict[str, float]],
-    rows: int,
-    steps: int,
-    seconds: float,
+    job: Job, report: CompressionReport, scores: dict[str, dict[str, float]], steps: int, seconds: float
 ) -> dict[str, Any]:
-    own, metric = options.compression, TASKS[recipe.task].main
+    options, metric = job.options, job.options.task.main
     return result_row(
         report,
-        recipe.task,
-        metric,
-        found["scores"][metric],
-        found["teacher_scores"][metric],
-        decomposition=own.decomposition,
-        variant=own.variant or "",
-        rank_search=own.rank_search,
+        options.task.name,
+        scores["scores"][metric],
+        scores["teacher_scores"][metric],
+        decomposition=options.compression.decomposition,
+        variant=options.compression.variant or "",
+        rank_search=options.compression.rank_search,
         recipe=options.training.recipe,
         seed=options.training.seed,
-        train_rows=rows,
+        train_rows=job.training_rows,
         steps=steps,
         seconds=round(seconds, 1),
-        **found,
+        **scores,
         command=options.command,
     )
 
 
-def _keep(options: Options, material: Material, trainer: DistillationTrainer, row: dict[str, Any], output: Path) -> None:
+def _keep(job: Job, trainer: DistillationTrainer, row: dict[str, Any]) -> None:
     """metrics.json, and the model with its card."""
-    split = options.data.validation_split if options.data.dataset else Path(str(options.data.validation_file)).stem
-    scored = evaluation_of(row, material.name, split, int(row["scores"]["rows"]))
-    origin = recipe_origin(options, row, material.name)
-    trainer.save(output / "model", overwrite=True, origin=origin, evaluations=[scored])
+    data, name, folder = job.options.data, job.material.name, job.output / "model"
+    split = data.validation_split if data.dataset else Path(str(data.validation_file)).stem
+    scored = evaluation_of(row, name, split, int(row["scores"]["rows"]))
+    trainer.save(folder, overwrite=True, origin=recipe_origin(job.options, row, name), evaluations=[scored])
     if trainer.is_world_process_zero():
-        write_json(output / "metrics.json", row)
-        print(f"{row['metric']} {row['score']:.4f}, dense {row['teacher_score']:.4f}; the model is in {output / 'model'}")
+        write_json(job.output / "metrics.json", row)
+        print(f"{row['metric']} {row['score']:.4f}, dense {row['teacher_score']:.4f}; the model is in {folder}")
 
 
 def recipe_origin(options: Options, row: dict[str, Any], data: str) -> Origin:
-    """What a card says of where a model comes from."""
-    own = options.model
-    dense = own.teacher or str(own.model)
-    tuned = f"The dense model was fine-tuned on the same rows (epochs: {own.teacher_epochs:g}, learning rate "
-    tuned += f"{own.teacher_learning_rate:g}). "
+    """What a card needs to know of where a model comes from."""
+    model = options.model
+    dense = model.teacher or str(model.model)
+    tuned = f"The dense model was fine-tuned on the same rows (epochs: {model.teacher_epochs:g}, learning rate "
+    tuned += f"{model.teacher_learning_rate:g}). "
     return Origin(
-        name=own.name or Path(str(options.training.output_dir)).name,
+        name=model.name or Path(str(options.training.output_dir)).name,
         base_model=Path(dense).name if Path(dense).is_dir() else dense,
         license=inherited_license(dense) if Path(dense).is_dir() else None,
         datasets=[options.data.dataset] if options.data.dataset else [],
-        training=("" if own.teacher else tuned) + training_text(options.training, row, data),
+        training=("" if model.teacher else tuned) + training_text(options.training, row, data),
         command=options.command,
     )
 

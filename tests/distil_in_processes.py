@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 torch.set_num_threads(1)
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from test_distillation import batch, pair, train  # noqa: E402
+sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:2]]
+from students import batch, pair, train  # noqa: E402
 
 if __name__ == "__main__":
     folder, rows = Path(sys.argv[1]), int(sys.argv[2])

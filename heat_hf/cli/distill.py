@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Distil a compressed model; run again after an interruption, it goes on from its last checkpoint."""
+    import contextlib
     import shutil
     from pathlib import Path
 
@@ -64,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
     trainer = DistillationTrainer(
         student, teacher, training, rows, DataCollatorWithPadding(tokenizer), report, processing_class=tokenizer
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    try:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+    finally:
+        with contextlib.suppress(OSError):  # only an empty folder goes: Trainer makes it before the first checkpoint
+            checkpoints.rmdir()
     trainer.save(args.output, args.overwrite)
     if trainer.is_world_process_zero():
         shutil.rmtree(checkpoints, ignore_errors=True)

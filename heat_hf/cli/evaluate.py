@@ -7,13 +7,14 @@ from typing import Any
 
 from heat_hf.cli import options
 from heat_hf.cli.values import show
+from heat_hf.evaluation.tasks import TASKS, evaluate_task, find_task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `evaluate`."""
     parser.add_argument("model", help="Hub id or folder: dense, compressed, or exported to ONNX")
-    tasks = "sentence-similarity, text-classification, question-answering or token-classification"
-    parser.add_argument("--task", required=True, help=tasks)
+    *others, last = TASKS
+    parser.add_argument("--task", required=True, help=f"{', '.join(others)} or {last}")
     parser.add_argument("--data", required=True, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
     parser.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "REFERENCE"), help="column names; '' for no SECOND")
     parser.add_argument("--rows", type=int, metavar="N", help="use only the first rows")
@@ -30,14 +31,12 @@ def run(args: argparse.Namespace) -> int:
 
     import heat_hf  # noqa: F401
     from heat_hf.encoders.rows import load_rows
-    from heat_hf.evaluation.tasks import TASKS, evaluate_task, measure_latency
+    from heat_hf.evaluation.timing import measure_latency
 
-    if args.task not in TASKS:
-        raise ValueError(f"unknown task {args.task!r}; known are {', '.join(TASKS)}")
+    task = find_task(args.task)
     rows = load_rows(args.data, args.rows)
     names = [args.model, *([args.baseline] if args.baseline else [])]
-    loader = getattr(transformers, TASKS[args.task].model_class)
-    models = {name: _load(loader, name) for name in names}
+    models = {name: _load(task.model_class, name) for name in names}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)

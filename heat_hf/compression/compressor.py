@@ -29,8 +29,9 @@ from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.linears import model_class_of
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
+from heat_hf.evaluation.tasks import task_of
 from heat_hf.hardware import CostModel
-from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files, task_of
+from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.ranks.evolution import Evolution

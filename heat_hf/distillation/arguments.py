@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from heat_hf.distillation.stages import RECIPES, Stage
+from heat_hf.encoders.training import TeachingArguments
 
 TARGETS = ("teacher", "labels")
 
 
 @dataclass
-class DistillationArguments(TrainingArguments):
+class DistillationArguments(TeachingArguments):
     """Options of `DistillationTrainer`, beside all of Trainer's.
 
     `learning_rate` is that of the first stage; each stage has its warm-up and decay of its own, and starts with a fresh
@@ -40,15 +40,8 @@ class DistillationArguments(TrainingArguments):
 
     output_dir: str | None = field(default="distilled", metadata={"help": "folder of checkpoints"})
     learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of the first stage"})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows in a batch"})
     num_train_epochs: float = field(default=2.0, metadata={"help": "epochs of all stages together"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of a stage until its peak, below 1 a fraction of it"})
-    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "little is padded"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept"})
-    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser reads it in this order
-        default_factory=list, metadata={"help": "trackers"}
-    )
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "only end: checkpoints are not pushed"})
     recipe: str = field(default="two-stage", metadata={"help": f"one of {', '.join(RECIPES)}"})
     layer_share: float = field(default=0.5, metadata={"help": "share of the steps that the first of two stages takes"})
@@ -65,25 +58,29 @@ class DistillationArguments(TrainingArguments):
     teacher_cache_gib: float = field(default=0.0, metadata={"help": "GiB for the teacher's answers, asked once a row"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
         for name, allowed in (("recipe", tuple(RECIPES)), ("targets", TARGETS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy != HubStrategy.END:
             raise ValueError(f"hub_strategy must be end: checkpoints are not pushed, got {strategy.value}")
+        self._check_numbers()
+        if any(stage.by_layer for stage in self.stages) and not self.attention_weight + self.hidden_weight:
+            raise ValueError("attention_weight and hidden_weight are both 0: the first stage would have nothing to do")
+        if self.max_steps > 0:
+            self.stage_steps(self.max_steps)
+
+    def _check_numbers(self) -> None:
         if not 0 < self.layer_share < 1:
             raise ValueError(f"layer_share must be between 0 and 1, both excluded, got {self.layer_share}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.logit_learning_rate is not None and self.logit_learning_rate <= 0:
-            raise ValueError(f"logit_learning_rate must be positive, got {self.logit_learning_rate}")
-        weights = ("attention_weight", "hidden_weight", "kept_hidden_weight", "similarity_weight", "teacher_cache_gib")
-        for name in weights:
+        for name in ("temperature", "logit_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("attention_weight", "hidden_weight", "kept_hidden_weight", "similarity_weight", "teacher_cache_gib"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if any(s.by_layer for s in self.stages) and not self.attention_weight + self.hidden_weight:
-            raise ValueError("attention_weight and hidden_weight are both 0: the first stage would have nothing to do")
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.stages import LABEL_COLUMNS, Stage
-
-if TYPE_CHECKING:
-    from heat_hf.distillation.arguments import DistillationArguments
-
-IGNORED = -100  # label of tokens that do not count
+from heat_hf.evaluation.tasks.token_classification import IGNORED
 
 
 def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  # noqa: ANN401
@@ -31,12 +28,12 @@ def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  
     if any(stage.attention for stage in stages):
         same["num_attention_heads"] = "numbers of attention heads"
     for name, words in same.items():
-        own, other = (getattr(config, name, None) for config in (student, teacher))
-        if own != other:
-            raise ValueError(f"student and teacher have different {words}: {name} is {own} and {other}")
-    own, other = (_labels(config) for config in (student, teacher))
-    if own != other:
-        raise ValueError(f"student and teacher name their labels differently: id2label is {own} and {other}")
+        learns, teaches = (getattr(config, name, None) for config in (student, teacher))
+        if learns != teaches:
+            raise ValueError(f"student and teacher have different {words}: {name} is {learns} and {teaches}")
+    learns, teaches = (_labels(config) for config in (student, teacher))
+    if learns != teaches:
+        raise ValueError(f"student and teacher name their labels differently: id2label is {learns} and {teaches}")
 
 
 def _labels(config: Any) -> dict[int, str]:  # noqa: ANN401
@@ -72,15 +69,15 @@ def _check_labels(rows: Any, name: str, config: Any) -> None:  # noqa: ANN401
     count = getattr(config, "num_labels", 0)
     if count < 2 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
         return
-    for place, item in enumerate(_column(rows, name)):
+    for row, item in enumerate(_column(rows, name)):
         value = item.tolist() if hasattr(item, "tolist") else item
         for label in value if isinstance(value, (list, tuple)) else [value]:
             whole = isinstance(label, int) and not isinstance(label, bool)
             if not whole or (label != IGNORED and not 0 <= label < count):
-                raise ValueError(f"train_dataset has {name}={label!r} in row {place}; the model has labels 0 to {count - 1}")
+                raise ValueError(f"train_dataset has {name}={label!r} in row {row}; the model has labels 0 to {count - 1}")
 
 
 def _column(rows: Any, name: str) -> Iterable[Any]:  # noqa: ANN401
     if hasattr(rows, "column_names"):
         return rows[name]  # type: ignore[no-any-return]
-    return (rows[place][name] for place in range(len(rows)))
+    return (rows[row][name] for row in range(len(rows)))

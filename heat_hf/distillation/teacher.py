@@ -38,7 +38,7 @@ class Teacher:
     def __call__(
         self, inputs: Mapping[str, Tensor], rows: Sequence[int] | None = None, hidden: bool = False, attention: bool = False
     ) -> Any:  # noqa: ANN401
-        """What the dense model says.
+        """The dense model's outputs.
 
         Args:
             inputs: of the model; padding on the right, if rows are named.
@@ -51,32 +51,36 @@ class Teacher:
             self.hits += len(rows)
             return self._recall([self.kept[row] for row in rows], needed)
         with torch.no_grad():
-            found = self.model(**inputs, output_hidden_states=hidden, output_attentions=attention)
+            outputs = self.model(**inputs, output_hidden_states=hidden, output_attentions=attention)
         if rows is not None and self.used < self.limit:
-            self._keep(found, inputs, rows, needed)
-        return found
+            self._keep(outputs, inputs, rows, needed)
+        return outputs
 
-    def _keep(self, found: Any, inputs: Mapping[str, Tensor], rows: Sequence[int], needed: Sequence[str]) -> None:  # noqa: ANN401
+    def _keep(self, outputs: Any, inputs: Mapping[str, Tensor], rows: Sequence[int], needed: Sequence[str]) -> None:  # noqa: ANN401
         """Every row's answers, without padding."""
-        self.kind = type(found)
+        self.kind = type(outputs)
         ids = next(iter(inputs.values()))
         mask = inputs.get("attention_mask")
         lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
-        whole = {name: found[name] for name in PLAIN if found.get(name) is not None}
-        whole |= {name: torch.stack(tuple(found[name]), 1) for name in needed}
-        for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            own = {name: _cut(name, value[place], int(length), ids.shape[1]) for name, value in whole.items()}
-            self.used += sum(value.nbytes for value in own.values()) - sum(v.nbytes for v in self.kept.get(row, {}).values())
-            self.kept[row] = own
+        whole = {name: outputs[name] for name in PLAIN if outputs.get(name) is not None}
+        whole |= {name: torch.stack(tuple(outputs[name]), 1) for name in needed}
+        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            answer = {name: _cut(name, value[index], int(length), ids.shape[1]) for name, value in whole.items()}
+            self.used += _size(answer) - _size(self.kept.get(row, {}))
+            self.kept[row] = answer
 
     def _recall(self, kept: Sequence[Mapping[str, Tensor]], needed: Sequence[str]) -> Any:  # noqa: ANN401
         fields: dict[str, Any] = {}
         for name in kept[0]:
             if name in BY_BLOCK and name not in needed:
                 continue
-            values = _join(name, [own[name] for own in kept])
+            values = _join(name, [answer[name] for answer in kept])
             fields[name] = tuple(values.unbind(1)) if name in BY_BLOCK else values
         return self.kind(**fields)
+
+
+def _size(answer: Mapping[str, Tensor]) -> int:
+    return sum(value.nbytes for value in answer.values())
 
 
 def _cut(name: str, value: Tensor, length: int, tokens: int) -> Tensor:

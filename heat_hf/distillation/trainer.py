@@ -11,24 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
+from transformers import PreTrainedModel, TrainerCallback, get_scheduler
 from transformers.modeling_utils import unwrap_model
 
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.checks import check_data, check_models
-from heat_hf.distillation.results import save_student
-from heat_hf.distillation.stages import Stage, label_columns, layer_losses, output_losses, total
+from heat_hf.distillation.losses import layer_losses, output_losses, total
+from heat_hf.distillation.results import TrainedStudent
+from heat_hf.distillation.stages import Stage, label_columns
 from heat_hf.distillation.teacher import Teacher, set_attention
 from heat_hf.encoders.checkpoints.hub import push_saved
 from heat_hf.encoders.signals import output_signals
+from heat_hf.encoders.training import TeachingTrainer, disable_dropout
 from heat_hf.reports.card import Evaluation, Origin
 from heat_hf.reports.compression import CompressionReport
 
 ROW = "distillation_row"  # column with a row's number, by which the teacher's answers are kept
 
 
-class DistillationTrainer(Trainer):
-    """Trains a factorized student to be like its dense teacher: first layer by layer, then in what it says.
+class DistillationTrainer(TeachingTrainer):
+    """Trains a factorized student to be like its dense teacher: first layer by layer, then in its outputs.
 
     Accelerate, mixed precision, gradient accumulation, checkpoints and resuming are Trainer's; the stage follows from the step
     alone, so a resumed run equals an uninterrupted one. Evaluation reports the loss of the last stage.
@@ -46,7 +48,6 @@ class DistillationTrainer(Trainer):
         ValueError: if student, teacher and data do not go together; raised before the first step.
     """
 
-    loss_is_scaled_for_ga = False
     args: DistillationArguments
 
     def __init__(
@@ -84,8 +85,7 @@ class DistillationTrainer(Trainer):
         stages = self.args.stages
         if not training:
             return stages[-1]
-        place = sum(self.state.global_step >= end for end in self.stage_ends()[:-1])
-        return stages[place]
+        return stages[sum(self.state.global_step >= end for end in self.stage_ends()[:-1])]
 
     def _enter(self, stage: Stage) -> None:
         if stage is not self._stage:
@@ -93,13 +93,7 @@ class DistillationTrainer(Trainer):
             self.teacher.prepare(stage.attention)
             self._stage = stage
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+    def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """The current stage's loss; its parts go to the log."""
         stage = self._stage_now(model.training)
         self._enter(stage)
@@ -117,13 +111,12 @@ class DistillationTrainer(Trainer):
             parts = layer_losses(stage, self.args, outputs, target, given.get("attention_mask"))
             if stage.logits:
                 config = self.teacher.model.config
-                said, right = (output_signals(own, given, config) for own in (outputs, target))
-                parts |= output_losses(self.args, said, right, outputs.loss if by_labels else None)
+                learned, taught = (output_signals(answer, given, config) for answer in (outputs, target))
+                parts |= output_losses(self.args, learned, taught, outputs.loss if by_labels else None)
         if model.training:
             for name, value in parts.items():
                 self._parts.setdefault(name, []).append(value.detach())
-        loss = total(parts)
-        return (loss, outputs) if return_outputs else loss
+        return total(parts), outputs
 
     def prediction_step(
         self,
@@ -143,9 +136,9 @@ class DistillationTrainer(Trainer):
             ValueError: if `lr_scheduler_type` is no function of the step alone.
         """
         if self.lr_scheduler is None:
-            own = optimizer or self.optimizer
-            assert own is not None
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(own, self._multipliers(num_training_steps))
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._multipliers(num_training_steps))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -165,11 +158,11 @@ class DistillationTrainer(Trainer):
             curves.append((schedule.lr_lambdas[0], rate / args.learning_rate))
 
         def at(step: int) -> float:
-            place, start = 0, 0
-            while place + 1 < len(lengths) and step >= start + lengths[place]:
-                start += lengths[place]
-                place += 1
-            curve, factor = curves[place]
+            stage, start = 0, 0
+            while stage + 1 < len(lengths) and step >= start + lengths[stage]:
+                start += lengths[stage]
+                stage += 1
+            curve, factor = curves[stage]
             return float(curve(step - start)) * factor
 
         return at
@@ -204,7 +197,13 @@ class DistillationTrainer(Trainer):
             OSError: if the directory cannot be written.
         """
         if self.is_world_process_zero():
-            save_student(self, save_directory, overwrite, origin, evaluations, **kwargs)
+            self._trained().save(save_directory, overwrite, origin, evaluations, **kwargs)
+
+    def _trained(self) -> TrainedStudent:
+        student: Any = unwrap_model(self.model)  # type: ignore[arg-type]
+        rows = len(self.train_dataset) if self.train_dataset is not None else 0  # type: ignore[arg-type]
+        text = self.args.described(self.state.global_step, rows)
+        return TrainedStudent(student, self.processing_class, self.report, self.state, text[0].upper() + text[1:])
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -240,7 +239,7 @@ class DistillationTrainer(Trainer):
         args = self.args
         repo_id = args.hub_model_id or Path(str(args.output_dir)).absolute().name
         return push_saved(
-            lambda folder: save_student(self, folder, False, origin, evaluations), repo_id,
+            lambda folder: self._trained().save(folder, False, origin, evaluations), repo_id,
             private=args.hub_private_repo if private is None else private, revision=revision or args.hub_revision,
             token=token or args.hub_token, commit_message=commit_message, create_pr=create_pr,
         )  # fmt: skip
@@ -277,8 +276,8 @@ class _Numbered(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return {**self.rows[place], ROW: place}
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.rows[row], ROW: row}
 
 
 class _KeepRows:
@@ -295,9 +294,7 @@ class _KeepRows:
 
 def _freeze(model: Any, args: DistillationArguments) -> None:  # noqa: ANN401
     if not args.student_dropout:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        disable_dropout(model)
     if not args.train_embeddings:
         embeddings = getattr(model.base_model, "embeddings", None) or model.get_input_embeddings()
         embeddings.requires_grad_(False)

@@ -19,7 +19,7 @@ MASKED = -1e30
 
 @dataclass(frozen=True)
 class Signal:
-    """What a model says about a batch.
+    """One output of a model for a batch.
 
     Attributes:
         values: rows × classes (logits), or rows × dimensions.
@@ -33,7 +33,7 @@ class Signal:
 
 
 def output_signals(outputs: Any, inputs: Mapping[str, Tensor], config: Any) -> list[Signal]:  # noqa: ANN401
-    """What a Transformers model's outputs say: start and end of an answer, classes of sequences or tokens, numbers, embeddings.
+    """A model's outputs as signals: start and end of an answer, classes of sequences or tokens, numbers, embeddings.
 
     Args:
         outputs: of the model's forward pass.
@@ -46,7 +46,7 @@ def output_signals(outputs: Any, inputs: Mapping[str, Tensor], config: Any) -> l
     rows = torch.ones(len(ids), device=ids.device)
     if getattr(outputs, "start_logits", None) is not None:
         logits = (outputs.start_logits, outputs.end_logits)
-        return [Signal(own.float().masked_fill(mask == 0, MASKED), True, rows / 2) for own in logits]
+        return [Signal(positions.float().masked_fill(mask == 0, MASKED), True, rows / 2) for positions in logits]
     values = getattr(outputs, "logits", None)
     if values is None:
         hidden = outputs[0].float()
@@ -60,22 +60,22 @@ def output_signals(outputs: Any, inputs: Mapping[str, Tensor], config: Any) -> l
 
 
 def divergence(student: Sequence[Signal], teacher: Sequence[Signal], temperature: float = 1.0) -> Tensor:
-    """Mean over the batch's sequences; differentiable in the student's values. 0 where both say the same.
+    """Mean over the batch's sequences; differentiable in the student's values. 0 where both are the same.
 
     Args:
-        student: what it says.
+        student: its outputs.
         teacher: likewise.
         temperature: classes are compared by their logits divided by it.
     """
     lost = student[0].values.new_zeros(())
-    for own, other in zip(student, teacher, strict=True):
-        if own.categorical:
-            said, target = ((values / temperature).log_softmax(-1) for values in (own.values, other.values))
-            per_row = torch.nn.functional.kl_div(said, target, reduction="none", log_target=True).sum(-1)
+    for learned, taught in zip(student, teacher, strict=True):
+        if learned.categorical:
+            log_q, log_p = ((values / temperature).log_softmax(-1) for values in (learned.values, taught.values))
+            per_row = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
         else:
-            per_row = (own.values - other.values).square().sum(-1) / 2
-        lost = lost + (per_row * own.weights).sum()
-    sequences = sum(float(own.weights.sum()) for own in student)
+            per_row = (learned.values - taught.values).square().sum(-1) / 2
+        lost = lost + (per_row * learned.weights).sum()
+    sequences = sum(float(signal.weights.sum()) for signal in student)
     return lost / sequences
 
 
@@ -88,7 +88,7 @@ def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: 
         mask: of extents (sequences, tokens), 0 for padding.
     """
     pairs = list(zip(student, teacher, strict=True))[1:]
-    return torch.stack([_mean(_apart(own, other), mask) for own, other in pairs]).mean()
+    return torch.stack([_mean(_apart(learned, taught), mask) for learned, taught in pairs]).mean()
 
 
 def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
@@ -101,14 +101,14 @@ def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mas
     """
     keys = None if mask is None else mask[:, None, None, :]
     lost = []
-    for own, other in zip(student, teacher, strict=True):
-        pair = (own, other) if keys is None else (own * keys, other * keys)
+    for learned, taught in zip(student, teacher, strict=True):
+        pair = (learned, taught) if keys is None else (learned * keys, taught * keys)
         lost.append(_mean(_apart(*pair).mean(1), mask))
     return torch.stack(lost).mean()
 
 
-def _apart(own: Tensor, other: Tensor) -> Tensor:
-    return 1 - torch.nn.functional.cosine_similarity(own.float(), other.float(), dim=-1)
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    return 1 - torch.nn.functional.cosine_similarity(one.float(), other.float(), dim=-1)
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -124,10 +124,10 @@ def random_probe(signals: Sequence[Signal], generator: torch.Generator) -> Tenso
         generator: of the random directions, on the CPU.
     """
     probe = signals[0].values.new_zeros(())
-    for own in signals:
-        noise = torch.randn(own.values.shape, generator=generator).to(own.values)
-        if own.categorical:
-            p = own.values.detach().softmax(-1)
+    for signal in signals:
+        noise = torch.randn(signal.values.shape, generator=generator).to(signal.values)
+        if signal.categorical:
+            p = signal.values.detach().softmax(-1)
             noise = p.sqrt() * noise - p * (p.sqrt() * noise).sum(-1, keepdim=True)
-        probe = probe + (own.values * noise * own.weights.sqrt()[:, None]).sum()
+        probe = probe + (signal.values * noise * signal.weights.sqrt()[:, None]).sum()
     return probe

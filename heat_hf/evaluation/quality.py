@@ -1,14 +1,14 @@
-"""How good a network is: what fraction of evaluation rows it gets right, or says as the dense model does."""
+"""How good a network is: the fraction of evaluation rows it gets right, or on which it agrees with the dense model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel
 
 from heat_hf.encoders.batches import Batch, model_inputs
 from heat_hf.encoders.signals import Signal, divergence, output_signals
+from heat_hf.evaluation.forward import evaluating
 
 
 class Quality:
@@ -31,21 +31,18 @@ class Quality:
         self.batches = list(batches)
         self.reference = self.signals(dense)
         self.labelled = all("labels" in batch for batch in batches) and all(
-            len(own) == 1 and own[0].categorical and len(own[0].values) == len(batch["labels"])
-            for own, batch in zip(self.reference, batches, strict=True)
+            len(signals) == 1 and signals[0].categorical and len(signals[0].values) == len(batch["labels"])
+            for signals, batch in zip(self.reference, batches, strict=True)
         )
 
     def signals(self, model: PreTrainedModel) -> list[list[Signal]]:
-        """What a model says to every batch."""
-        training = model.training
-        model.eval()
-        found = []
-        with torch.inference_mode():
+        """A model's outputs for every batch."""
+        signals = []
+        with evaluating(model):
             for batch in self.batches:
                 inputs = model_inputs(batch, model.device)
-                found.append(output_signals(model(**inputs), inputs, model.config))
-        model.train(training)
-        return found
+                signals.append(output_signals(model(**inputs), inputs, model.config))
+        return signals
 
     def __call__(self, model: PreTrainedModel) -> float:
         """The model's score."""
@@ -54,17 +51,18 @@ class Quality:
     def both(self, model: PreTrainedModel) -> tuple[float, float]:
         """The model's score, and its mean divergence from the dense model."""
         right = lost = sequences = 0.0
-        for own, other, batch in zip(self.signals(model), self.reference, self.batches, strict=True):
+        for signals, reference, batch in zip(self.signals(model), self.reference, self.batches, strict=True):
             rows = len(next(iter(batch.values())))
-            apart = float(divergence(own, other))
+            apart = float(divergence(signals, reference))
             lost, sequences = lost + apart * rows, sequences + rows
-            right += self._right(own, other, batch, rows, apart)
+            right += self._right(signals, reference, batch, rows, apart)
         return right / sequences, lost / sequences
 
-    def _right(self, own: Sequence[Signal], other: Sequence[Signal], batch: Batch, rows: int, apart: float) -> float:
+    def _right(self, signals: Sequence[Signal], reference: Sequence[Signal], batch: Batch, rows: int, apart: float) -> float:
+        """Number of a batch's rows that are right, as far as a row can be."""
         if self.labelled:
-            return float((own[0].values.argmax(-1).cpu() == batch["labels"]).sum())
-        if not own[0].categorical:
+            return float((signals[0].values.argmax(-1).cpu() == batch["labels"]).sum())
+        if not signals[0].categorical:
             return rows * (1 - min(1.0, apart))
-        pairs = zip(own, other, strict=True)
+        pairs = zip(signals, reference, strict=True)
         return sum(float(((a.values.argmax(-1) == b.values.argmax(-1)) * a.weights).sum()) for a, b in pairs)

@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
+from heat_hf.evaluation.tasks import usage
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from heat_hf.reports.compression import CompressionReport, TensorReport
 
-HEADS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-}
 OF_DENSE = " of the dense model"  # after a metric's name
 TEMPLATE = Path(__file__).with_name("model_card.md")
-PIPELINES = ("text-classification", "token-classification")  # Transformers 5 has no question-answering pipeline
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         params_ratio=f"{report.params_ratio:.3f}",
         gain="" if cost is None else f"{1 / cost.ratio:.2f} times",
         accelerator=report.accelerator,
-        usage=_usage(origin.name, task),
+        usage=usage(origin.name, task),
         comparison=_comparison(report, evaluations),
         scores_note=_scores_note(evaluations),
         hardware_note=_hardware_note(report),
@@ -125,23 +120,12 @@ def origin_of(report: CompressionReport, name: str, task: str = "") -> Origin:
     Args:
         report: of the compression.
         name: of the model.
-        task: of the model, see `task_of`.
+        task: of the model, see `heat_hf.evaluation.tasks.task_of`.
     """
     base = Path(report.base_model)
     if not base.is_dir():
         return Origin(name, report.base_model, task=task)
     return Origin(name, base.name, inherited_license(base), task=task)
-
-
-def task_of(model: Any, sentence_encoder: bool = False) -> str:  # noqa: ANN401
-    """What a model is for, as the Hub's pipelines are named, by its head.
-
-    Args:
-        model: of Transformers.
-        sentence_encoder: whether its checkpoint is one of sentence-transformers.
-    """
-    found = next((task for head, task in HEADS.items() if type(model).__name__.endswith(head)), "")
-    return found or ("sentence-similarity" if sentence_encoder else "feature-extraction")
 
 
 def inherited_license(checkpoint: str | Path) -> str | None:
@@ -156,16 +140,20 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
-    for own in evaluations:
+    for scored in evaluations:
         about: dict[str, Any] = {
-            "task_type": own.task,
-            "dataset_type": own.dataset_type or own.dataset.lower().replace(" ", "-"),
-            "dataset_name": own.dataset,
-            "dataset_split": own.split,
+            "task_type": scored.task,
+            "dataset_type": scored.dataset_type or scored.dataset.lower().replace(" ", "-"),
+            "dataset_name": scored.dataset,
+            "dataset_split": scored.split,
         }
-        results.append(EvalResult(**about, metric_type=own.metric, metric_name=own.metric, metric_value=round(own.score, 5)))
-        dense = f"{own.metric}{OF_DENSE}"
-        results.append(EvalResult(**about, metric_type=own.metric, metric_name=dense, metric_value=round(own.dense_score, 5)))
+        results.append(
+            EvalResult(**about, metric_type=scored.metric, metric_name=scored.metric, metric_value=round(scored.score, 5))
+        )
+        dense = f"{scored.metric}{OF_DENSE}"
+        results.append(
+            EvalResult(**about, metric_type=scored.metric, metric_name=dense, metric_value=round(scored.dense_score, 5))
+        )
         if report.hardware is not None:
             where = f"on {report.accelerator}, {report.tokens} tokens, µJ·s"
             for label, edp in (("EDP", report.hardware.now.edp), ("EDP of the dense model", report.hardware.dense.edp)):
@@ -188,20 +176,11 @@ def _formats(report: CompressionReport) -> set[str]:
     return {t.setting.format for t in report.tensors if t.setting is not None}
 
 
-def _usage(name: str, task: str) -> str:
-    if task in PIPELINES:
-        return f'import heat_hf\nfrom transformers import pipeline\n\npipe = pipeline("{task}", model="{name}")'
-    if task == "sentence-similarity":
-        return f'import heat_hf\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")'
-    loader = "AutoModelForQuestionAnswering" if task == "question-answering" else "AutoModel"
-    return f'import heat_hf\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained("{name}")'
-
-
 def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) -> str:
     lines = ["| | dense | this model | change |", "|---|---:|---:|---:|"]
-    for own in evaluations:
-        what = f"{own.dataset} {own.split}, {own.metric}"
-        lines.append(f"| {what} | {own.dense_score:.4f} | {own.score:.4f} | {own.score - own.dense_score:+.4f} |")
+    for scored in evaluations:
+        what = f"{scored.dataset} {scored.split}, {scored.metric}"
+        lines.append(f"| {what} | {scored.dense_score:.4f} | {scored.score:.4f} | {scored.score - scored.dense_score:+.4f} |")
     figures = [
         ("parameters", report.model_parameters, report.compressed_model_parameters),
         ("parameters of the encoder matrices", report.dense_parameters, report.parameters),
@@ -216,7 +195,9 @@ def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) ->
 
 
 def _scores_note(evaluations: Sequence[Evaluation]) -> str:
-    return "; ".join(f"{own.dataset}: {own.rows:,} rows of {own.split}" for own in evaluations) + ("." if evaluations else "")
+    return "; ".join(f"{scored.dataset}: {scored.rows:,} rows of {scored.split}" for scored in evaluations) + (
+        "." if evaluations else ""
+    )
 
 
 def _hardware_note(report: CompressionReport) -> str:
@@ -230,10 +211,10 @@ def _hardware_note(report: CompressionReport) -> str:
         "not measured on a chip."
     )
     try:
-        known = load_accelerator(report.accelerator)
+        specification = load_accelerator(report.accelerator)
     except (OSError, ValueError):
         return note
-    return f"{note} {known.technology.strip()}" if known.digest == report.accelerator_digest else note
+    return f"{note} {specification.technology.strip()}" if specification.digest == report.accelerator_digest else note
 
 
 def _settings(tensors: Sequence[TensorReport]) -> str:
@@ -241,7 +222,7 @@ def _settings(tensors: Sequence[TensorReport]) -> str:
         "| tensor | size | format | shape | rank | parameters | EDP | error | output error |",
         "|---|---|---|---|---|---:|---:|---:|---:|",
     ]
-    for own in tensors:
-        name, size, form, shape, rank, _, ratio, _, gain, error, output = own.row()
+    for tensor in tensors:
+        name, size, form, shape, rank, _, ratio, _, gain, error, output = tensor.row()
         lines.append(f"| {name} | {size} | {form} | {shape} | {rank} | ×{ratio} | {gain} | {error} | {output} |")
     return "\n".join(lines)

@@ -91,7 +91,8 @@ def python_reference_paragraphs() -> list[list[str]]:
 
 def quality(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material) -> tuple[str, float]:
     """STS-B Spearman; or the mean reciprocal rank of the right rest of a paragraph, given its opening."""
-    from heat_hf.evaluation.tasks import evaluate_task, sentence_embeddings
+    from heat_hf.evaluation.tasks import evaluate_task
+    from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 
     if material.pairs is not None:
         return "STS-B test Spearman", evaluate_task(model, tokenizer, "sentence-similarity", material.pairs)["spearman"]
@@ -114,7 +115,7 @@ def main() -> None:
     from transformers import AutoModel, AutoTokenizer
 
     from heat_hf import HeatCompressor, HeatConfig
-    from heat_hf.evaluation.tasks import measure_latency
+    from heat_hf.evaluation.timing import measure_latency
     from heat_hf.reports.text import text_table
 
     online = hub_reachable()

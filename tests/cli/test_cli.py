@@ -96,7 +96,7 @@ def test_dry_run_decomposes_and_writes_nothing(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("decomposed")
 
-    monkeypatch.setattr("heat_hf.formats.base.Format.decompose", refuse)
+    monkeypatch.setattr("heat_hf.compression.job.decompose", refuse)
     before = sorted(checkpoint.parent.rglob("*"))
     out = str(checkpoint.parent / "out")
     assert main(["compress", str(checkpoint), "--target-params-ratio", "0.5", "--output", out, "--dry-run"]) == 0
@@ -271,11 +271,13 @@ def test_bad_input_to_distill(checkpoint: Path, capsys: pytest.CaptureFixture[st
     command, out = distill(checkpoint), checkpoint.parent / "other"
     for options, message in (
         (["--recipe", "none"], "recipe must be one of two-stage"),
+        (["--learning-rate", "-1"], "learning_rate must be positive, got -1.0"),
         (["--max-steps", "1"], "1 steps are too few for 2 stages"),
+        (["--max-steps", "-1", "--epochs", "0.1"], "1 steps are too few for 2 stages"),
         (["--targets", "labels", "--train-file", str(checkpoint.parent / "sentences.txt")], "targets='labels' reads labels"),
     ):
         assert main([*command, *options, "--output", str(out)]) == 2
         assert message in capsys.readouterr().err
     assert main(["distill", str(checkpoint), *command[2:], "--output", str(out)]) == 2
     assert "has no heat_report.json" in capsys.readouterr().err
-    assert not out.exists()
+    assert not list(out.parent.glob("other*"))

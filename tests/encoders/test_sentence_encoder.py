@@ -11,7 +11,7 @@ import pytest
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
-from heat_hf.evaluation.tasks import sentence_embeddings
+from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 
 SENTENCES = ["A man is playing a guitar.", "Two dogs run on the beach.", "The market fell today."]
 

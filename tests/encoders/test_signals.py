@@ -17,7 +17,7 @@ from heat_hf.encoders.signals import (
     output_signals,
     random_probe,
 )
-from heat_hf.encoders.statistics import collect_output_moments, collect_second_moments
+from heat_hf.encoders.statistics import Statistics
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
 INPUTS = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "attention_mask": MASK}
@@ -97,13 +97,7 @@ def test_output_moments_predict_the_divergence_of_a_small_error() -> None:
     batches = [{"input_ids": token_ids(40, 6)}]
     name = "bert.encoder.layer.1.output.dense"
     linear = encoder_linears(model)[name]
-    (c,), (g,) = (
-        list(collect({name: linear}).values())
-        for collect in (
-            lambda own: collect_second_moments(model, own, batches),
-            lambda own: collect_output_moments(model, own, batches * 40),
-        )
-    )
+    c, g = Statistics.collect(model, {name: linear}, batches * 40).moments(name)
     torch.manual_seed(3)
     delta = 0.02 * torch.randn_like(linear.weight)
     expected = float(0.5 * torch.trace(g @ delta.double() @ c @ delta.double().T))
@@ -118,15 +112,15 @@ def test_output_moments_of_frozen_models_and_unreached_layers() -> None:
     model = small_model("bert")
     batches = [{"input_ids": token_ids()}]
     linears = encoder_linears(model)
-    moments = collect_output_moments(model, linears, batches)
+    moments = Statistics.collect(model, linears, batches).output_moments
     model.requires_grad_(False)
-    frozen = collect_output_moments(model, linears, batches)
+    frozen = Statistics.collect(model, linears, batches).output_moments
     assert all(torch.allclose(moments[name], frozen[name]) for name in linears)
     assert all(moments[name].shape == (linear.out_features,) * 2 for name, linear in linears.items())
     assert all(p.grad is None for p in model.parameters())
-    model.unused = torch.nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="no finite gradient at 'unused'"):
-        collect_output_moments(model, {"unused": model.unused}, batches)
+    pooled = small_model("bert", head=False)  # the embedding does not read the pooler
+    with pytest.raises(ValueError, match=r"no finite gradient at 'pooler\.dense'"):
+        Statistics.collect(pooled, {"pooler.dense": pooled.pooler.dense}, batches)
 
 
 def test_hidden_distance_leaves_out_padding() -> None:

@@ -17,7 +17,7 @@ import transformers
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
-from heat_hf.evaluation.tasks import sentence_embeddings
+from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 from heat_hf.integrations.onnx import OPSET, OnnxModel, export_onnx
 
 SENTENCES = ["A man is playing a guitar.", "Two dogs run along the beach while it rains.", "The market fell today.", "No."]

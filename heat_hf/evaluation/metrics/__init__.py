@@ -86,7 +86,7 @@ def _feature(kind: Any) -> Any:  # noqa: ANN401
     import datasets
 
     if isinstance(kind, dict):
-        return {name: _feature(own) for name, own in kind.items()}
+        return {name: _feature(part) for name, part in kind.items()}
     return datasets.List(datasets.Value(kind[0])) if isinstance(kind, list) else datasets.Value(kind)
 
 

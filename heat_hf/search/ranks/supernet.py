@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
 from heat_hf.encoders.linears import factorized_layers
 from heat_hf.encoders.signals import divergence, hidden_distance, output_signals
+from heat_hf.encoders.training import TeachingArguments, TeachingTrainer, disable_dropout
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.search.ranks.space import Choice, RankSpace
 
@@ -147,7 +148,7 @@ def default_subnets() -> int:
 
 
 @dataclass
-class SuperNetArguments(TrainingArguments):
+class SuperNetArguments(TeachingArguments):
     """How the SuperNet is trained, and how many SubNets are looked at.
 
     Trainer's own options, with defaults for a short distillation; checkpoints go beside the search's output.
@@ -164,23 +165,15 @@ class SuperNetArguments(TrainingArguments):
 
     output_dir: str | None = field(default="supernet", metadata={"help": "not used by a search"})
     max_steps: int = field(default=600, metadata={"help": "steps of the SuperNet's training"})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "rows in a batch"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate"})
     warmup_steps: float = field(default=60, metadata={"help": "steps until it is reached"})
-    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "little is padded"})
     save_steps: float = field(default=100, metadata={"help": "steps between checkpoints, from which training is resumed"})
-    save_total_limit: int | None = field(default=1, metadata={"help": "checkpoints kept"})
-    logging_steps: float = field(default=50, metadata={"help": "steps between log lines"})
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - HfArgumentParser reads it in this order
-        default_factory=list, metadata={"help": "trackers"}
-    )
     hidden_weight: float = field(default=10.0, metadata={"help": "weight of the hidden states' distance"})
     subnets: int = field(default_factory=default_subnets, metadata={"help": "SubNets to evaluate for the predictor"})
     least_share: float = field(default=0.06, metadata={"help": "smallest options, as a fraction of the parameters"})
     largest_share: float = field(default=0.8, metadata={"help": "largest options"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        super().__post_init__()
         if not 0 < self.least_share < self.largest_share <= 1:
             raise ValueError(f"least_share must be below largest_share, got {self.least_share} and {self.largest_share}")
         if self.subnets < 20:
@@ -189,7 +182,7 @@ class SuperNetArguments(TrainingArguments):
             raise ValueError(f"hidden_weight must not be negative, got {self.hidden_weight}")
 
 
-class SuperNetTrainer(Trainer):
+class SuperNetTrainer(TeachingTrainer):
     """Trains the SubNets of a step together, each distilled from the dense teacher; labels are not used.
 
     Accelerate, mixed precision, gradient accumulation, checkpoints and resuming are Trainer's. All micro-batches of a step
@@ -201,24 +194,15 @@ class SuperNetTrainer(Trainer):
         **kwargs: of Trainer, less `model`.
     """
 
-    loss_is_scaled_for_ga = False
     args: SuperNetArguments
 
     def __init__(self, supernet: RankSuperNet, teacher: PreTrainedModel, **kwargs: Any) -> None:
-        for module in supernet.model.modules():  # the teacher's outputs are to be met, not to be robust to noise
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        disable_dropout(supernet.model)
         super().__init__(model=supernet.model, **kwargs)
         self.supernet = supernet
         self.teacher = teacher.eval().to(self.args.device)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+    def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """Mean over the step's SubNets of the divergence from the teacher, outputs and hidden states."""
         given = {key: value for key, value in inputs.items() if key != "labels"}
         with torch.no_grad():
@@ -230,8 +214,7 @@ class SuperNetTrainer(Trainer):
             self.supernet.set(choice, rng)
             outputs = model(**given, output_hidden_states=True)
             losses.append(self._distance(outputs, target, given))
-        loss = torch.stack(losses).mean()
-        return (loss, outputs) if return_outputs else loss
+        return torch.stack(losses).mean(), outputs
 
     def _distance(self, outputs: Any, target: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
         config = self.teacher.config

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from heat_hf.evaluation.forward import batches_by_length, evaluating
 
 MAX_LENGTH, STRIDE = 384, 128
 BEST, LONGEST = 20, 30  # starts and ends looked at, tokens of an answer
@@ -34,7 +34,7 @@ def encode_questions(
         stride: tokens that neighbouring windows share.
 
     Returns:
-        Model inputs, `row`, and `offsets`: places in the context of its tokens, None for others.
+        Model inputs, `row`, and `offsets`: first and last character in the context of its tokens, None for other tokens.
 
     Raises:
         ValueError: if the tokenizer is slow, or the lengths cannot work.
@@ -43,7 +43,7 @@ def encode_questions(
         raise ValueError(f"question answering needs a fast tokenizer, got {type(tokenizer).__name__}")
     if not 0 <= stride < max_length:
         raise ValueError(f"stride must be at least 0 and below max_length={max_length}, got {stride}")
-    found = tokenizer(
+    encoded = tokenizer(
         [question.strip() for question in questions],
         list(contexts),
         truncation="only_second",
@@ -52,25 +52,28 @@ def encode_questions(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
+    names = [name for name in tokenizer.model_input_names if name in encoded]
     windows = []
-    for place, row in enumerate(found["overflow_to_sample_mapping"]):
-        offsets = [
-            own if side == 1 else None
-            for own, side in zip(found["offset_mapping"][place], found.sequence_ids(place), strict=True)
-        ]
-        names = [name for name in tokenizer.model_input_names if name in found]
-        window: dict[str, Any] = {name: found[name][place] for name in names} | {"row": row, "offsets": offsets}
+    for number, row in enumerate(encoded["overflow_to_sample_mapping"]):
+        characters = zip(encoded["offset_mapping"][number], encoded.sequence_ids(number), strict=True)
+        offsets = [span if side == 1 else None for span, side in characters]
+        window: dict[str, Any] = {name: encoded[name][number] for name in names} | {"row": row, "offsets": offsets}
         if answers is not None:
             window["start_positions"], window["end_positions"] = _span(offsets, answers[row])
         windows.append(window)
     return windows
 
 
+def model_inputs(window: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model takes of a window."""
+    return {name: value for name, value in window.items() if name not in ("row", "offsets")}
+
+
 def _span(offsets: Sequence[tuple[int, int] | None], answer: dict[str, Any]) -> tuple[int, int]:
     """First and last token of the answer; the first token of all if it is not completely there."""
     start = int(answer["answer_start"][0])
     end = start + len(answer["text"][0])
-    inside = [place for place, own in enumerate(offsets) if own is not None and own[1] > start and own[0] < end]
+    inside = [token for token, span in enumerate(offsets) if span is not None and span[1] > start and span[0] < end]
     if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:  # type: ignore[index]
         return 0, 0
     return inside[0], inside[-1]
@@ -94,32 +97,25 @@ def predict_answers(
         raise ValueError("question answering needs a second text column: the contexts")
     windows = encode_questions(tokenizer, questions, contexts, None, max_length, stride)
     best = [(-np.inf, "")] * len(questions)
-    order = sorted(range(len(windows)), key=lambda place: len(windows[place]["input_ids"]))
-    training = model.training
-    model.eval()
-    try:
-        for start in tqdm(range(0, len(order), batch_size), desc="Answering", unit="batch"):
-            own = [windows[place] for place in order[start : start + batch_size]]
-            plain = [{key: value for key, value in window.items() if key not in ("row", "offsets")} for window in own]
-            with torch.inference_mode():
-                outputs = model(**tokenizer.pad(plain, return_tensors="pt").to(model.device))
-            for window, begins, ends in zip(own, *_numpy(outputs), strict=True):
-                score, text = _best_span(window["offsets"], begins, ends, contexts[window["row"]])
-                best[window["row"]] = max(best[window["row"]], (score, text), key=lambda pair: pair[0])
-    finally:
-        model.train(training)
+    lengths = [len(window["input_ids"]) for window in windows]
+    with evaluating(model):
+        for numbers in batches_by_length(lengths, batch_size, "Answering"):
+            batch = [windows[number] for number in numbers]
+            inputs = tokenizer.pad(list(map(model_inputs, batch)), return_tensors="pt")
+            outputs = model(**inputs.to(model.device))
+            begins, ends = (logits.float().cpu().numpy() for logits in (outputs.start_logits, outputs.end_logits))
+            for window, begin, end in zip(batch, begins, ends, strict=True):
+                row = window["row"]
+                candidate = _best_span(window["offsets"], begin, end, contexts[row])
+                best[row] = max(best[row], candidate, key=lambda scored: scored[0])
     return [text for _, text in best]
-
-
-def _numpy(outputs: Any) -> tuple[Any, Any]:  # noqa: ANN401
-    return outputs.start_logits.float().cpu().numpy(), outputs.end_logits.float().cpu().numpy()
 
 
 def _best_span(
     offsets: Sequence[tuple[int, int] | None], begins: np.ndarray, ends: np.ndarray, context: str
 ) -> tuple[float, str]:
     """Score and text of the best pair of likely starts and ends inside the context."""
-    inside = np.array([place for place, own in enumerate(offsets) if own is not None])
+    inside = np.array([token for token, span in enumerate(offsets) if span is not None])
     if not len(inside):
         return -np.inf, ""
     starts, stops = (inside[np.argsort(-values[inside], kind="stable")[:BEST]] for values in (begins, ends))

@@ -1,0 +1,85 @@
+"""Tasks: for each, the head a model has, the columns of its data, how it is scored, trained, and described on a card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from heat_hf.evaluation.tasks.base import Task, check_columns, loading
+from heat_hf.evaluation.tasks.question_answering import QuestionAnswering
+from heat_hf.evaluation.tasks.sentence_similarity import SentenceSimilarity
+from heat_hf.evaluation.tasks.text_classification import TextClassification
+from heat_hf.evaluation.tasks.token_classification import TokenClassification
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["TASKS", "Task", "evaluate_task", "find_task", "task_of", "usage"]
+
+TASKS: dict[str, Task] = {
+    task.name: task for task in (SentenceSimilarity(), TextClassification(), QuestionAnswering(), TokenClassification())
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; known are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def task_of(model: Any, sentence_encoder: bool = False) -> str:  # noqa: ANN401
+    """What a model is for, as the Hub names tasks, by its head; of several with the same head, the first in `TASKS`.
+
+    Args:
+        model: of Transformers.
+        sentence_encoder: whether its checkpoint is one of sentence-transformers.
+    """
+    with_head = (task.name for task in TASKS.values() if task.head and type(model).__name__.endswith(task.head))
+    return next(with_head, SentenceSimilarity.name if sentence_encoder else "feature-extraction")
+
+
+def usage(name: str, task: str) -> str:
+    """A program for a model's card that loads the model; for a task that is not in `TASKS`, without a head."""
+    return TASKS[task].usage(name) if task in TASKS else loading(name)
+
+
+def evaluate_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    rows: Any,  # noqa: ANN401
+    columns: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Score a model on labelled rows.
+
+    Args:
+        model: a headless encoder for "sentence-similarity", else with the task's head.
+        tokenizer: the model's tokenizer.
+        task: a key of `TASKS`.
+        rows: a `datasets.Dataset`, or a mapping from column names to lists.
+        columns: first text, second text ("" for none) and reference column; default: the task's.
+
+    Returns:
+        Metric name → value, and "rows".
+
+    Raises:
+        ValueError: for an unknown task, a missing column, or empty data.
+    """
+    from heat_hf.evaluation.metrics import load_metric
+
+    chosen = find_task(task)
+    columns = chosen.columns if columns is None else columns
+    check_columns(rows, columns)
+    first, second, references = (list(rows[name]) if name else None for name in columns)
+    if not first or references is None:
+        raise ValueError("the data has no rows, or no reference column was named")
+    predictions, references = chosen.predict(model, tokenizer, first, second), chosen.references(model, references)
+    scores: dict[str, float] = {}
+    for metric in chosen.metrics:
+        scores.update(load_metric(metric).compute(predictions=predictions, references=references))
+    return {**scores, "rows": len(first)}

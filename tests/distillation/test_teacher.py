@@ -1,0 +1,52 @@
+"""The teacher's memory: what is kept is what it would answer again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from students import HEADS, LENGTHS, ROWS, batch, collate, pair, train
+
+from heat_hf.distillation import Teacher
+from heat_hf.encoders.signals import attention_distance, divergence, hidden_distance, output_signals
+
+
+@pytest.mark.parametrize("loader", [transformers.AutoModelForSequenceClassification, *HEADS])
+def test_kept_answers_are_those_the_teacher_would_give(loader: Any) -> None:
+    _, teacher = pair(loader=loader)
+    teacher.set_attn_implementation("eager")
+    kept, inputs = Teacher(teacher, cache_gib=1), batch()
+    first, again = (kept(inputs, list(range(8)), hidden=True, attention=True) for _ in range(2))
+    assert kept.hits == 8
+    mask = inputs["attention_mask"]
+    assert float(hidden_distance(again.hidden_states, first.hidden_states, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(attention_distance(again.attentions, first.attentions, mask)) == pytest.approx(0, abs=1e-6)
+    said = (output_signals(outputs, inputs, teacher.config) for outputs in (first, again))
+    assert float(divergence(*said)) == pytest.approx(0, abs=1e-6)
+    short = kept({key: value[3:5, : max(LENGTHS[3:5])] for key, value in inputs.items()}, [3, 4], hidden=True)
+    assert kept.hits == 10 and short.hidden_states[0].shape[1] == max(LENGTHS[3:5])
+
+
+def test_training_with_kept_answers_is_the_same(tmp_path: Path) -> None:
+    (plain, teacher), (cached, _) = pair(), pair()
+    options: dict[str, Any] = {"max_steps": 20, "optim": "sgd", "learning_rate": 0.05}
+    train(tmp_path / "1", plain, teacher, **options)
+    kept = Teacher(teacher, cache_gib=1)
+    train(tmp_path / "2", cached, kept, **options)
+    assert kept.hits > 0
+    for a, b in zip(plain.state_dict().values(), cached.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_no_more_is_kept_than_there_is_memory_for() -> None:
+    _, teacher = pair()
+    kept = Teacher(teacher, cache_gib=1e-9)
+    for start in range(0, 32, 4):
+        kept(
+            {key: value for key, value in collate(ROWS[start : start + 4]).items() if key != "labels"},
+            list(range(start, start + 4)),
+        )
+    assert len(kept.kept) == 4
