@@ -17,7 +17,7 @@ from heat_hf.encoders.signals import (
     output_signals,
     random_probe,
 )
-from heat_hf.encoders.statistics import collect_output_moments, collect_second_moments
+from heat_hf.encoders.statistics import Statistics
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
 INPUTS = {"input_ids": torch.zeros(2, 4, dtype=torch.long), "attention_mask": MASK}
@@ -55,7 +55,7 @@ def test_padding_does_not_matter(kind: str) -> None:
     first, second = outputs_of(kind), outputs_of(kind)
     values = second[0] if kind == "embedding" else getattr(second, "logits", None)
     (second.start_logits if values is None else values)[0, 3] += 5.0
-    signals = [output_signals(own, INPUTS, SimpleNamespace()) for own in (first, second)]
+    signals = [output_signals(outputs, INPUTS, SimpleNamespace()) for outputs in (first, second)]
     assert float(divergence(*signals)) == pytest.approx(0, abs=1e-6)
 
 
@@ -75,17 +75,17 @@ def test_probes_have_the_curvature_of_the_divergence(kind: str) -> None:
     """The mean of J Jᵀ over probes is the Hessian of the summed divergence at its minimum."""
     signals = output_signals(outputs_of(kind), INPUTS, SimpleNamespace())
     values = signals[0].values
-    own = Signal(values, signals[0].categorical, signals[0].weights)
+    signal = Signal(values, signals[0].categorical, signals[0].weights)
 
     def lost(x: torch.Tensor) -> torch.Tensor:
-        moved = Signal(x.reshape(values.shape), own.categorical, own.weights)
-        return divergence([moved], [own]) * own.weights.sum()
+        moved = Signal(x.reshape(values.shape), signal.categorical, signal.weights)
+        return divergence([moved], [signal]) * signal.weights.sum()
 
     hessian = torch.autograd.functional.hessian(lost, values.flatten())
     generator, total = torch.Generator().manual_seed(0), torch.zeros_like(hessian)
     for _ in range(3000):
         leaf = values.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(random_probe([Signal(leaf, own.categorical, own.weights)], generator), leaf)
+        (gradient,) = torch.autograd.grad(random_probe([Signal(leaf, signal.categorical, signal.weights)], generator), leaf)
         total += torch.outer(gradient.flatten(), gradient.flatten()) / 3000
     assert float((total - hessian).norm()) < 0.2 * float(hessian.norm())
 
@@ -97,13 +97,8 @@ def test_output_moments_predict_the_divergence_of_a_small_error() -> None:
     batches = [{"input_ids": token_ids(40, 6)}]
     name = "bert.encoder.layer.1.output.dense"
     linear = encoder_linears(model)[name]
-    (c,), (g,) = (
-        list(collect({name: linear}).values())
-        for collect in (
-            lambda own: collect_second_moments(model, own, batches),
-            lambda own: collect_output_moments(model, own, batches * 40),
-        )
-    )
+    c, g = Statistics.collect(model, {name: linear}, batches * 40).moments(name)
+    assert g is not None
     torch.manual_seed(3)
     delta = 0.02 * torch.randn_like(linear.weight)
     expected = float(0.5 * torch.trace(g @ delta.double() @ c @ delta.double().T))
@@ -118,15 +113,15 @@ def test_output_moments_of_frozen_models_and_unreached_layers() -> None:
     model = small_model("bert")
     batches = [{"input_ids": token_ids()}]
     linears = encoder_linears(model)
-    moments = collect_output_moments(model, linears, batches)
+    moments = Statistics.collect(model, linears, batches).output_moments
     model.requires_grad_(False)
-    frozen = collect_output_moments(model, linears, batches)
+    frozen = Statistics.collect(model, linears, batches).output_moments
     assert all(torch.allclose(moments[name], frozen[name]) for name in linears)
     assert all(moments[name].shape == (linear.out_features,) * 2 for name, linear in linears.items())
     assert all(p.grad is None for p in model.parameters())
-    model.unused = torch.nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="no finite gradient at 'unused'"):
-        collect_output_moments(model, {"unused": model.unused}, batches)
+    model.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"no finite gradient at 'pooler\.dense'"):  # embeddings are of the last hidden state
+        Statistics.collect(model.bert, {"pooler.dense": model.bert.pooler.dense}, batches)
 
 
 def test_hidden_distance_leaves_out_padding() -> None:
@@ -157,5 +152,5 @@ def test_attention_distance_leaves_out_padding() -> None:
 
 def test_temperature_softens_both_distributions() -> None:
     student, teacher = ([Signal(values, True, torch.ones(2))] for values in (torch.randn(2, 5), torch.randn(2, 5)))
-    halves = [[Signal(own[0].values / 2, True, torch.ones(2))] for own in (student, teacher)]
+    halves = [[Signal(signal[0].values / 2, True, torch.ones(2))] for signal in (student, teacher)]
     torch.testing.assert_close(divergence(student, teacher, 2.0), divergence(*halves))
