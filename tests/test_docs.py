@@ -171,5 +171,10 @@ def test_tables_agree_with_the_results() -> None:
     assert shown == set(tables.TABLES)
 
 
-def test_contributing_format_example_works(tmp_path: Path) -> None:
-    run([sys.executable, "-c", blocks(CONTRIBUTING, "python")[0]], tmp_path)
+SECTIONS = dict(section.split("\n", 1) for section in CONTRIBUTING.split("\n## ")[1:])
+
+
+@pytest.mark.parametrize("heading", [heading for heading, text in SECTIONS.items() if blocks(text, "python")])
+def test_contributing_examples_work(heading: str, desk: Path) -> None:
+    (code,) = blocks(SECTIONS[heading], "python")
+    run([sys.executable, "-c", code], desk)
