@@ -62,7 +62,7 @@ FASTER = {"learning_rate": 1e-3, "logit_learning_rate": 1e-4}
 
 def faster(bench: Bench) -> None:
     """The schedule was tuned for low rank: what a network that lost much, and those that did not, reach at another."""
-    faster = bench.results.setdefault("faster", {})
+    faster = bench.found.setdefault("faster", {})
     gain = GAINS["HEAT-a2"]
     networks = [("tucker", method) for method in (TENSORLY, HEAT, MANUAL, RANDOM)]
     for decomposition, method in (*networks, ("cp", MANUAL), ("low_rank", HEAT)):
@@ -89,8 +89,8 @@ def recipes(bench: Bench) -> None:
         "attention-logits": "attention, logits", "two-stage": "two stages",
     }  # fmt: skip
     untrained, _ = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
-    if "untrained" not in bench.results:
-        bench.results["untrained"] = bench.figures(untrained)
+    if "untrained" not in bench.found:
+        bench.found["untrained"] = bench.figures(untrained)
         bench.save()
     maps = {"dense": attention_maps(bench, bench.dense), "not re-trained": attention_maps(bench, untrained)}
     for seed in bench.args.recipe_seeds:
@@ -99,7 +99,7 @@ def recipes(bench: Bench) -> None:
                 recipe(bench, name, rates, seed)
                 compare(bench, name, rates, seed)
     for name, label in labels.items():
-        tried = bench.results["recipes"][name]
+        tried = bench.found["recipes"][name]
         best = min(tried, key=lambda rates: statistics.mean(tried[rates]["divergence"].values()))
         folder = recipe_folder(bench, name, best, bench.args.recipe_seeds[-1])
         if not folder.is_dir():
@@ -117,7 +117,7 @@ def recipe_folder(bench: Bench, name: str, rates: str, seed: int) -> Path:
 
 def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
     """One way at the learning rates of its stages, one seed; the row is kept."""
-    tried = bench.results.setdefault("recipes", {}).setdefault(name, {})
+    tried = bench.found.setdefault("recipes", {}).setdefault(name, {})
     if str(seed) in tried.get(rates, {}).get("scores", {}):
         return
     model, report = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
@@ -142,7 +142,7 @@ def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
 
 def compare(bench: Bench, name: str, rates: str, seed: int) -> None:
     """How far a way's network is from the dense model on sentences that it was not trained on, if it is in the cache."""
-    row, folder = bench.results["recipes"][name][rates], recipe_folder(bench, name, rates, seed)
+    row, folder = bench.found["recipes"][name][rates], recipe_folder(bench, name, rates, seed)
     if str(seed) in row.setdefault("divergence", {}) or not folder.is_dir():
         return
     model = type(bench.dense).from_pretrained(folder)
@@ -170,8 +170,8 @@ def embeddings(bench: Bench) -> None:
 def step(bench: Bench) -> None:
     """What a step of either stage costs."""
     model, _ = bench.student("low_rank", HEAT, 5.7)
-    bench.results["step"] = step_ratios(model, bench.dense, bench.rows, bench.tokenizer, bench.args.repeats)
-    print(bench.results["step"], flush=True)
+    bench.found["step"] = step_ratios(model, bench.dense, bench.rows, bench.tokenizer, bench.args.repeats)
+    print(bench.found["step"], flush=True)
     bench.save()
 
 

@@ -87,7 +87,7 @@ def schedule(subject: Subject) -> dict[str, Any]:
 
 
 class Bench:
-    """A subject's dense model, rows and calibration, and the results so far."""
+    """A subject's dense model, rows and calibration, and the rows found so far."""
 
     def __init__(self, subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
         self.subject, self.checkpoint, self.args = subject, checkpoint, args
@@ -101,23 +101,23 @@ class Bench:
         self.test = load_rows(args.data / subject.test)
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
         self.file = args.results / "distillation.json"
-        self.results: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
-        self.results.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
-        self.results["unseen"] = len(self.unseen)
+        self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
+        self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
+        self.found["unseen"] = len(self.unseen)
         self.metric = TASKS[subject.task].main
 
     def drawn(self, data: Any, column: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Training rows, long texts with joined ones between, with labels if they are to be used; and long texts left over."""
-        subject, every = self.subject, data[column]
-        labels = {"label": data["label"]} if subject.labelled else {}
+        own, every = self.subject, data[column]
+        labels = {"label": data["label"]} if own.labelled else {}
         long = [
-            {column: text, **{name: values[row] for name, values in labels.items()}}
-            for row, text in enumerate(every)
-            if len(text.split()) >= subject.least_words
+            {column: text, **{name: values[place] for name, values in labels.items()}}
+            for place, text in enumerate(every)
+            if len(text.split()) >= own.least_words
         ]
         random.Random(0).shuffle(long)
-        count = round(subject.rows * subject.joined)
-        alone = subject.rows - count
+        count = round(own.rows * own.joined)
+        alone = own.rows - count
         rows = long[:alone] + [{column: text} for text in joined_texts(every, count)]
         random.Random(1).shuffle(rows)
         return rows, long[alone : alone + UNSEEN]
@@ -126,7 +126,7 @@ class Bench:
         return TASKS[self.subject.task].model_class.from_pretrained(self.checkpoint).eval()
 
     def save(self) -> None:
-        write_json(self.file, {**self.results, **provenance(self.args.command, "torch", "transformers")})
+        write_json(self.file, {**self.found, **provenance(self.args.command, "torch", "transformers")})
 
     def score(self, model: Any) -> float:
         return evaluate_task(model.eval(), self.tokenizer, self.subject.task, self.test)[self.metric]
@@ -169,9 +169,9 @@ class Bench:
         if method != HEAT:
             return rule_settings(self.dense, config, costs, table, "edp", costs.dense.edp / gain)
         if decomposition not in self.searches:
-            earlier = next(iter(self.searches.values()), None)
-            search = Search.prepare(self.dense, config, None if earlier else self.calibration, table, costs)
-            self.searches[decomposition] = replace(search, moments=earlier.moments) if earlier else search
+            known = next(iter(self.searches.values()), None)
+            own = Search.prepare(self.dense, config, None if known else self.calibration, table, costs)
+            self.searches[decomposition] = replace(own, moments=known.moments) if known else own
         search = self.searches[decomposition]
         space, losses = search.sensitivity()
         choice, _ = allocate_ranks(space, losses, "edp", costs.dense.edp / gain)
@@ -190,9 +190,9 @@ class Bench:
         folder = self.args.cache / name.replace(" ", "-")
         if not (folder / "heat_report.json").is_file():
             settings = self.settings(decomposition, method, gain, shape)
-            same = self.same_network(settings, name)
-            if same is not None:
-                return None, same
+            known = self.same_network(settings, name)
+            if known is not None:
+                return None, known
             model = copy.deepcopy(self.dense)
             report = factorize(model, self.config(decomposition, method, gain, shape), self.calibration, settings)
             model.save_pretrained(folder)
@@ -203,7 +203,7 @@ class Bench:
     def same_network(self, settings: dict[str, Any], name: str) -> str | None:
         """The measured row whose network is the same under another name: with modes of extent 1, all formats are low rank."""
         wanted = signature(settings)
-        for key, row in self.results["rows"].items():
+        for key, row in self.found["rows"].items():
             other = key.rpartition(" ")[0] != name  # the last word is the seed
             if other and row.get("dataset") == self.subject.name and row.get("signature") == wanted:
                 return key
@@ -225,14 +225,14 @@ class Bench:
 
 def signature(settings: dict[str, Any]) -> list[str]:
     """What every tensor computes: with modes of extent 1, all formats of one rank are the same two matrices."""
-    signatures = []
+    found = []
     for setting in settings.values():
         if setting is None:
-            signatures.append("dense")
+            found.append("dense")
             continue
         plain = len(setting.rank) == 1 and not any(map(folded, (setting.shape.out_modes, setting.shape.in_modes)))
-        signatures.append(f"{'low_rank' if plain else f'{setting.format} {setting.shape}'} {setting.rank}")
-    return signatures
+        found.append(f"{'low_rank' if plain else f'{setting.format} {setting.shape}'} {setting.rank}")
+    return found
 
 
 def measure(
@@ -241,7 +241,7 @@ def measure(
     """One row: compress, distil, score; or why there is none. With `keep`, the trained model stays in the cache."""
     gain = GAINS[variant]
     key = f"{bench.name(decomposition, method, gain)} {seed}"
-    rows, trained = bench.results["rows"], bench.args.cache / f"{key} trained"
+    rows, trained = bench.found["rows"], bench.args.cache / f"{key} trained"
     if key in rows and not (keep and not trained.is_dir()):
         return rows[key]
     try:
@@ -261,13 +261,13 @@ def measure(
     started = time.perf_counter()
     trainer = bench.distil(model, f"{decomposition}-{method}-{gain:g}-{seed}", seed=seed)
     seconds = time.perf_counter() - started
-    figures = bench.figures(model)
+    found = bench.figures(model)
     rows[key] = row = result_row(
-        report, bench.subject.task, figures["score"], bench.teacher_score, dataset=bench.subject.name,
+        report, bench.subject.task, found["score"], bench.teacher_score, dataset=bench.subject.name,
         decomposition=decomposition, variant=variant, rank_search=method, recipe=trainer.args.recipe, seed=seed,
         train_rows=len(bench.rows), steps=trainer.state.global_step, seconds=round(seconds, 1), untrained_score=untrained,
-        agreement=figures["agreement"], divergence=figures["divergence"],
-        signature=signature({tensor.name: tensor.setting for tensor in report.tensors}),
+        agreement=found["agreement"], divergence=found["divergence"],
+        signature=signature({own.name: own.setting for own in report.tensors}),
         command=bench.args.command,
     )  # fmt: skip
     print(
@@ -312,7 +312,7 @@ def write_card(bench: Bench, report: CompressionReport, row: dict[str, Any]) -> 
 
 def cards(bench: Bench) -> None:
     """Write the cards again, of what has been measured."""
-    for row in bench.results["rows"].values():
+    for row in bench.found["rows"].values():
         measured = row.get("dataset") == bench.subject.name and row["rank_search"] == HEAT
         if measured and row["seed"] == 0 and card_folder(bench, row).is_dir():
             _, report = bench.student(row["decomposition"], row["rank_search"], GAINS[row["variant"]])

@@ -12,6 +12,9 @@ each stabilizer left out; `before` factorizes by every method at every budget; `
 from __future__ import annotations
 
 import argparse
+import copy
+import hashlib
+import json
 import statistics
 import time
 from dataclasses import asdict, replace
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from heat_hf.search.ranks.search import (
+    Search,
     evaluate_subnets,
     search_ranks,
     train_supernet,
@@ -27,19 +31,32 @@ from heat_hf.search.ranks.search import (
 from heat_hf.search.ranks.sensitivity import allocate_ranks
 from scipy.stats import spearmanr
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     DataCollatorWithPadding,
 )
 
 from benchmarks.provenance import provenance
-from benchmarks.rank_bench import CALIBRATION, GAINS, SEARCH_ROWS, Bench, digest, ranks_of
+from heat_hf import HeatConfig
+from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches
+from heat_hf.encoders.linears import encoder_linears, swap_module
+from heat_hf.encoders.rows import load_rows
+from heat_hf.evaluation.quality import Quality
+from heat_hf.formats.decomposition import Factorization, balanced, decompose
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import TensorSetting
 from heat_hf.search.journal import Journal
-from heat_hf.search.ranks.budgets import rule_settings
+from heat_hf.search.ranks.budgets import network_costs, rule_settings
 from heat_hf.search.ranks.evolution import Evolution, evolve
 from heat_hf.search.ranks.predictor import AccuracyPredictor
-from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, sample_subnets
+from heat_hf.search.ranks.space import RankSpace
+from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments, sample_subnets
 
+TOKENS = 128
+GAINS = (3.0, 5.7, 10.0)
+CALIBRATION, SEARCH_ROWS = 2048, 1000
 FOLDED = ("cp", "tucker")  # formats whose hand-tuned shapes are not the matrix; TTM's do not reach these budgets
 ABLATIONS = {
     "full recipe": Stabilizers(),
@@ -48,6 +65,108 @@ ABLATIONS = {
     "no sandwich": Stabilizers(sandwich=False),
     "no variance normalization": Stabilizers(normalized_variance=False),
 }
+
+
+class Bench:
+    """The model, the rows, and what has been found so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.cache = args.cache
+        self.factorized: dict = {}
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(args.classifier)
+        self.dense = AutoModelForSequenceClassification.from_pretrained(args.classifier).eval()
+        train, validation = (load_rows(args.data / f"sst2/{name}.parquet") for name in ("train", "validation"))
+        self.calibration = calibration_batches(list(train.select(range(CALIBRATION))["sentence"]), self.tokenizer)
+        held = train.select(range(len(train) - SEARCH_ROWS, len(train)))
+        rows = train.select(range(len(train) - SEARCH_ROWS)).shuffle(seed=args.seed).select(range(32 * args.steps))
+        self.rows = encode_rows(rows, self.tokenizer, TOKENS)
+        self.search_quality, self.quality = (
+            Quality(self.dense, pad_batches(encode_rows(own, self.tokenizer, TOKENS), self.tokenizer, 128))
+            for own in (held, validation)
+        )
+        self.results = json.loads(args.output.read_text()) if args.output.exists() else {}
+        self.config = HeatConfig(
+            rank_search="sensitivity", target_edp_ratio=[1 / gain for gain in GAINS], sequence_length=TOKENS, seed=args.seed
+        )
+        self.costs = network_costs(self.dense, self.config)
+        start = time.perf_counter()
+        self.search = Search.prepare(self.dense, self.config, self.calibration, costs=self.costs)
+        self.moment_seconds = time.perf_counter() - start
+        self.space = self.search.supernet_space(self.arguments(args.steps))
+
+    def save(self) -> None:
+        """Write what has been found."""
+        self.args.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.args.output.with_suffix(".part")
+        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
+        temporary.replace(self.args.output)
+
+    def arguments(self, steps: int, rate: float = 1e-4) -> SuperNetArguments:
+        """How the SuperNet, and everything else, is trained."""
+        return SuperNetArguments(
+            output_dir=str(self.cache / "unused"),
+            max_steps=steps,
+            per_device_train_batch_size=32,
+            learning_rate=rate,
+            warmup_steps=max(1, steps // 10),
+            train_sampling_strategy="group_by_length",
+            save_steps=100,
+            save_total_limit=1,
+            logging_steps=50,
+            report_to=[],
+            seed=self.args.seed,
+            disable_tqdm=True,
+        )
+
+    def model_of(self, settings: dict, loss_aware: bool = True) -> torch.nn.Module:
+        """The dense model with these settings, projected on the calibration data."""
+        model = copy.deepcopy(self.dense)
+        for name, linear in encoder_linears(model).items():
+            setting = settings[name]
+            if setting is not None:
+                found = self.projection(name, linear, setting, loss_aware)
+                swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, TOKENS))
+        return model
+
+    def projection(self, name: str, linear: torch.nn.Linear, setting: TensorSetting, loss_aware: bool) -> Factorization:
+        """Of low rank, the first slices of one factorization are that of any rank."""
+        moments = [own[name] for own in self.search.moments[: 2 if loss_aware else 1]]
+        if setting.format != "low_rank":
+            return decompose(setting.codec, linear.weight, setting.shape, setting.rank, self.config.solver, *moments)
+        if (name, loss_aware) not in self.factorized:
+            whole = setting.codec.max_rank(setting.shape)
+            found = decompose(setting.codec, linear.weight, setting.shape, whole, self.config.solver, *moments)
+            self.factorized[name, loss_aware] = found
+        whole = self.factorized[name, loss_aware]
+        return replace(whole, cores=balanced(setting.codec.truncate(whole.cores, setting.shape, setting.rank)))
+
+    def retrained(self, settings: dict, name: str) -> torch.nn.Module:
+        """The same short distillation for every method; dense tensors are trained as well."""
+        model = self.model_of(settings)
+        own = {n: s for n, s in settings.items() if s is not None}
+        space = RankSpace(self.costs, {n: (s,) for n, s in own.items()})
+        net = RankSuperNet(model, space, Stabilizers(sandwich=False, normalized_variance=False))
+        folder = self.cache / "retrained" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        arguments = self.arguments(self.args.retrain_steps, self.args.retrain_rate)
+        train_supernet(net, self.dense, arguments, self.rows, DataCollatorWithPadding(self.tokenizer), folder)
+        (folder / "supernet.safetensors").unlink()
+        return model
+
+    def edp_ratio(self, settings: dict) -> float:
+        """EDP of all tensors together, as a fraction of the dense ones'."""
+        return self.costs.total(settings).edp / self.costs.dense.edp
+
+
+def digest(settings: dict) -> str:
+    text = json.dumps({name: None if s is None else s.to_dict() for name, s in settings.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def ranks_of(settings: dict) -> list:
+    return [None if s is None else list(s.rank) for s in settings.values()]
 
 
 def trained_supernet(bench: Bench, name: str, stabilizers: Stabilizers, steps: int) -> tuple[RankSuperNet, float]:
@@ -76,9 +195,11 @@ def supernet(bench: Bench) -> None:
     predictor = AccuracyPredictor(bench.space, bench.args.seed)
     start = time.perf_counter()
     results["fidelity"] = asdict(predictor.fit(choices, accuracies))
+    found = {}
     for gain in GAINS:
         best = evolve(bench.space, predictor.predict, "edp", bench.costs.dense.edp / gain)
         settings = bench.space.settings(best.choice)
+        found[f"{gain:g}"] = settings
         net.set(best.choice)
         score = bench.quality.both(net.model)
         results.setdefault("searched", {})[f"{gain:g}"] = {
@@ -114,27 +235,27 @@ def candidates(bench: Bench) -> list[tuple[str, float, dict]]:
     """Method, gain and settings of everything that is compared."""
     start = time.perf_counter()
     space, losses = bench.search.sensitivity()
-    compared: list[tuple[str, float, dict]] = []
+    found: list[tuple[str, float, dict]] = []
     for gain in GAINS:
         choice, lost = allocate_ranks(space, losses, "edp", bench.costs.dense.edp / gain)
-        compared.append(("sensitivity", gain, space.settings(choice)))
+        found.append(("sensitivity", gain, space.settings(choice)))
         bench.results.setdefault("sensitivity", {})[f"{gain:g}"] = {"expected_divergence": lost}
     seconds = time.perf_counter() - start + bench.moment_seconds
     bench.results["sensitivity"].setdefault("seconds", seconds)
     for gain in GAINS:
         searched = bench.results["supernet"]["searched"][f"{gain:g}"]
-        compared.append(("supernet", gain, bench.space.settings(searched["choice"])))
+        found.append(("supernet", gain, bench.space.settings(searched["choice"])))
         for rule, seeds in (("uniform", 1), ("tensorly", 1), ("manual", 1), ("random", bench.args.random)):
             for seed in range(seeds):
                 config = replace(bench.config, rank_search=rule, target_edp_ratio=1 / gain, seed=seed, loss_aware=None)
                 settings = rule_settings(bench.dense, config, bench.costs, None, "edp", bench.costs.dense.edp / gain)
-                compared.append((rule if seeds == 1 else f"{rule}-{seed}", gain, settings))
+                found.append((rule if seeds == 1 else f"{rule}-{seed}", gain, settings))
     for decomposition in FOLDED:
         for gain in GAINS:
             config = replace(bench.config, decomposition=decomposition, rank_search="manual", target_edp_ratio=1 / gain)
             settings = rule_settings(bench.dense, config, bench.costs, None, "edp", bench.costs.dense.edp / gain)
-            compared.append((f"manual {decomposition}", gain, settings))
-    return compared
+            found.append((f"manual {decomposition}", gain, settings))
+    return found
 
 
 def before(bench: Bench) -> None:
@@ -193,7 +314,7 @@ def after(bench: Bench) -> None:
         row = rows[f"{method} {gain:g}"]
         if "retrained" in row:
             continue
-        same = [other["retrained"] for other in rows.values() if other["digest"] == row["digest"] and "retrained" in other]
+        same = [own["retrained"] for own in rows.values() if own["digest"] == row["digest"] and "retrained" in own]
         if not same:
             accuracy, divergence = bench.quality.both(bench.retrained(settings, f"{method.replace(' ', '-')}-{gain:g}"))
             same.append({"accuracy": accuracy, "divergence": divergence})
