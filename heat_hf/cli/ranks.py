@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {args.rank_search!r}")
     config = heat_config(args)
     rows = {f"{name}_dataset": rows_of(args, name) for name in ("calibration", "train", "eval")}
-    supernet: dict[str, Any] = {"arguments": _arguments(args)} if args.rank_search == "supernet" else {}
+    supernet: dict[str, Any] = {"arguments": _arguments(args)} if RANK_SEARCHES[args.rank_search].needs_training else {}
     compressor = HeatCompressor.from_pretrained(args.model)
     record = compressor.search_ranks(config, output=args.output, overwrite=args.overwrite, **rows, **supernet)
     show(args, record.to_dict(), str(record))

@@ -128,7 +128,7 @@ class HeatConfig:
         given = [name for name, value in sizes.items() if value is not None]
         if len(given) > 1 or not (given or self.method.budget_optional):
             values = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
-            raise ValueError(f"give exactly one of {', '.join(sizes)}, got {values}")
+            raise ValueError(f"give exactly one of {', '.join(TARGETS)} and rank, got {values}")
         for name in TARGETS:
             _check_target(name, sizes[name])
 

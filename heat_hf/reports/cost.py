@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from heat_hf.encoders.cost import CostedLayer, CostedModel
 from heat_hf.hardware.cascade import Cascade, CascadeStep, join
 from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.spec import TENSORS, Accelerator
 from heat_hf.reports.text import text_table
+
+if TYPE_CHECKING:
+    from heat_hf.encoders.cost import CostedLayer, CostedModel
 
 
 def describe_mapper(mapper: Mapper) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ from torch import nn
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.compression.factorize import factorize
 from heat_hf.encoders.checkpoints.storage import atomic_directory
+from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import factorized_layers
+from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import FORMATS
+from heat_hf.formats.decomposition import decompose
+from heat_hf.hardware import mapper
 
 
 def calibration(rows: int = 6) -> list[dict[str, torch.Tensor]]:
@@ -29,7 +34,7 @@ def calibration(rows: int = 6) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("decomposition", FORMATS)
-@pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("ratio", [0.4, 0.6, 0.9])
 def test_report_counts_what_is_there(decomposition: str, ratio: float) -> None:
     model = small_model("bert")
     before = model.num_parameters()
@@ -113,7 +118,7 @@ def test_a_configuration_serves_several_models() -> None:
     models = [small_model("bert"), small_model("distilbert")]
     for model in models:
         factorize(model, config)
-    assert config.tensors is None
+    assert config == HeatConfig(target_params_ratio=0.5)
     assert [len(model.config.quantization_config.tensors) for model in models] == [12, 12]
     assert models[0].config.quantization_config.tensors.keys() != models[1].config.quantization_config.tensors.keys()
 
@@ -175,7 +180,7 @@ def test_bad_options_change_and_write_nothing(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("work started")
 
-    monkeypatch.setattr("heat_hf.formats.base.Format.decompose", refuse)
+    monkeypatch.setattr("heat_hf.compression.job.decompose", refuse)
     model = small_model("bert")
     with pytest.raises(ValueError, match=message):
         HeatCompressor(model).compress(HeatConfig(**options), save_directory=tmp_path / "out")
@@ -231,11 +236,8 @@ def test_recompression_is_refused(tmp_path: Path) -> None:
 
 def test_on_the_fly_recompression_is_refused(tmp_path: Path) -> None:
     HeatCompressor(small_model("bert")).compress(HeatConfig(target_params_ratio=0.5), save_directory=tmp_path / "out")
-    with pytest.warns(UserWarning, match="quantization_config"):
-        again = transformers.AutoModel.from_pretrained(
-            tmp_path / "out", quantization_config=HeatConfig(target_params_ratio=0.2)
-        )
-    assert again.config.quantization_config.target_params_ratio == 0.5
+    with pytest.raises(ValueError, match="quantized with FactorizedConfig but you are passing a HeatConfig"):
+        transformers.AutoModel.from_pretrained(tmp_path / "out", quantization_config=HeatConfig(target_params_ratio=0.2))
 
 
 def test_existing_targets(tmp_path: Path) -> None:
@@ -307,18 +309,15 @@ def test_saving_before_compressing(tmp_path: Path) -> None:
 
 
 def test_a_failed_decomposition_leaves_the_model_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    from heat_hf.formats.base import Format
-
     calls = []
-    original = Format.decompose
 
-    def fails_late(self: Format, *args: object, **kwargs: object) -> object:
+    def fails_late(*args: object) -> object:
         calls.append(1)
         if len(calls) == 7:
             raise RuntimeError("out of memory")
-        return original(self, *args, **kwargs)
+        return decompose(*args)
 
-    monkeypatch.setattr(Format, "decompose", fails_late)
+    monkeypatch.setattr("heat_hf.compression.job.decompose", fails_late)
     model = small_model("bert")
     with pytest.raises(RuntimeError, match="out of memory"):
         factorize(model, HeatConfig(target_params_ratio=0.5))
@@ -327,7 +326,51 @@ def test_a_failed_decomposition_leaves_the_model_dense(monkeypatch: pytest.Monke
 
 
 def test_config_round_trip() -> None:
-    config = HeatConfig(decomposition="cp", rank={"24x24": 3}, shape={"24x24": "24:4x6"}, exclude=["query"], seed=4)
-    assert HeatConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match="quant_method must be 'heat'"):
-        HeatConfig.from_dict({"quant_method": "gptq", "rank": 3})
+    """What a saved model carries; the request is no part of it."""
+    setting = {"format": "low_rank", "shape": [[24], [48]], "rank": [3], "execution": "auto"}
+    config = FactorizedConfig({"a": setting}, tokens=64, accelerator="simba-l", heat_version="1.0")
+    assert FactorizedConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for damage, message in (
+        ({"quant_method": "gptq"}, "quant_method must be 'heat'"),
+        ({"tensors": {}}, "has method 'heat' but no tensors"),
+        ({"tokens": 0}, "tokens must be a positive integer"),
+        ({"decomposition": "cp"}, r"unknown options \['decomposition'\].*written by heat_hf 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FactorizedConfig.from_dict({**config.to_dict(), **damage})
+
+
+def test_statistics_are_collected_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One pass for C and G together, for search and projection; none where they are given, also at another budget."""
+    passes = []
+    collect = Statistics.collect.__func__
+
+    def counting(cls: type, *args: object) -> Statistics:
+        passes.append(1)
+        return collect(cls, *args)
+
+    monkeypatch.setattr(Statistics, "collect", classmethod(counting))
+    config = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.7, sequence_length=16)
+    compressor = HeatCompressor(small_model("bert"))
+    first = compressor.compress(config, calibration())
+    assert len(passes) == 1
+    HeatCompressor(small_model("bert")).statistics_of(config, calibration()).save(tmp_path / "statistics.safetensors")
+    loaded = Statistics.load(tmp_path / "statistics.safetensors")
+    assert len(passes) == 2
+    again = HeatCompressor(small_model("bert")).compress(config, statistics=loaded)
+    other = HeatCompressor(small_model("bert")).compress(replace(config, target_edp_ratio=0.5), statistics=loaded)
+    assert len(passes) == 2
+    assert again == first
+    assert again.calibration_rows == first.calibration_rows > 0
+    assert other.hardware.ratio < again.hardware.ratio
+    with pytest.raises(ValueError, match="are of another model"):
+        HeatCompressor(small_model("bert", seed=1)).compress(config, statistics=loaded)
+
+
+def test_every_product_is_mapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapped = []
+    search = mapper.search_padded
+    monkeypatch.setattr(mapper, "search_padded", lambda gemm, *rest: mapped.append(gemm) or search(gemm, *rest))
+    config = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.7, sequence_length=16)
+    HeatCompressor(small_model("bert")).compress(config, calibration())
+    assert len(mapped) == len(set(mapped)) > 10

@@ -184,7 +184,7 @@ def test_embeddings_and_dropout_are_left_alone_unless_asked(tmp_path: Path) -> N
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("distil_in_processes.py")
+    script = Path(__file__).parents[1] / "distil_in_processes.py"
     for count in (1, 2):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         command = [*launch, str(script), str(tmp_path / str(count)), str(8 // count)]

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import transformers
 from pages import Scripts, page_data, run_page
-from test_distillation import pair, train
+from students import pair, train
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
-from heat_hf import model_report as reports
 from heat_hf.cli import main
+from heat_hf.hardware import cost_model
+from heat_hf.reports import model_page
 from heat_hf.reports.card import Evaluation
 from heat_hf.reports.model_page import report_page
 
@@ -60,8 +61,8 @@ def test_energies_by_level_add_up_to_the_report(folder: Path) -> None:
     cost = CompressionReport.load(folder / "small").hardware
     levels = page_data(report_page(folder / "small"))["levels"]
     assert cost is not None
-    assert sum(levels["energy"]["now"]) == pytest.approx(cost.energy_pJ * 1e-6)
-    assert sum(levels["energy"]["dense"]) == pytest.approx(cost.dense_energy_pJ * 1e-6)
+    assert sum(levels["energy"]["now"]) == pytest.approx(cost.now.energy_pJ * 1e-6)
+    assert sum(levels["energy"]["dense"]) == pytest.approx(cost.dense.energy_pJ * 1e-6)
     assert sum(levels["time"]["now"]) == pytest.approx(cost.seconds * 1e6)
 
 
@@ -78,8 +79,7 @@ def test_without_accelerator_training_or_scores(bert: Any, tmp_path: Path) -> No
 
 
 def test_an_accelerator_that_has_changed_is_not_taken_for_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = reports.load_accelerator
-    monkeypatch.setattr(reports, "load_accelerator", lambda _name: known("edge-npu"))
+    monkeypatch.setattr(model_page, "cost_model", lambda _name: cost_model("edge-npu"))
     assert page_data(report_page(folder / "small"))["levels"] is None
 
 

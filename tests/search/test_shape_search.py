@@ -33,6 +33,7 @@ from heat_hf.search.journal import Journal
 from heat_hf.search.shapes.pareto import SLACK, front, knees, pareto_front, select
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
+from heat_hf.search.shapes.worker import Row
 
 SMALL = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
 DENSE = SizeInfo(1, "d", ("w",), 100.0, 1e-6, {})
@@ -185,7 +186,7 @@ def test_damaged_and_foreign_tables_are_refused(table: CostTable, tmp_path: Path
     with pytest.raises(ValueError, match="not a readable Parquet file"):
         CostTable.load(file)
     pq.write_table(pa.table({"x": [1, 2]}), file)
-    with pytest.raises(ValueError, match="not a cost table of version 1: its columns are x"):
+    with pytest.raises(ValueError, match="not a cost table of version 2: its columns are x"):
         CostTable.load(file)
 
 
@@ -298,9 +299,9 @@ def test_an_accelerator_of_the_same_name_is_another_one(
 def test_what_is_left_of_another_search_is_not_mixed_in(encoder: transformers.PreTrainedModel, tmp_path: Path) -> None:
     output = tmp_path / "table.parquet"
     with pytest.raises(KeyboardInterrupt), Journal(output, {"tokens": 64}, overwrite=False) as journal:
-        journal.write("24x24 low_rank 24:24", [[[1], 0.9, 48, 1, 1.0, 1.0]])
+        journal.write("24x24 low_rank 24:24", [Row([1], 0.9, 48, 1, 1.0, 1.0)])
         raise KeyboardInterrupt
-    assert journal.read() == {"24x24 low_rank 24:24": [[[1], 0.9, 48, 1, 1.0, 1.0]]}
+    assert journal.read(Row) == {"24x24 low_rank 24:24": [Row([1], 0.9, 48, 1, 1.0, 1.0)]}
     few = ShapeSearch(formats=("low_rank",), budgets=1)
     with pytest.raises(ValueError, match="partial holds another search: its table_version is None"):
         search_shapes(encoder, tokens=32, search=few, output=output)
@@ -350,7 +351,7 @@ def test_digests_are_of_weights_not_names() -> None:
 
 
 def test_another_accelerator_chooses_another_shape() -> None:
-    """On 256 MACs with a 16-wide vector Tucker keeps other modes than on 4,096 with a 32-wide one."""
+    """On 256 MACs with a 16-wide vector Tucker folds a matrix that it leaves whole on 4,096 with a 32-wide one."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
         num_hidden_layers=1, hidden_size=192, intermediate_size=384, num_attention_heads=4, vocab_size=50
@@ -360,9 +361,9 @@ def test_another_accelerator_chooses_another_shape() -> None:
     chosen = {}
     for accelerator in ("simba-l", "edge-npu"):
         found = search_shapes(model, accelerator, 128, search, modules=["self.query"])
-        chosen[accelerator] = select(found.of("192x192"), found.sizes["192x192"], max_ratio=0.5)
-    assert str(chosen["simba-l"].shape) == "12x16:192"
-    assert str(chosen["edge-npu"].shape) == "24x8:192"
+        chosen[accelerator] = select(found.of("192x192"), found.sizes["192x192"])
+    assert str(chosen["simba-l"].shape) == "192:192"
+    assert str(chosen["edge-npu"].shape) == "12x16:192"
 
 
 def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel, table: CostTable, tmp_path: Path) -> None:
@@ -379,8 +380,7 @@ def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel,
         assert (tensor.setting.shape, tensor.setting.rank) == (wanted.setting.shape, wanted.rank)
         assert tensor.setting.ratio <= 0.6
     saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert saved["rank_search"] == "pareto"
-    assert "cost_table" not in saved, "a path on this machine says nothing elsewhere"
+    assert set(saved) == {"quant_method", "tensors", "tokens", "accelerator", "heat_version", "weights_file"}
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "out")
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(loaded(ids)[0], model(ids)[0])
@@ -412,7 +412,7 @@ def test_an_edp_budget_is_of_all_matrices_together(table: CostTable, tmp_path: P
     chosen = {f"{t.setting.shape.rows}x{t.setting.shape.columns}": t.setting for t in report.tensors}
     found = sum(n * next(c.error**2 for c in table.of(size, "cp") if c.setting == chosen[size]) for size, n in counts.items())
     assert found == pytest.approx(min(losses))
-    with pytest.raises(ValueError, match=r"target_edp_ratio: no choice keeps edp within 0.0001: the least .* is 0\.\d"):
+    with pytest.raises(ValueError, match=r"target_edp_ratio, .*: no choice keeps edp within 0.0001: the least .* is 0\.\d"):
         HeatCompressor(small_model("bert", head=False)).plan(replace(config, target_edp_ratio=1e-4))
 
 
@@ -479,7 +479,7 @@ def test_a_budget_no_candidate_keeps(encoder: transformers.PreTrainedModel, tabl
         target_params_ratio=0.001,
         sequence_length=32,
     )
-    with pytest.raises(ValueError, match=r"query.*max_ratio=0.001 is below what any candidate reaches"):
+    with pytest.raises(ValueError, match=r"matrices of 24x24: max_ratio=0.001 is below what any candidate reaches"):
         HeatCompressor(small_model("bert", head=False)).plan(config)
     missing = HeatConfig(decomposition="tucker", rank_search="pareto", cost_table=config.cost_table, sequence_length=32)
     with pytest.raises(ValueError, match="no tucker candidates"):

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from heat_hf.formats import FORMATS
-from heat_hf.formats.shape import folded
 from heat_hf.search.shapes.table import Candidate, SizeInfo
 
 SLACK = 0.02
@@ -116,5 +115,6 @@ def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
     names = list(FORMATS)
     place = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
-    mixes = folded(candidate.tensor_shape.in_modes)
+    # As text: a table may come from elsewhere, with shapes of formats that are not known here.
+    mixes = sum(extent != "1" for extent in candidate.shape.partition(":")[2].split("x")) > 1
     return candidate.error, candidate.cost.objective, mixes, candidate.parameters, place, candidate.shape, candidate.rank

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 from heat_hf.search.ranks.methods.base import RankSearch, Solution, checked_setting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from heat_hf.formats.setting import TensorSetting
     from heat_hf.formats.size import MatrixSize
+    from heat_hf.search.ranks.allocation import Option
     from heat_hf.search.ranks.budgets import Budget
     from heat_hf.search.ranks.problem import Problem
+    from heat_hf.search.shapes.table import Candidate
 
 
 class Pareto(RankSearch):
@@ -51,27 +55,38 @@ def _alone(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
 
 def _together(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
     """The sizes' fronts: the least sum of squared errors within a budget of all matrices together."""
-    from heat_hf.formats.size import MatrixSize
     from heat_hf.search.ranks.allocation import allocate
-    from heat_hf.search.ranks.space import Footprint, priced_option
+    from heat_hf.search.ranks.budgets import TARGETS
     from heat_hf.search.shapes.pareto import front
 
     (format,), table = problem.formats, problem.table
     assert table is not None and budget.kind is not None and budget.limit is not None
-    matrices = problem.costs.matrices.values()
-    counts, runs = Counter(matrix.size for matrix in matrices), Counter[MatrixSize]()
-    for matrix in matrices:
+    runs: Counter[MatrixSize] = Counter()
+    for matrix in problem.costs.matrices.values():
         runs[matrix.size] += matrix.runs
-    fronts = {size: front(table.of(str(size), format)) for size in counts}
-    options = [
-        [
-            priced_option(count * candidate.error**2, Footprint(count * candidate.parameters, candidate.cost * runs[size]))
-            for candidate in fronts[size]
-        ]
-        for size, count in counts.items()
-    ]
+    fronts = {size: front(table.of(str(size), format)) for size in problem.sizes}
+    options = [_options(problem, size, fronts[size], runs[size]) for size in problem.sizes]
     try:
-        chosen = allocate(options, budget.kind, budget.limit)
+        chosen = allocate(options, budget.kind, budget.limit / problem.costs.dense.of(budget.kind))
     except ValueError as error:
-        raise ValueError(f"the Pareto front's settings, budget {budget.asked:g}: {error}") from error
-    return {size: fronts[size][number].setting for size, number in zip(counts, chosen, strict=True)}
+        (target,) = (name for name, kind in TARGETS.items() if kind == budget.kind)
+        raise ValueError(f"{target}, as a fraction of the dense model's figure: {error}") from error
+    return {size: fronts[size][number].setting for size, number in zip(problem.sizes, chosen, strict=True)}
+
+
+def _options(problem: Problem, size: MatrixSize, candidates: Sequence[Candidate], runs: int) -> list[Option]:
+    """All matrices of a size as one tensor: figures as fractions of the dense network's."""
+    from heat_hf.search.ranks.allocation import Option
+
+    count = sum(matrix.size == size for matrix in problem.costs.matrices.values())
+    dense = problem.costs.dense.cost
+    assert dense is not None
+    return [
+        Option(
+            count * candidate.error**2,
+            None if candidate.energy_pJ is None or dense.energy_pJ is None else runs * candidate.energy_pJ / dense.energy_pJ,
+            runs * candidate.seconds / dense.seconds,
+            count * candidate.parameters,
+        )
+        for candidate in candidates
+    ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 torch.set_num_threads(1)
-sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:3]]
+sys.path[:0] = [str(folder) for folder in Path(__file__).parents[:2]]
 from students import batch, pair, train  # noqa: E402
 
 if __name__ == "__main__":
