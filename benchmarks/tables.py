@@ -6,6 +6,7 @@ With `--check`, change nothing and fail if a table does not agree with its file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -114,21 +115,15 @@ def shapes(data: dict) -> str:
 def ranks(data: dict) -> str:
     """Accuracy of every method at every budget: untrained by either projection, and re-trained alike."""
     gains = sorted({row["gain"] for row in data["rows"].values()})
-    stages = (("outputs", "outputs"), ("loss", "loss"), ("retrained", "re-trained"))
-    heads = " | ".join(f"{gain:g}× {label}" for gain in gains for _, label in stages)
+    stages = {"outputs": "outputs", "loss": "loss", "retrained": "re-trained"}
+    heads = " | ".join(f"{gain:g}× {label}" for gain, label in itertools.product(gains, stages.values()))
     lines = [f"| ranks by | {heads} |", "|---" + "|---:" * (len(gains) * len(stages)) + "|"]
-    methods = [name for name in dict.fromkeys(row["method"] for row in data["rows"].values()) if not name.startswith("random-")]
-    groups = {name: [name] for name in methods}
-    drawn = {row["method"] for row in data["rows"].values()} - set(methods)
-    groups |= {f"random, {label} of {len(drawn)}": sorted(drawn) for label in ("median", "best")}
-    for label, own in groups.items():
+    for label, methods in _methods(data).items():
         pick = max if "best" in label else statistics.median
         cells = []
-        for gain in gains:
-            for stage, _ in stages:
-                found = [data["rows"][f"{name} {gain:g}"].get(stage) for name in own]
-                scores = [score for score in found if score is not None]
-                cells.append(_score(scores, pick) if scores else "")
+        for gain, stage in itertools.product(gains, stages):
+            scores = [scored for name in methods if (scored := data["rows"][f"{name} {gain:g}"].get(stage)) is not None]
+            cells.append(_score(scores, pick) if scores else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     caption = (
         f"{data['model']}, dense {data['dense']:.4f}, at three EDP gains: accuracy, in brackets divergence from the dense "
@@ -136,6 +131,14 @@ def ranks(data: dict) -> str:
         f"{data['retrain_steps']} steps. Low rank unless named."
     )
     return captioned(lines, caption, source_line(data))
+
+
+def _methods(data: dict) -> dict[str, list[str]]:
+    """Label of a table's row → the methods that it sums up: each alone, but for random ranks."""
+    methods = list(dict.fromkeys(row["method"] for row in data["rows"].values()))
+    drawn = sorted(name for name in methods if name.startswith("random-"))
+    alone = {name: [name] for name in methods if name not in drawn}
+    return alone | {f"random, {label} of {len(drawn)}": drawn for label in ("median", "best")}
 
 
 def _score(scores: list[dict], pick: Callable[[Iterable[float]], float]) -> str:

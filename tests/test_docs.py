@@ -207,5 +207,5 @@ def test_a_long_caption_is_refused() -> None:
 @pytest.mark.parametrize(
     "block", blocks(CONTRIBUTING, "python"), ids=lambda block: re.findall(r"^class (\w+)", block, re.MULTILINE)[0]
 )
-def test_contributing_examples_work(block: str, tmp_path: Path) -> None:
-    run([sys.executable, "-c", block], tmp_path)
+def test_contributing_examples_work(block: str, desk: Path) -> None:
+    run([sys.executable, "-c", block], desk)
