@@ -83,27 +83,34 @@ def _unrollings(extents: tuple[int, ...], size: int) -> NDArray[np.int64]:
     return np.array([factors for factors in itertools.product(*options) if math.prod(factors) <= size], np.int64)
 
 
+Columns = dict[str, NDArray[np.int64]]  # dimension → extent unrolled, an element for each choice
+
+
 def spatial_choices(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None) -> Choices:
     """All ways to unroll a product, with factors that divide its extents."""
     places = [(i, spatial) for i, level in enumerate(accelerator.levels) for spatial in level.spatial]
-    columns: list[dict[str, NDArray[np.int64]]] = []
-    covered = dict.fromkeys("MNKB", np.ones(1, np.int64))
+    columns: list[Columns] = []
+    covered: Columns = dict.fromkeys("MNKB", np.ones(1, np.int64))
     for _, spatial in reversed(places):
         grid = _unrollings(tuple(gemm.extent(name) for name in spatial.unrolls), spatial.size)
         old = len(covered["B"])
-        columns = [{d: np.repeat(extent, len(grid)) for d, extent in column.items()} for column in columns]
-        covered = {d: np.repeat(extent, len(grid)) for d, extent in covered.items()}
-        column = dict.fromkeys("MNKB", np.ones(len(grid) * old, np.int64))
-        column.update({name: np.tile(grid[:, i], old) for i, name in enumerate(spatial.unrolls)})
-        covered = {d: extent * column[d] for d, extent in covered.items()}
+        before = np.repeat(np.arange(old), len(grid))  # every choice so far with every way to unroll these copies
+        column: Columns = dict.fromkeys("MNKB", np.ones(len(grid) * old, np.int64))
+        column |= {name: np.tile(grid[:, i], old) for i, name in enumerate(spatial.unrolls)}
+        covered = {d: extent[before] * column[d] for d, extent in covered.items()}
         fits = np.logical_and.reduce([gemm.extent(d) % extent == 0 for d, extent in covered.items()])
-        fits = _largest(fits, column) if constraints and spatial.name in constraints.largest else fits
-        columns = [{d: extent[fits] for d, extent in one.items()} for one in [*columns, column]]
-        covered = {d: extent[fits] for d, extent in covered.items()}
+        if constraints and spatial.name in constraints.largest:
+            fits = _largest(fits, column)
+        columns = [*(_take(one, before[fits]) for one in columns), _take(column, fits)]
+        covered = _take(covered, fits)
     return Choices(tuple(places), tuple(reversed(columns)))
 
 
-def _largest(fits: NDArray[np.bool_], column: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+def _take(columns: Columns, which: NDArray[Any]) -> Columns:
+    return {dimension: extent[which] for dimension, extent in columns.items()}
+
+
+def _largest(fits: NDArray[np.bool_], column: Columns) -> NDArray[np.bool_]:
     """Of the choices that fit, those that use the most copies."""
     used = np.where(fits, math.prod(column.values(), start=np.int64(1)), 0)
     largest: NDArray[np.bool_] = fits & (used == used.max())
