@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
-from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.cost import Cost, MisfitError
 from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.hardware.spec import Accelerator, Level, Spatial, load_accelerator
@@ -15,6 +15,7 @@ __all__ = [
     "CostModel",
     "Gemm",
     "Level",
+    "MisfitError",
     "Spatial",
     "cost_model",
     "load_accelerator",

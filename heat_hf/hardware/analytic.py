@@ -9,8 +9,8 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cascade import Cascade, cost_gemm, cost_plan, least_edp
 from heat_hf.hardware.cost import Cost
-from heat_hf.hardware.gemm import Gemm
-from heat_hf.hardware.mapper import Mapper, Objective
+from heat_hf.hardware.gemm import Gemm, Objective
+from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.protocol import CostModel, ways
 from heat_hf.hardware.spec import Accelerator, load_accelerator
 

@@ -7,6 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class MisfitError(ValueError):
+    """Something cannot run on the hardware that a cost model stands for."""
+
+
+def energy_delay(energy: Any, time: Any) -> Any:  # noqa: ANN401
+    """Energy-delay product E·T of numbers or arrays, in the product of their units (paper, section 2.2.2)."""
+    return energy * time
+
+
 @dataclass(frozen=True)
 class Cost:
     """Time, and energy where it is known. Costs of what runs one after the other add (paper, section 2.2.2).
@@ -28,7 +37,8 @@ class Cost:
         """
         if self.energy_pJ is None:
             raise ValueError("the cost model knows no energies, so there is no EDP: use target_latency")
-        return self.energy_pJ * 1e-12 * self.seconds
+        edp: float = energy_delay(self.energy_pJ * 1e-12, self.seconds)
+        return edp
 
     @property
     def objective(self) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.cost import Cost, energy_delay
 from heat_hf.hardware.spec import TENSORS
 
 # A tile of a tensor is used again along the one dimension the tensor lacks.
 REUSE = {"inputs": "N", "weights": "M", "outputs": "K"}
+Objective = Literal["edp", "energy", "latency"]  # what mappings are chosen by
+OBJECTIVES = get_args(Objective)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Loop(NamedTuple):
         return f"for {self.dimension} in [0:{self.extent}){where}"
 
 
+def score(objective: Objective, energy: Any, cycles: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    """What is minimised, of numbers or arrays in pJ and cycles, and what breaks ties."""
+    return {"edp": (energy_delay(energy, cycles), energy), "energy": (energy, cycles), "latency": (cycles, energy)}[objective]
+
+
 @dataclass(frozen=True)
 class MappedGemm:
     """What one mapping costs.
@@ -107,9 +114,9 @@ class MappedGemm:
         """Energy-delay product in J·s."""
         return self.cost.edp
 
-    def objective_value(self, objective: str) -> float:
+    def objective_value(self, objective: Objective) -> float:
         """Energy in pJ, cycles, or their product."""
-        return {"energy": self.energy_pJ, "latency": float(self.cycles), "edp": self.energy_pJ * self.cycles}[objective]
+        return float(score(objective, self.energy_pJ, self.cycles)[0])
 
     @property
     def bottleneck(self) -> str:

@@ -15,26 +15,21 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heat_hf.hardware.gemm import REUSE, Gemm, Loop, MappedGemm
+from heat_hf.hardware.cost import MisfitError, energy_delay
+from heat_hf.hardware.gemm import OBJECTIVES, REUSE, Gemm, Loop, MappedGemm, Objective, score
 from heat_hf.hardware.lattice import AXES, Array, divisors, prime_factors
 from heat_hf.hardware.mapping import Traffic, evaluate
 from heat_hf.hardware.spec import Accelerator, Constraints
 from heat_hf.hardware.sweep import Choices, Sweep, spatial_choices
 
-Objective = Literal["edp", "energy", "latency"]
-OBJECTIVES = get_args(Objective)
 CHOICES = 64  # spatial choices bounded together, those that use the most MACs first
 BATCH = 4  # spatial choices swept together: more no longer fit the caches
 CACHE_NAME = "mappings-1.sqlite"  # the number changes with what the mapper finds
-
-
-class MisfitError(ValueError):
-    """A product has no mapping onto an accelerator."""
 
 
 class Mapper:
@@ -66,7 +61,7 @@ class Mapper:
         self.rules = None if constraints is None else accelerator.rules(constraints)
         self.objective = objective
         self.padding = padding
-        self._known: dict[Gemm, MappedGemm] = {}
+        self._mapped: dict[Gemm, MappedGemm] = {}
         self._cache = cache
         self._disk = None if cache is None else _Disk(Path(cache))
 
@@ -80,9 +75,9 @@ class Mapper:
         Raises:
             MisfitError: if none fits.
         """
-        if gemm not in self._known:
-            self._known[gemm] = self._recall(gemm) or self._search(gemm)
-        return self._known[gemm]
+        if gemm not in self._mapped:
+            self._mapped[gemm] = self._recall(gemm) or self._search(gemm)
+        return self._mapped[gemm]
 
     def floor(self, gemm: Gemm) -> tuple[float, float]:
         """Energy and cycles below which no mapping of a product can be, without a search."""
@@ -139,32 +134,27 @@ def search(
         ValueError: if no mapping fits; the message names the level.
     """
     best: MappedGemm | None = None
-    score = proved = (math.inf, math.inf)
+    reached = proved = (math.inf, math.inf)
     least_energy, _ = _least(gemm, accelerator)
     for busy, choices in spatial_choices(gemm, accelerator, constraints).by_use(CHOICES):
-        if _score(objective, least_energy, gemm.macs / busy) >= score:
+        if score(objective, least_energy, gemm.macs / busy) >= reached:
             break
         queue = _Queue.of(gemm, accelerator, choices, constraints, objective)
-        while len(batch := queue.pop(score)):
+        while len(batch := queue.pop(reached)):
             sweep = Sweep(gemm, accelerator, constraints, choices.take(queue.choice[batch]), bool(queue.spill[batch[0]]))
             least, cycles = sweep.run(), queue.cycles[batch]
-            for choice in np.argsort(least * cycles).tolist():
-                bound = _score(objective, least[choice], cycles[choice])
+            for choice in np.argsort(energy_delay(least, cycles)).tolist():
+                bound = score(objective, least[choice], cycles[choice])
                 proved = min(proved, bound)
-                if bound >= score:
+                if bound >= reached:
                     continue
-                for cost in sweep.costs(choice, cycles[choice]):
-                    reached = _score(objective, cost.energy_pJ, cost.cycles)
-                    if reached < score:
-                        best, score = cost, reached
+                for mapped in sweep.mapped(choice, cycles[choice]):
+                    value = score(objective, mapped.energy_pJ, mapped.cycles)
+                    if value < reached:
+                        best, reached = mapped, value
     if best is None:
         raise MisfitError(_misfit(gemm, accelerator))
-    return replace(best, bound=float(min(proved, score)[0]))
-
-
-def _score(objective: Objective, energy: Any, cycles: Any) -> tuple[Any, Any]:  # noqa: ANN401
-    """What is minimised, and what breaks ties."""
-    return {"edp": (energy * cycles, energy), "energy": (energy, cycles), "latency": (cycles, energy)}[objective]
+    return replace(best, bound=float(min(proved, reached)[0]))
 
 
 @dataclass
@@ -207,17 +197,17 @@ class _Queue:
         energies = np.concatenate(energy)[:, 0]
         least = np.ceil(np.round(np.concatenate(cycles), 6))[:, 0]
         spill = np.repeat([False, True][: len(energy)], count)
-        floors = _score(objective, energies, least)
+        floors = score(objective, energies, least)
         order = np.lexsort((spill, floors[1], floors[0]))
         choice = np.tile(np.arange(count), len(energy))
         return cls(choice[order], spill[order], least[order], (floors[0][order], floors[1][order]))
 
-    def pop(self, score: tuple[float, float]) -> NDArray[np.intp]:
-        """The next entries, alike in spilling, that could still be better than a score."""
+    def pop(self, reached: tuple[float, float]) -> NDArray[np.intp]:
+        """The next entries, alike in spilling, that could still be better than a score reached."""
         end = self.next
         while (
             end < min(self.next + BATCH, len(self.choice))
-            and (self.floors[0][end], self.floors[1][end]) < score
+            and (self.floors[0][end], self.floors[1][end]) < reached
             and self.spill[end] == self.spill[self.next]
         ):
             end += 1
@@ -262,7 +252,7 @@ def search_padded(
     candidates = [replace(gemm, M=m, N=n, K=k) for m, n, k in options]
     best = search(gemm, accelerator, constraints, objective)
     for candidate in sorted(candidates, key=lambda padded: padded.macs):
-        if _score(objective, *_least(candidate, accelerator))[0] < best.objective_value(objective):
+        if score(objective, *_least(candidate, accelerator))[0] < best.objective_value(objective):
             # A filled-up product may no longer fit beside what waits on chip.
             with suppress(MisfitError):
                 found = search(candidate, accelerator, constraints, objective)

@@ -23,6 +23,8 @@ from heat_hf.hardware.lattice import AXES, Array, Lattice, Tile, divisors
 from heat_hf.hardware.mapping import Traffic, evaluate
 from heat_hf.hardware.spec import Accelerator, Constraints, Spatial
 
+Column = dict[str, NDArray[np.int64]]  # extents of M, N, K and B, an entry for each choice
+
 
 class State(NamedTuple):
     """A tensor whose tiles have stayed at some levels since the last loop over another dimension; none by default."""
@@ -44,14 +46,14 @@ class Choices:
     """
 
     places: tuple[tuple[int, Spatial], ...]
-    columns: tuple[dict[str, NDArray[np.int64]], ...]
+    columns: tuple[Column, ...]
 
     def __len__(self) -> int:
         return len(self.columns[0]["B"]) if self.columns else 1
 
     def take(self, indices: NDArray[np.intp]) -> Choices:
         """Some of the choices."""
-        return Choices(self.places, tuple({d: extent[indices] for d, extent in column.items()} for column in self.columns))
+        return Choices(self.places, tuple(_take(column, indices) for column in self.columns))
 
     def by_use(self, size: int) -> Iterator[tuple[int, Choices]]:
         """Groups of at most `size` choices, those that use the most MACs first, each with the most any of them uses."""
@@ -83,38 +85,33 @@ def _unrollings(extents: tuple[int, ...], size: int) -> NDArray[np.int64]:
     return np.array([factors for factors in itertools.product(*options) if math.prod(factors) <= size], np.int64)
 
 
-Columns = dict[str, NDArray[np.int64]]  # dimension → extent unrolled, an element for each choice
-
-
 def spatial_choices(gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None = None) -> Choices:
     """All ways to unroll a product, with factors that divide its extents."""
     places = [(i, spatial) for i, level in enumerate(accelerator.levels) for spatial in level.spatial]
-    columns: list[Columns] = []
-    covered: Columns = dict.fromkeys("MNKB", np.ones(1, np.int64))
+    columns: list[Column] = []
+    covered = _ones(1)
     for _, spatial in reversed(places):
         grid = _unrollings(tuple(gemm.extent(name) for name in spatial.unrolls), spatial.size)
         old = len(covered["B"])
-        before = np.repeat(np.arange(old), len(grid))  # every choice so far with every way to unroll these copies
-        column: Columns = dict.fromkeys("MNKB", np.ones(len(grid) * old, np.int64))
-        column |= {name: np.tile(grid[:, i], old) for i, name in enumerate(spatial.unrolls)}
-        covered = {d: extent[before] * column[d] for d, extent in covered.items()}
+        each = np.repeat(np.arange(old), len(grid))
+        column = _ones(len(each)) | {name: np.tile(grid[:, i], old) for i, name in enumerate(spatial.unrolls)}
+        covered = {d: extent * column[d] for d, extent in _take(covered, each).items()}
         fits = np.logical_and.reduce([gemm.extent(d) % extent == 0 for d, extent in covered.items()])
         if constraints and spatial.name in constraints.largest:
-            fits = _largest(fits, column)
-        columns = [*(_take(one, before[fits]) for one in columns), _take(column, fits)]
-        covered = _take(covered, fits)
+            used = np.where(fits, math.prod(column.values(), start=np.int64(1)), 0)
+            fits &= used == used.max()
+        kept = np.flatnonzero(fits)
+        columns = [*(_take(one, each[kept]) for one in columns), _take(column, kept)]
+        covered = _take(covered, kept)
     return Choices(tuple(places), tuple(reversed(columns)))
 
 
-def _take(columns: Columns, which: NDArray[Any]) -> Columns:
-    return {dimension: extent[which] for dimension, extent in columns.items()}
+def _ones(length: int) -> Column:
+    return dict.fromkeys("MNKB", np.ones(length, np.int64))
 
 
-def _largest(fits: NDArray[np.bool_], column: Columns) -> NDArray[np.bool_]:
-    """Of the choices that fit, those that use the most copies."""
-    used = np.where(fits, math.prod(column.values(), start=np.int64(1)), 0)
-    largest: NDArray[np.bool_] = fits & (used == used.max())
-    return largest
+def _take(column: Column, choices: NDArray[np.intp]) -> Column:
+    return {dimension: extent[choices] for dimension, extent in column.items()}
 
 
 class Sweep:
@@ -328,11 +325,11 @@ class Sweep:
         order = sorted(AXES, key=lambda dimension: state != MOVING and dimension == REUSE[state.tensor])
         return [Loop(self.accelerator.levels[level].name, d, factors[d]) for d in order if factors[d] > 1]
 
-    def costs(self, choice: int, floor: float) -> Iterator[MappedGemm]:
+    def mapped(self, choice: int, floor: float) -> Iterator[MappedGemm]:
         """The best mapping of one choice by energy and, if a port makes it slower than `floor` cycles, one it does not."""
-        cost = evaluate(self.gemm, self.accelerator, self.trace(choice))
-        yield cost
-        if cost.cycles > floor and self.limit is None:
+        mapped = evaluate(self.gemm, self.accelerator, self.trace(choice))
+        yield mapped
+        if mapped.cycles > floor and self.limit is None:
             own = self.choices.take(np.array([choice]))
             limited = Sweep(self.gemm, self.accelerator, self.constraints, own, self.spill, floor)
             if np.isfinite(limited.run()[0]):

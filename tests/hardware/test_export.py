@@ -56,6 +56,17 @@ def factors(directive: dict[str, Any]) -> dict[str, int]:
     return {name: int(extent) for name, extent in re.findall(r"([A-Z])=(\d+)", directive.get("factors", ""))}
 
 
+def check_memory(node: dict[str, Any], level: Level, accelerator: Accelerator) -> None:
+    """AccelForge's memory has a level's actions, energies, size and ports."""
+    assert [action["name"] for action in node["actions"]] == ["read", "write"]
+    assert [action["energy"] for action in node["actions"]] == pytest.approx([level.energy_pJ * 1e-12] * 2)
+    assert node["size"] == ("inf" if level.words is None else level.words * node["bits_per_action"])
+    rates = [level.shared or level.read, level.shared or level.write]
+    speeds = [rate * accelerator.clock_hz if rate else "inf" for rate in rates]
+    assert [action["throughput"] for action in node["actions"]] == speeds
+    assert node["total_latency"].startswith("sum" if level.shared else "max")
+
+
 def components(architecture: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Timeloop's components from the outside in, each with its number of instances by the containers around it."""
     [node] = architecture["subtree"]
@@ -239,14 +250,7 @@ class TestAccelForge:
         cost, accelerator = best(name, gemm)
         nodes = {node["name"]: node for node in accelforge(cost, accelerator)["arch"]["nodes"]}
         for level in accelerator.levels:
-            node = nodes[level.name]
-            assert [action["name"] for action in node["actions"]] == ["read", "write"]
-            assert [action["energy"] for action in node["actions"]] == pytest.approx([level.energy_pJ * 1e-12] * 2)
-            assert node["size"] == ("inf" if level.words is None else level.words * node["bits_per_action"])
-            ports = [action["throughput"] for action in node["actions"]]
-            rates = [level.shared or level.read, level.shared or level.write]
-            assert ports == [rate * accelerator.clock_hz if rate else "inf" for rate in rates]
-            assert node["total_latency"].startswith("sum" if level.shared else "max")
+            check_memory(nodes[level.name], level, accelerator)
         [compute] = nodes["MAC"]["actions"]
         assert compute["energy"] == pytest.approx(accelerator.mac_pJ * 1e-12)
 

@@ -19,6 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from heat_hf.hardware.cost import energy_delay
+
 Array = NDArray[np.float64]
 BudgetKind = Literal["edp", "seconds", "parameters"]
 ROUNDING = 1e-12  # relative: sums in another order are the same
@@ -81,7 +83,7 @@ def least_budget(options: Sequence[Sequence[Option]], kind: BudgetKind) -> float
     """
     if kind == "edp":
         energy, seconds = (sum(min(getattr(o, name) for o in own) for own in options) for name in ("energy", "seconds"))
-        return float(energy * seconds)
+        return float(energy_delay(energy, seconds))
     return float(sum(min(getattr(o, kind) for o in own) for own in options))
 
 
@@ -104,7 +106,7 @@ def _check(options: Sequence[Sequence[Option]], kind: BudgetKind) -> None:
 def _below_hyperbola(energy: Sequence[Array], seconds: Sequence[Array], losses: Sequence[Array], budget: float) -> list[int]:
     whole = [sum(float(own.max()) for own in values) for values in (energy, seconds)]
     energy, seconds = [own / whole[0] for own in energy], [own / whole[1] for own in seconds]
-    root = math.sqrt(budget / (whole[0] * whole[1]))
+    root = math.sqrt(budget / energy_delay(*whole))
     ratios = np.concatenate([t / e for e, t in zip(energy, seconds, strict=True)])
     number = itertools.count()
     queue: list[tuple[float, int, float, float, list[int]]] = []
@@ -122,7 +124,7 @@ def _below_hyperbola(energy: Sequence[Array], seconds: Sequence[Array], losses: 
     while queue:
         _, _, low, high, chosen = heapq.heappop(queue)
         e, t = (sum(float(own[o]) for own, o in zip(values, chosen, strict=True)) for values in (energy, seconds))
-        if e * t <= root * root * (1 + 4 * ROUNDING):
+        if energy_delay(e, t) <= root * root * (1 + 4 * ROUNDING):
             return chosen
         middle = min(max(t / e, low), high)
         push(low, middle)

@@ -42,11 +42,14 @@ def network_budgets(target: str | None, values: Sequence[float], costs: Costs) -
         costs: of the network.
 
     Raises:
-        ValueError: if one is not below the dense network's figure.
+        ValueError: if one is not below the dense network's figure, or the cost model does not know that figure.
     """
     if target is None:
         return [Budget()]
     kind, budgets = TARGETS[target], []
+    total = costs.dense.cost
+    if kind == "edp" and total is not None and total.energy_pJ is None:
+        raise ValueError(f"{target} needs energies, and the cost model {costs.model_name} has none: use target_latency")
     dense = costs.dense.of(kind)
     for asked in sorted(values):
         limit = asked if kind == "seconds" else asked * dense

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from heat_hf.formats import Rank, TensorShape, get_format
 from heat_hf.formats.setting import Execution, TensorSetting
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware.cost import Cost
-from heat_hf.hardware.mapper import MisfitError
+from heat_hf.hardware.cost import Cost, MisfitError
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.ranks.allocation import BudgetKind, Option
 from heat_hf.search.shapes.ranks import choose_ranks
@@ -97,6 +96,11 @@ class Costs:
         self.tokens = tokens
         self.model = model
         self._runs: dict[TensorSetting | MatrixSize, Cost] = {}
+
+    @property
+    def model_name(self) -> str | None:
+        """Name of the cost model; None without one."""
+        return None if self.model is None else self.model.name
 
     def one_run(self, name: str, setting: TensorSetting | None) -> Cost | None:
         """One run of one tensor; None as a setting is the dense matrix, as a result the lack of a cost model.

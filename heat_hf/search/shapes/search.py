@@ -21,7 +21,7 @@ from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.journal import Journal, require_same_key
 from heat_hf.search.shapes.space import ShapeSpace, check_orders, long_modes, shape_space
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
-from heat_hf.search.shapes.worker import Row, Task, Worker, results
+from heat_hf.search.shapes.worker import Row, Task, Worker, require_picklable, results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,12 +95,15 @@ def search_shapes(
         exclude: which not.
 
     Raises:
-        ValueError: if no candidate is left, weights are not finite, or `output` holds another search.
+        ValueError: if no candidate is left, weights are not finite, `output` holds another search, or the cost model cannot be
+            pickled for other processes.
     """
     search = search or ShapeSearch()
     if tokens < 1 or workers < 1:
         raise ValueError(f"tokens and workers must be at least 1, got {tokens} and {workers}")
     costs = cost_model(accelerator, cache=cache)
+    if workers > 1:
+        require_picklable(costs)
     sizes = _by_size(encoder_linears(model, modules, exclude))
     table, spaces = _empty_table(model, costs, tokens, search, sizes)
     if output is not None and Path(output).exists() and not overwrite:

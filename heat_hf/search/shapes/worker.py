@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -18,7 +19,7 @@ from heat_hf.formats import Rank, Solver, TensorShape, get_format
 from heat_hf.formats.decomposition import rank_errors
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware.mapper import MisfitError
+from heat_hf.hardware.cost import MisfitError
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.shapes.ranks import choose_ranks
 
@@ -99,6 +100,15 @@ class Worker:
         except MisfitError:
             return row
         return row._replace(macs=plan.macs, energy_pJ=cost.energy_pJ, seconds=cost.seconds)
+
+
+def require_picklable(costs: CostModel) -> None:
+    """Raise ValueError if a cost model cannot be handed to other processes."""
+    try:
+        pickle.dumps(costs)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        message = f"the cost model {costs.name} cannot be pickled for other processes: use workers=1 ({error})"
+        raise ValueError(message) from error
 
 
 @contextmanager
