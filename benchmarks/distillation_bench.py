@@ -14,27 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from heat_hf.search.ranks.search import Search
-from heat_hf.search.ranks.sensitivity import allocate_ranks
 from transformers import AutoTokenizer, DataCollatorWithPadding
 from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig
-from heat_hf.compression.factorize import factorize
+from heat_hf.compression.job import Job
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.encoders.batches import calibration_batches, encode_rows
 from heat_hf.encoders.checkpoints.folder import save_compressed
+from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.rows import joined_texts, load_rows
+from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
 from heat_hf.formats.shape import folded
 from heat_hf.reports.card import Origin, inherited_license, model_card, saved_files
 from heat_hf.reports.figures.distillation import draw_training
-from heat_hf.search.ranks.budgets import network_costs, rule_settings
+from heat_hf.search.ranks.budgets import Budget
+from heat_hf.search.ranks.methods import get_rank_search
+from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
-from heat_hf.search.shapes.table import CostTable
 from recipes.evidence import evaluation_of, result_row, write_json
 from recipes.pipeline import training_text
 
@@ -104,6 +105,7 @@ class Bench:
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
         self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
         self.found["unseen"] = len(self.unseen)
+        self.problems: dict[tuple[str, str, str], Problem] = {}
         self.metric = TASKS[subject.task].main
 
     def drawn(self, data: Any, column: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -146,36 +148,33 @@ class Bench:
         return {"score": self.score(model), "agreement": agreement, "divergence": divergence}
 
     @cached_property
-    def searches(self) -> dict[str, Search]:
-        return {}
+    def statistics(self) -> Statistics:
+        """Of the dense model's matrices; every compression takes them."""
+        return Statistics.collect(self.dense, encoder_linears(self.dense), self.calibration)
 
     @cached_property
-    def table(self) -> CostTable:
+    def table(self) -> str:
         """Level 1's cost table, which has the shapes that formats other than low rank take."""
-        search = ShapeSearch(formats=("cp", "tucker", "ttm"))
-        return search_shapes(self.dense, "simba-l", TOKENS, search, self.args.cache / f"{self.subject.name}.parquet", workers=2)
+        search, file = ShapeSearch(formats=("cp", "tucker", "ttm")), self.args.cache / f"{self.subject.name}.parquet"
+        search_shapes(self.dense, "simba-l", TOKENS, search, file, workers=2)
+        return str(file)
 
-    def config(self, decomposition: str, method: str, gain: float, shape: Any = None) -> HeatConfig:
-        return HeatConfig(
+    def job(self, decomposition: str, method: str, gain: float, shape: Any = None, model: Any = None) -> Job:
+        """A compression to an EDP as many times below the dense one's."""
+        config = HeatConfig(
             decomposition=decomposition, rank_search=method, target_edp_ratio=1 / gain, sequence_length=TOKENS, shape=shape,
-            activation_aware=None,
+            cost_table=None if decomposition == "low_rank" or shape is not None else self.table,
         )  # fmt: skip
+        return Job(model or self.dense, config, given_statistics=self.statistics)
 
     def settings(self, decomposition: str, method: str, gain: float, shape: Any = None) -> dict[str, Any]:
-        """Ranks by a method within an EDP budget; sensitivities are found once for each format."""
-        config = self.config(decomposition, method, gain, shape)
-        costs = network_costs(self.dense, config)
-        table = None if decomposition == "low_rank" or shape is not None else self.table
-        if method != HEAT:
-            return rule_settings(self.dense, config, costs, table, "edp", costs.dense.edp / gain)
-        if decomposition not in self.searches:
-            known = next(iter(self.searches.values()), None)
-            own = Search.prepare(self.dense, config, None if known else self.calibration, table, costs)
-            self.searches[decomposition] = replace(own, moments=known.moments) if known else own
-        search = self.searches[decomposition]
-        space, losses = search.sensitivity()
-        choice, _ = allocate_ranks(space, losses, "edp", costs.dense.edp / gain)
-        return dict(space.settings(choice))
+        """Ranks by a method within an EDP budget; what all budgets share is found once for each format and method."""
+        key = decomposition, method, str(shape)
+        if key not in self.problems:
+            self.problems[key] = self.job(decomposition, method, gain, shape).problem
+        problem = self.problems[key]
+        limit = problem.costs.dense.of("edp") / gain
+        return dict(get_rank_search(method).solve(problem, Budget("edp", 1 / gain, limit)).settings)
 
     def name(self, decomposition: str, method: str, gain: float) -> str:
         """Of a network; its rows' keys have the seed behind it."""
@@ -194,7 +193,7 @@ class Bench:
             if known is not None:
                 return None, known
             model = copy.deepcopy(self.dense)
-            report = factorize(model, self.config(decomposition, method, gain, shape), self.calibration, settings)
+            report = self.job(decomposition, method, gain, shape, model).factorize(settings)
             model.save_pretrained(folder)
             report.save(folder)
         model = type(self.dense).from_pretrained(folder)

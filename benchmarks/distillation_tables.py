@@ -1,16 +1,15 @@
-"""README's tables of Level 3, from benchmarks/results/distillation.json."""
+"""Tables of Level 3."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
 
-from benchmarks.provenance import source_line
+from benchmarks.provenance import captioned, source_line
 
 FORMATS = ("low_rank", "tucker", "cp", "ttm")
 METHODS = {"sensitivity": "HEAT", "manual": "hand-tuned", "tensorly": "TensorLy's ranks", "random": "random"}
 NOT_YET = "Not measured yet: `python -m benchmarks.distillation --parts {part}`."
-SQUAD_ROWS = 87599  # of its official training data
 RECIPES = {
     "labels": "labels only (cross entropy)",
     "one-stage": "one stage: attention, hidden states and logits together",
@@ -39,14 +38,6 @@ def mean(values: Iterable[float]) -> str:
     return average(found, ".4f") + spread
 
 
-def compared(data: dict) -> str:
-    """What agreement and divergence are."""
-    return (
-        "Agreement with the dense model's class, and mean Kullback-Leibler divergence from its distribution: on "
-        f"{data['unseen']:,} other sentences of at least 12 words of the training data, not trained on by themselves."
-    )
-
-
 def classification(data: dict) -> str:
     """SST-2: every format and method at every EDP gain, before and after distillation."""
     rows = measured(data, "SST-2")
@@ -72,20 +63,12 @@ def classification(data: dict) -> str:
             f"| {average((row['agreement'] for row in own if 'agreement' in row), '.3f')} "
             f"| {average((row['divergence'] for row in own if 'divergence' in row), '.4f')} |"
         )
-    note = (
-        f"A MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points). {first['train_rows']:,} training "
-        "texts, half of them sentences of at least 12 words, half joined of two; "
-        f"{first['steps']:,} steps of 32, three quarters of them in stage one; no labels. "
-        "EDP: ΣE·ΣT of the 36 encoder matrices, 128 tokens, simba-l; parameters: of the whole model, embeddings included. "
-        f"{compared(data)}"
+    caption = (
+        f"MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points), after {first['steps']:,} steps of "
+        "32. EDP: of the 36 encoder matrices. Agreement and divergence: with the dense model, on "
+        f"{data['unseen']:,} other sentences."
     )
-    return "\n".join([*lines, "", note, *_others(data), "", source_line(data)])
-
-
-def searched(data: dict) -> str:
-    """SST-2: what HEAT's search chose, only."""
-    rows = {key: row for key, row in data["rows"].items() if row["rank_search"] == "sensitivity"}
-    return classification({**data, "rows": rows})
+    return captioned([*lines, *_others(data)], caption, source_line(data))
 
 
 def _place(group: tuple[str, str, str]) -> tuple[float, int, int]:
@@ -107,12 +90,10 @@ def _others(data: dict) -> list[str]:
         if "same_as" in row:
             same.setdefault(_name(row["same_as"]), []).append(_name(key))
     out = [_name(key) for key, row in data["rows"].items() if "unreachable" in row]
-    lines = []
-    if same:
-        found = "; ".join(f"{name} is also {', '.join(others)}" for name, others in same.items())
-        lines += ["", f"The same networks, so not trained again (modes of extent 1 make a low rank of them): {found}."]
+    lines = ["", "| network | not trained again: the same network |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(others)} |" for name, others in same.items()]
     if out:
-        lines += ["", f"EDP out of reach, whatever the rank: {'; '.join(out)}."]
+        lines.append(f"| none: EDP out of reach at any rank | {', '.join(out)} |")
     return lines
 
 
@@ -128,11 +109,11 @@ def faster(data: dict) -> str:
     for key, own in data["faster"].items():
         cells = (f"{row['score']:.4f} | {row['agreement']:.3f} | {row['divergence']:.4f}" for row in (data["rows"][key], own))
         lines.append(f"| {_name(key)} | {' | '.join(cells)} |")
-    note = (
+    caption = (
         "SST-2 as above, seed 0. Faster: peak learning rates of the two stages "
         f"{rates['learning_rate']:g} and {rates['logit_learning_rate']:g}."
     )
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    return captioned(lines, caption, source_line(data))
 
 
 def recipes(data: dict) -> str:
@@ -152,13 +133,12 @@ def recipes(data: dict) -> str:
         for name, label in RECIPES.items()
         for rates, own in table[name].items()
     ]
-    shapes = ", ".join(f"{size} as {shape}" for size, shape in first["shape"].items())
-    note = (
-        f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM ({shapes}), EDP gain {first['edp_gain']:.2f}×, "
-        f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way. "
-        f"Of several seeds, mean and range. {compared(data)}"
+    caption = (
+        f"SST-2 validation, dense {first['teacher_score']:.4f}. TTM at an EDP gain of {first['edp_gain']:.2f}×, "
+        f"{first['params_ratio']:.2f} of the parameters; {first['steps']} steps of 32 rows each way. Of several seeds, mean "
+        "and range. Agreement and divergence as above."
     )
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    return captioned(lines, caption, source_line(data))
 
 
 def embeddings(data: dict) -> str:
@@ -176,11 +156,11 @@ def embeddings(data: dict) -> str:
         for row in rows
     ]
     first = rows[0]
-    note = (
+    caption = (
         f"all-MiniLM-L6-v2, STS-B test (1,379 pairs, Spearman). Distilled without labels on {first['train_rows']:,} sentences "
         f"of text/train, {first['steps']:,} steps of 32, seed {first['seed']}."
     )
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    return captioned(lines, caption, source_line(data))
 
 
 def question_answering(data: dict) -> str:
@@ -194,29 +174,28 @@ def question_answering(data: dict) -> str:
     ):
         own = row[key]
         lines.append(f"| {label} | {gain:.2f}× | {size:.2f} | {own['exact_match']:.2f} | {own['f1']:.2f} |")
-    apart = max(abs(twice["heat_hf"][name] - twice["torchmetrics"][name]) for name in ("exact_match", "f1"))
-    whole = 3 * SQUAD_ROWS / row["train_rows"] * row["seconds"] / 3600
-    agreement = "the same to every digit" if apart == 0 else f"at most {apart:.0e} apart"
-    note = (
-        f"The complete official development set, {data['questions']:,} questions, windows of {row['tokens']} tokens. Both were "
-        f"trained on {row['train_rows']:,} rows of SQuAD v1.1, a fifth of its training data, the student in {row['steps']:,} "
-        f"steps, seed {row['seed']}. Loss: {row['accuracy_drop']:.2f} F1. Both scores of its answers, by "
-        f"heat_hf ({twice['heat_hf']['f1']!r} and {twice['heat_hf']['exact_match']!r}) and by TorchMetrics, are {agreement}. "
-        f"Distilling took {row['seconds'] / 60:.0f} min, one epoch; three epochs of all {SQUAD_ROWS:,} rows would take "
-        f"{whole:.0f} h."
+    lines += ["", "| the distilled reader's answers scored by | exact match | F1 |", "|---|---:|---:|"]
+    for label, key in (("heat_hf", "heat_hf"), ("TorchMetrics", "torchmetrics")):
+        lines.append(f"| {label} | {twice[key]['exact_match']!r} | {twice[key]['f1']!r} |")
+    caption = (
+        f"The complete official development set, {data['questions']:,} questions, windows of {row['tokens']} tokens. Trained "
+        f"on {row['train_rows']:,} rows of SQuAD v1.1, a fifth of its training data, in {row['steps']:,} steps "
+        f"({row['seconds'] / 60:.0f} min), seed {row['seed']}. Loss: {row['accuracy_drop']:.2f} F1."
     )
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    return captioned(lines, caption, source_line(data))
 
 
 def step_cost(data: dict) -> str:
     """What a step costs."""
     if "step" not in data:
         return NOT_YET.format(part="step")
-    texts = [
-        f"{'first' if name == 'layers' else 'second'} stage {own['median']:.2f} ({own['lower']:.2f}–{own['upper']:.2f})"
-        for name, own in data["step"].items()
+    lines = ["| stage | time of a step |", "|---|---:|"]
+    lines += [
+        f"| {'first' if name == 'layers' else 'second'} | {step['median']:.2f} ({step['lower']:.2f}–{step['upper']:.2f}) |"
+        for name, step in data["step"].items()
     ]
-    return (
-        "Time of a distillation step over that of the teacher's forward pass, the student's, and its backward pass, measured "
-        f"in turn on the same batches, median and quartiles: {', '.join(texts)}.\n\n{source_line(data)}"
+    caption = (
+        "Over that of the teacher's forward pass, the student's, and its backward pass, measured in turn on the same batches; "
+        "median and quartiles."
     )
+    return captioned(lines, caption, source_line(data))

@@ -34,8 +34,8 @@ def ratios(models: Mapping[str, Any], peer: str, rows: int, tokens: int, repeats
     with torch.inference_mode():
         times = race({name: partial(model, **inputs) for name, model in models.items()}, repeats)
     return {
-        name: statistics.quantiles([own / other for own, other in zip(found, times[peer], strict=True)], n=4)
-        for name, found in times.items()
+        name: statistics.quantiles([one / other for one, other in zip(seconds, times[peer], strict=True)], n=4)
+        for name, seconds in times.items()
     }
 
 
@@ -60,15 +60,15 @@ def main() -> None:
             models[f"{kind}, PyTorch"] = model
             sizes[f"{kind}, PyTorch"] = sum(value.nbytes for value in model.state_dict().values()) / 2**20
             for label, int8 in (("ONNX Runtime", False), ("ONNX Runtime int8", True)):
-                place = Path(scratch) / f"{kind}-{int8}"
-                sizes[f"{kind}, {label}"] = export_onnx(model, tokenizer, place, int8).stat().st_size / 2**20
-                models[f"{kind}, {label}"] = OnnxModel(place).eval()
+                target = Path(scratch) / f"{kind}-{int8}"
+                sizes[f"{kind}, {label}"] = export_onnx(model, tokenizer, target, int8).stat().st_size / 2**20
+                models[f"{kind}, {label}"] = OnnxModel(target).eval()
         scores = {name: evaluate_task(model, tokenizer, args.task, rows)[task.main] for name, model in models.items()}
         times = {f"{a} × {b}": ratios(models, "dense, PyTorch", a, b, args.repeats) for a, b in SIZES}
     command = "python -m benchmarks.exported --data DATA --dense FOLDER --compressed FOLDER "
     command += f"--task {args.task} --test {args.test} --repeats {args.repeats} --output FILE"
-    found = {
-        name: {"score": scores[name], "MiB": sizes[name], "time": {size: own[name] for size, own in times.items()}}
+    figures = {
+        name: {"score": scores[name], "MiB": sizes[name], "time": {size: quartiles[name] for size, quartiles in times.items()}}
         for name in models
     }
     about = {
@@ -78,7 +78,7 @@ def main() -> None:
         "metric": task.main,
         "threads": torch.get_num_threads(),
     }
-    write_json(args.output, {**provenance(command, "torch", "transformers", "onnxruntime"), **about, "models": found})
+    write_json(args.output, {**provenance(command, "torch", "transformers", "onnxruntime"), **about, "models": figures})
 
 
 if __name__ == "__main__":

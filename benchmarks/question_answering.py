@@ -30,8 +30,8 @@ def scored_twice(predictions: list[str], references: list[dict[str, Any]]) -> di
     ours = load_metric("squad").compute(predictions=predictions, references=references)
     torch.set_default_dtype(torch.float64)  # else torchmetrics adds up in single precision
     try:
-        answers = [{"prediction_text": text, "id": str(place)} for place, text in enumerate(predictions)]
-        other = independent(answers, [{"answers": own, "id": str(place)} for place, own in enumerate(references)])
+        answers = [{"prediction_text": text, "id": str(row)} for row, text in enumerate(predictions)]
+        other = independent(answers, [{"answers": texts, "id": str(row)} for row, texts in enumerate(references)])
     finally:
         torch.set_default_dtype(torch.float32)
     return {"heat_hf": dict(ours), "torchmetrics": {name: float(value) for name, value in other.items()}}
@@ -50,9 +50,9 @@ def main() -> None:
     answers = predict_answers(student, AutoTokenizer.from_pretrained(model), data["question"], data["context"])
     scores = scored_twice(answers, list(data["answers"]))
     dense = CompressionReport.load(model).model_parameters / 1e6
-    found = {"row": row, "dense_params_M": dense, "scored_twice": scores, "questions": len(data)}
+    results = {"row": row, "dense_params_M": dense, "scored_twice": scores, "questions": len(data)}
     command = f"{row['command']} && python -m benchmarks.question_answering --run runs/squad --validation FILE"
-    write_json(args.results / "question_answering.json", {**provenance(command, "torch", "transformers"), **found})
+    write_json(args.results / "question_answering.json", {**provenance(command, "torch", "transformers"), **results})
     args.card.mkdir(parents=True, exist_ok=True)
     for name in ("README.md", "training.png"):
         shutil.copyfile(model / name, args.card / name)

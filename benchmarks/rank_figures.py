@@ -36,16 +36,16 @@ def main() -> None:
     steps = next(iter(ablation.values()))["steps"]
     count = len(next(iter(ablation.values()))["accuracies"])
     title = f"The same {count} SubNets after {steps} steps; below the full recipe, one stabilizer left out each"
-    draw_ablation({name: own["accuracies"] for name, own in ablation.items()}, folder / "figure-11.png", title)
+    draw_ablation({name: runs["accuracies"] for name, runs in ablation.items()}, folder / "figure-11.png", title)
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for stage, label in STAGES.items():
         for row in data["rows"].values():
             if stage in row:
                 method = "random" if row["method"].startswith("random-") else row["method"]
                 panels.setdefault(label, {}).setdefault(method, []).append((row["edp_ratio"], row[stage]["accuracy"]))
-    for own in panels.values():  # of low rank, manual is uniform; folded ones lie far below and are in the table
-        for method in [name for name in own if name.startswith("manual")]:
-            del own[method]
+    for methods in panels.values():  # of low rank, manual is uniform; folded ones lie far below and are in the table
+        for method in [name for name in methods if name.startswith("manual")]:
+            del methods[method]
     draw_tradeoff(panels, "random", data["dense"], folder / "figure-12.png", f"{data['model']}, validation accuracy")
 
 

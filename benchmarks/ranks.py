@@ -12,51 +12,27 @@ each stabilizer left out; `before` factorizes by every method at every budget; `
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import json
 import statistics
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from heat_hf.search.ranks.search import (
-    Search,
-    evaluate_subnets,
-    search_ranks,
-    train_supernet,
-)
-from heat_hf.search.ranks.sensitivity import allocate_ranks
 from scipy.stats import spearmanr
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    DataCollatorWithPadding,
-)
+from transformers import BertConfig, BertModel, DataCollatorWithPadding
 
 from benchmarks.provenance import provenance
-from heat_hf import HeatConfig
-from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches
-from heat_hf.encoders.linears import encoder_linears, swap_module
-from heat_hf.encoders.rows import load_rows
-from heat_hf.evaluation.quality import Quality
-from heat_hf.formats.decomposition import Factorization, balanced, decompose
-from heat_hf.formats.layer import FactorizedLinear
-from heat_hf.formats.setting import TensorSetting
+from benchmarks.ranks_bench import CALIBRATION, GAINS, SEARCH_ROWS, Bench
+from heat_hf.compression.job import Job
 from heat_hf.search.journal import Journal
-from heat_hf.search.ranks.budgets import network_costs, rule_settings
 from heat_hf.search.ranks.evolution import Evolution, evolve
 from heat_hf.search.ranks.predictor import AccuracyPredictor
-from heat_hf.search.ranks.space import RankSpace
-from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments, sample_subnets
+from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, sample_subnets
+from heat_hf.search.ranks.supernet_search import evaluate_subnets, supernet_model, train_supernet
 
-TOKENS = 128
-GAINS = (3.0, 5.7, 10.0)
-CALIBRATION, SEARCH_ROWS = 2048, 1000
 FOLDED = ("cp", "tucker")  # formats whose hand-tuned shapes are not the matrix; TTM's do not reach these budgets
 ABLATIONS = {
     "full recipe": Stabilizers(),
@@ -65,99 +41,6 @@ ABLATIONS = {
     "no sandwich": Stabilizers(sandwich=False),
     "no variance normalization": Stabilizers(normalized_variance=False),
 }
-
-
-class Bench:
-    """The model, the rows, and what has been found so far."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.cache = args.cache
-        self.factorized: dict = {}
-        self.cache.mkdir(parents=True, exist_ok=True)
-        self.tokenizer = AutoTokenizer.from_pretrained(args.classifier)
-        self.dense = AutoModelForSequenceClassification.from_pretrained(args.classifier).eval()
-        train, validation = (load_rows(args.data / f"sst2/{name}.parquet") for name in ("train", "validation"))
-        self.calibration = calibration_batches(list(train.select(range(CALIBRATION))["sentence"]), self.tokenizer)
-        held = train.select(range(len(train) - SEARCH_ROWS, len(train)))
-        rows = train.select(range(len(train) - SEARCH_ROWS)).shuffle(seed=args.seed).select(range(32 * args.steps))
-        self.rows = encode_rows(rows, self.tokenizer, TOKENS)
-        self.search_quality, self.quality = (
-            Quality(self.dense, pad_batches(encode_rows(own, self.tokenizer, TOKENS), self.tokenizer, 128))
-            for own in (held, validation)
-        )
-        self.results = json.loads(args.output.read_text()) if args.output.exists() else {}
-        self.config = HeatConfig(
-            rank_search="sensitivity", target_edp_ratio=[1 / gain for gain in GAINS], sequence_length=TOKENS, seed=args.seed
-        )
-        self.costs = network_costs(self.dense, self.config)
-        start = time.perf_counter()
-        self.search = Search.prepare(self.dense, self.config, self.calibration, costs=self.costs)
-        self.moment_seconds = time.perf_counter() - start
-        self.space = self.search.supernet_space(self.arguments(args.steps))
-
-    def save(self) -> None:
-        """Write what has been found."""
-        self.args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.args.output.with_suffix(".part")
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
-        temporary.replace(self.args.output)
-
-    def arguments(self, steps: int, rate: float = 1e-4) -> SuperNetArguments:
-        """How the SuperNet, and everything else, is trained."""
-        return SuperNetArguments(
-            output_dir=str(self.cache / "unused"),
-            max_steps=steps,
-            per_device_train_batch_size=32,
-            learning_rate=rate,
-            warmup_steps=max(1, steps // 10),
-            train_sampling_strategy="group_by_length",
-            save_steps=100,
-            save_total_limit=1,
-            logging_steps=50,
-            report_to=[],
-            seed=self.args.seed,
-            disable_tqdm=True,
-        )
-
-    def model_of(self, settings: dict, loss_aware: bool = True) -> torch.nn.Module:
-        """The dense model with these settings, projected on the calibration data."""
-        model = copy.deepcopy(self.dense)
-        for name, linear in encoder_linears(model).items():
-            setting = settings[name]
-            if setting is not None:
-                found = self.projection(name, linear, setting, loss_aware)
-                swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, TOKENS))
-        return model
-
-    def projection(self, name: str, linear: torch.nn.Linear, setting: TensorSetting, loss_aware: bool) -> Factorization:
-        """Of low rank, the first slices of one factorization are that of any rank."""
-        moments = [own[name] for own in self.search.moments[: 2 if loss_aware else 1]]
-        if setting.format != "low_rank":
-            return decompose(setting.codec, linear.weight, setting.shape, setting.rank, self.config.solver, *moments)
-        if (name, loss_aware) not in self.factorized:
-            whole = setting.codec.max_rank(setting.shape)
-            found = decompose(setting.codec, linear.weight, setting.shape, whole, self.config.solver, *moments)
-            self.factorized[name, loss_aware] = found
-        whole = self.factorized[name, loss_aware]
-        return replace(whole, cores=balanced(setting.codec.truncate(whole.cores, setting.shape, setting.rank)))
-
-    def retrained(self, settings: dict, name: str) -> torch.nn.Module:
-        """The same short distillation for every method; dense tensors are trained as well."""
-        model = self.model_of(settings)
-        own = {n: s for n, s in settings.items() if s is not None}
-        space = RankSpace(self.costs, {n: (s,) for n, s in own.items()})
-        net = RankSuperNet(model, space, Stabilizers(sandwich=False, normalized_variance=False))
-        folder = self.cache / "retrained" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments = self.arguments(self.args.retrain_steps, self.args.retrain_rate)
-        train_supernet(net, self.dense, arguments, self.rows, DataCollatorWithPadding(self.tokenizer), folder)
-        (folder / "supernet.safetensors").unlink()
-        return model
-
-    def edp_ratio(self, settings: dict) -> float:
-        """EDP of all tensors together, as a fraction of the dense ones'."""
-        return self.costs.total(settings).edp / self.costs.dense.edp
 
 
 def digest(settings: dict) -> str:
@@ -173,7 +56,7 @@ def trained_supernet(bench: Bench, name: str, stabilizers: Stabilizers, steps: i
     folder = bench.cache / name
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    net = RankSuperNet(bench.search.supernet_model(bench.space), bench.space, stabilizers, bench.args.seed)
+    net = RankSuperNet(supernet_model(bench.problem, bench.space), bench.space, stabilizers, bench.args.seed)
     train_supernet(net, bench.dense, bench.arguments(steps), bench.rows, DataCollatorWithPadding(bench.tokenizer), folder)
     return net, time.perf_counter() - start
 
@@ -197,7 +80,7 @@ def supernet(bench: Bench) -> None:
     results["fidelity"] = asdict(predictor.fit(choices, accuracies))
     found = {}
     for gain in GAINS:
-        best = evolve(bench.space, predictor.predict, "edp", bench.costs.dense.edp / gain)
+        best = evolve(bench.space, predictor.predict, "edp", bench.budget(gain).limit)
         settings = bench.space.settings(best.choice)
         found[f"{gain:g}"] = settings
         net.set(best.choice)
@@ -234,12 +117,12 @@ def ablation(bench: Bench) -> None:
 def candidates(bench: Bench) -> list[tuple[str, float, dict]]:
     """Method, gain and settings of everything that is compared."""
     start = time.perf_counter()
-    space, losses = bench.search.sensitivity()
+    method = bench.config.method
     found: list[tuple[str, float, dict]] = []
     for gain in GAINS:
-        choice, lost = allocate_ranks(space, losses, "edp", bench.costs.dense.edp / gain)
-        found.append(("sensitivity", gain, space.settings(choice)))
-        bench.results.setdefault("sensitivity", {})[f"{gain:g}"] = {"expected_divergence": lost}
+        solution = method.solve(bench.problem, bench.budget(gain))
+        found.append((method.name, gain, solution.settings))
+        bench.results.setdefault(method.name, {})[f"{gain:g}"] = {"expected_divergence": solution.expected_divergence}
     seconds = time.perf_counter() - start + bench.moment_seconds
     bench.results["sensitivity"].setdefault("seconds", seconds)
     for gain in GAINS:
@@ -247,13 +130,11 @@ def candidates(bench: Bench) -> list[tuple[str, float, dict]]:
         found.append(("supernet", gain, bench.space.settings(searched["choice"])))
         for rule, seeds in (("uniform", 1), ("tensorly", 1), ("manual", 1), ("random", bench.args.random)):
             for seed in range(seeds):
-                config = replace(bench.config, rank_search=rule, target_edp_ratio=1 / gain, seed=seed, loss_aware=None)
-                settings = rule_settings(bench.dense, config, bench.costs, None, "edp", bench.costs.dense.edp / gain)
+                settings = bench.rule_settings(gain, rank_search=rule, seed=seed)
                 found.append((rule if seeds == 1 else f"{rule}-{seed}", gain, settings))
     for decomposition in FOLDED:
         for gain in GAINS:
-            config = replace(bench.config, decomposition=decomposition, rank_search="manual", target_edp_ratio=1 / gain)
-            settings = rule_settings(bench.dense, config, bench.costs, None, "edp", bench.costs.dense.edp / gain)
+            settings = bench.rule_settings(gain, rank_search="manual", decomposition=decomposition)
             found.append((f"manual {decomposition}", gain, settings))
     return found
 
@@ -266,7 +147,7 @@ def before(bench: Bench) -> None:
         if row.get("digest") != digest(settings):
             total, dense = bench.costs.total(settings), bench.costs.dense
             row |= {
-                "digest": digest(settings), "ranks": ranks_of(settings), "edp_ratio": total.edp / dense.edp,
+                "digest": digest(settings), "ranks": ranks_of(settings), "edp_ratio": total.objective_ratio(dense),
                 "params_ratio": total.parameters / dense.parameters,
             }  # fmt: skip
             for name, aware in (("outputs", False), ("loss", True)):
@@ -283,7 +164,7 @@ def before(bench: Bench) -> None:
 def fidelity(bench: Bench) -> None:
     """Predicted accuracy of SubNets of all sizes beside that after re-training each alike (paper, Fig. 9, right)."""
     results = bench.results.setdefault("retrained_subnets", [])
-    net = RankSuperNet(bench.search.supernet_model(bench.space), bench.space, Stabilizers(normalized_variance=False))
+    net = RankSuperNet(supernet_model(bench.problem, bench.space), bench.space, Stabilizers(normalized_variance=False))
     choices = sample_subnets(net, bench.args.subnets, bench.args.seed)
     predictor = AccuracyPredictor(bench.space, bench.args.seed)
     predictor.fit(choices, bench.results["supernet"]["accuracies"])
@@ -331,19 +212,19 @@ def speed(bench: Bench) -> None:
     for name, load in models.items():
         if name not in results:
             start = time.perf_counter()
-            record = search_ranks(load(), bench.config, bench.calibration)
+            record = Job(load(), bench.config, bench.calibration).search()
             results[name] = {"seconds": time.perf_counter() - start, "matrices": len(record.variants[0].settings)}
             print(name, results[name], flush=True)
             bench.save()
     predictor = AccuracyPredictor(bench.space, bench.args.seed)
-    net = RankSuperNet(bench.search.supernet_model(bench.space), bench.space, Stabilizers(normalized_variance=False))
+    net = RankSuperNet(supernet_model(bench.problem, bench.space), bench.space, Stabilizers(normalized_variance=False))
     choices = sample_subnets(net, bench.args.subnets, bench.args.seed)
     predictor.fit(choices, bench.results["supernet"]["accuracies"])
-    _ = bench.space.figures
+    _ = bench.space.table
     rates = []
     for seed in range(3):
         start = time.perf_counter()
-        best = evolve(bench.space, predictor.predict, "edp", bench.costs.dense.edp / 5.7, Evolution(seed=seed))
+        best = evolve(bench.space, predictor.predict, "edp", bench.budget(5.7).limit, Evolution(seed=seed))
         rates.append(best.candidates / (time.perf_counter() - start))
     results["candidates_per_second"] = statistics.median(rates)
     print(rates, flush=True)
@@ -383,7 +264,7 @@ def main() -> None:
         "retrain_steps": args.retrain_steps,
         "model": "MiniLM fine-tuned on SST-2",
         "dense": bench.quality(bench.dense),
-        "dense_edp_J_s": bench.costs.dense.edp,
+        "dense_edp_J_s": bench.costs.dense.of("edp"),
         "tensors": list(bench.space.names),
         "rows_used": {
             "calibration": f"sst2/train[:{CALIBRATION}]",

@@ -6,6 +6,7 @@ With `--check`, change nothing and fail if a table does not agree with its file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -13,35 +14,41 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
-from benchmarks.provenance import source_line
+from benchmarks.provenance import captioned, source_line
+from benchmarks.readme_table import readme
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PROJECTIONS = {"plain": "plain", "outputs": "activation-aware", "loss": "loss-aware"}
 
 
 def training_free(data: dict) -> str:
-    """Plain, activation-aware and loss-aware projection, a row for each format and size."""
-    lines = [
-        f"{data['model']}, {data['task']}, Spearman; dense {data['dense']:.4f}. No training. "
-        f"Calibration: {data['calibration']}. Output error and MACs are those of the activation-aware projection.",
-        "",
-        "| format | shape | parameters | plain | activation-aware | loss-aware | output error | MACs |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    found: dict[tuple, dict[str, dict]] = {}
+    """Plain, activation-aware and, where measured, loss-aware projection, a row for each format and size."""
+    groups: dict[tuple, dict[str, dict]] = {}
     for row in data["rows"]:
-        found.setdefault((row["decomposition"], row["shape"], row["target"]), {})[row["projection"]] = row
-    for (name, shape, _), own in found.items():
-        if "outputs" not in own:  # the run is not finished
+        groups.setdefault((row["decomposition"], row["shape"], row["target"]), {})[row["projection"]] = row
+    measured = {kind for rows in groups.values() for kind in rows}
+    kinds = {kind: label for kind, label in PROJECTIONS.items() if kind in measured}
+    lines = [
+        f"| format | shape | parameters | {' | '.join(kinds.values())} | output error | MACs |",
+        "|---|---|" + "---:|" * (len(kinds) + 3),
+    ]
+    for (name, shape, _), rows in groups.items():
+        if "outputs" not in rows:  # the run is not finished
             continue
-        scores = (f"{own[kind]['spearman']:.4f}" if kind in own else "" for kind in ("plain", "outputs", "loss"))
-        aware = own["outputs"]
+        scores = (f"{rows[kind]['spearman']:.4f}" if kind in rows else "" for kind in kinds)
+        aware = rows["outputs"]
         lines.append(
             f"| {name} | {shape} | {aware['params_ratio']:.2f} | {' | '.join(scores)} "
             f"| {aware['output_error']:.3f} | {aware['macs_ratio']:.2f} |"
         )
-    return "\n".join([*lines, "", source_line(data)])
+    caption = (
+        f"{data['model']}, {data['task']}, Spearman; dense {data['dense']:.4f}. No training. Calibration: "
+        f"{data['calibration']}. Output error and MACs are those of the activation-aware projection."
+    )
+    return captioned(lines, caption, source_line(data))
 
 
 def linear(data: dict) -> str:
@@ -53,94 +60,14 @@ def linear(data: dict) -> str:
         "|---" * (len(columns) + 1) + "|",
     ]
     for layer in dict.fromkeys(row["layer"] for row in data["rows"]):
-        found = [cells[layer, *column] for column in columns]
-        texts = [f"{row['time']:.2f} ({row['lower']:.2f}–{row['upper']:.2f})" for row in found]
+        rows = [cells[layer, *column] for column in columns]
+        texts = [f"{row['time']:.2f} ({row['lower']:.2f}–{row['upper']:.2f})" for row in rows]
         lines.append(f"| {layer} | " + " | ".join(texts) + " |")
-    return "\n".join([*lines, "", source_line(data)])
-
-
-def cost_agreement(data: dict) -> str:
-    """The paper's dense models, Timeloop's products and AccelForge's workloads beside ours."""
-    products, optima = data["timeloop"], data["accelforge"]
-    dense = [
-        f"| {row['model']}, {row['tokens']} tokens | {row['paper']:.2f} | {row['timeloop']:.3f} | {row['free']:.3f} |"
-        for row in data["dense"]
-    ]
-    layers = {row["workload"].rsplit("_", 1)[-1]: row for row in optima if row["workload"].startswith("lowrank")}
-    ours, theirs = (1 - layers["fused"][key] / layers["unfused"][key] for key in ("edp", "accelforge"))
-    return "\n".join(
-        [
-            "| EDP of the dense linears, µJ·s | paper | Timeloop's constraints | whole mapping space |",
-            "|---|---:|---:|---:|",
-            *dense,
-            "",
-            f"Timeloop 3.0.3, {len(products)} products under its constraints: energies differ by at most "
-            f"{max(abs(row['energy']) for row in products):.1e}, cycles by {max(abs(row['cycles']) for row in products)}; "
-            f"access counts are equal in {sum(row['counts_equal'] for row in products)} of {len(products)}. "
-            f"Without the constraints our EDP is {_range(row['free_edp'] for row in products)} of its.",
-            "",
-            f"AccelForge 1.0, {len(optima)} workloads: our EDP is {_range(row['ratio'] for row in optima)} of its optimum. "
-            f"Fusing a low-rank layer gains {ours:.1%} of the EDP, there {theirs:.1%}.",
-            "",
-            *_speed(data),
-            source_line(data),
-        ]
+    caption = (
+        "Time of a forward pass over that of the dense layer, median and quartiles; columns are matrix size and number of "
+        f"tokens. Factorized layers have {data['ratio']:g} of the dense parameters."
     )
-
-
-def _range(values: Iterable[float], form: str = ".3f") -> str:
-    found = list(values)
-    return f"{min(found):{form}} to {max(found):{form}}"
-
-
-def _speed(data: dict) -> list[str]:
-    products, optima, table = data["timeloop"], data["accelforge"], data["candidates"]
-    times = [row["free_s"] * 1e3 for row in products]
-    slower = [row["timeloop_s"] / row["free_s"] for row in products]
-    others = [row["accelforge_cpu_s"] / row["s"] for row in optima]
-    return [
-        f"Time to find a mapping, nothing known before: {statistics.median(times):.1f} ms in the median product "
-        f"({_range(times, '.1f')}). Timeloop's mapper took {statistics.median(slower):,.0f} times as long "
-        f"({_range(slower, ',.0f')}), AccelForge's {statistics.median(others):,.0f} times ({_range(others, ',.0f')}). "
-        f"{table['candidates']:,} settings of a 768×3072 matrix, all formats, planned and costed by two processes: "
-        f"{table['s']:.0f} s.",
-        "",
-    ]
-
-
-def cost_paper(data: dict) -> str:
-    """Least EDP at the paper's numbers of factor parameters."""
-    lines = [
-        "| format | factor parameters | paper's HEAT, µJ·s | ours | ratio | shapes and ranks (768×768, 3072×768, 768×3072) |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    for row in data["paper"]:
-        for kind, own in row["settings"].items():
-            name = row["format"] if kind == "best" else f"{row['format']}, {kind}"
-            lines.append(
-                f"| {name} | {row['parameters_M']} M | {row['paper']} | {own['edp']:.2f} "
-                f"| {own['edp'] / row['paper']:.2f} | {'; '.join(own['settings'].values())} |"
-            )
-    mean = f"Geometric mean of the ratios of the nine rows, best settings: {data['paper_geometric_mean']:.2f}."
-    return "\n".join([*lines, "", mean, "", source_line(data)])
-
-
-def cost_figures(data: dict) -> str:
-    """Figures 2 and 6 in numbers."""
-    table, example = data["candidates"], data["figure_6"]["128"]
-    return "\n".join(
-        [
-            f"{table['candidates']:,} settings of a 768×3072 matrix at 384 tokens: the rank correlation with EDP is "
-            f"{table['macs_spearman']:.2f} for MACs and {table['parameters_spearman']:.2f} for parameters. Settings whose MACs "
-            f"are within 2 % of each other differ in EDP by up to {table['largest_spread']:.1f} times.",
-            "",
-            f"The paper's Figure 6 (768×768 as 768×12×64 CP of rank 280, 128 tokens): from left to right "
-            f"{example['macs'][0]:,} MACs, along the best path {example['macs'][1]:,}, {example['macs_ratio']:,.0f} times "
-            f"fewer; the EDP is {example['edp_ratio']:.1e} times lower.",
-            "",
-            source_line(data),
-        ]
-    )
+    return captioned(lines, caption, source_line(data))
 
 
 def shapes_speed(data: dict) -> str:
@@ -154,8 +81,8 @@ def shapes_speed(data: dict) -> str:
         every = ", ".join(f"{size}: {count:.1e}" for size, count in row["unpruned"].items())
         spent = f"{row['seconds'] / 60:.1f} min | {row['peak_memory_GiB']:.1f} GiB"
         lines.append(f"| {row['model']} | {' | '.join(cells)} | {every} | {spent} |")
-    note = f"Start to end with {data['rows'][0]['workers']} processes, loading included; memory of all of them together."
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    caption = f"Start to end with {data['rows'][0]['workers']} processes, loading included; memory of all of them together."
+    return captioned(lines, caption, source_line(data))
 
 
 def shapes(data: dict) -> str:
@@ -171,51 +98,47 @@ def shapes(data: dict) -> str:
     rows = {(row["task"], row["format"], row["method"], row["activation_aware"]): row for row in data["rows"]}
     for name, method in dict.fromkeys((row["format"], row["method"]) for row in data["rows"]):
         first = rows[tasks[0], name, method, False]
-        found = [rows.get((task, name, method, aware)) for task in tasks for aware in (False, True)]
-        scores = " | ".join("" if row is None else f"{row['score']:.4f}" for row in found)
+        cells = [rows.get((task, name, method, aware)) for task in tasks for aware in (False, True)]
+        scores = " | ".join("" if row is None else f"{row['score']:.4f}" for row in cells)
         label = {"pareto": "searched", "tensorly": "TensorLy's ranks"}.get(method, method)
         lines.append(
             f"| {name} | {label} | {first['params_ratio']:.3f} | {first['edp_ratio']:.3f} | {first['error']:.3f} | {scores} |"
         )
-    note = (
-        "all-MiniLM-L6-v2 on STS-B test (1,379 pairs, Spearman), a MiniLM classifier on SST-2 validation (872 rows, accuracy); "
-        f"no training, seed {data['seed']}. Parameters, EDP (ΣE·ΣT of the linears, 128 tokens, simba-l) and mean weight error "
-        f"are those of {tasks[0]}, plain. Calibrated: activation-aware, {data['calibration_rows']:,} sentences of text/train, "
-        "or of sst2/train."
+    caption = (
+        "all-MiniLM-L6-v2 on STS-B test (Spearman), a MiniLM classifier on SST-2 validation (accuracy); no training, seed "
+        f"{data['seed']}. Parameters, EDP and weight error: those of {tasks[0]}, plain. Calibrated: activation-aware, "
+        f"{data['calibration_rows']:,} sentences."
     )
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    return captioned(lines, caption, source_line(data))
 
 
 def ranks(data: dict) -> str:
     """Accuracy of every method at every budget: untrained by either projection, and re-trained alike."""
     gains = sorted({row["gain"] for row in data["rows"].values()})
-    stages = (("outputs", "outputs"), ("loss", "loss"), ("retrained", "re-trained"))
-    heads = " | ".join(f"{gain:g}× {label}" for gain in gains for _, label in stages)
+    stages = {"outputs": "outputs", "loss": "loss", "retrained": "re-trained"}
+    heads = " | ".join(f"{gain:g}× {label}" for gain, label in itertools.product(gains, stages.values()))
     lines = [f"| ranks by | {heads} |", "|---" + "|---:" * (len(gains) * len(stages)) + "|"]
-    methods = [name for name in dict.fromkeys(row["method"] for row in data["rows"].values()) if not name.startswith("random-")]
-    groups = {name: [name] for name in methods}
-    drawn = {row["method"] for row in data["rows"].values()} - set(methods)
-    groups |= {f"random, {label} of {len(drawn)}": sorted(drawn) for label in ("median", "best")}
-    for label, own in groups.items():
+    for label, methods in _methods(data).items():
         pick = max if "best" in label else statistics.median
         cells = []
-        for gain in gains:
-            for stage, _ in stages:
-                found = [data["rows"][f"{name} {gain:g}"].get(stage) for name in own]
-                scores = [score for score in found if score is not None]
-                cells.append(_score(scores, pick) if scores else "")
+        for gain, stage in itertools.product(gains, stages):
+            scores = [scored for name in methods if (scored := data["rows"][f"{name} {gain:g}"].get(stage)) is not None]
+            cells.append(_score(scores, pick) if scores else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    used = data["rows_used"]
-    note = (
-        f"{data['model']}, dense {data['dense']:.4f}, at EDP gains of {', '.join(f'{gain:g}×' for gain in gains)} (ΣE·ΣT of "
-        "the 36 linears, 128 tokens, simba-l, every row within the budget). Low rank, but for the manual rows that say "
-        "otherwise: a hand-tuned low rank is a uniform one. In brackets the divergence from the dense model in nats, which "
-        "tells apart what 872 rows cannot. Outputs: untrained, projected on the layers' outputs "
-        "(activation-aware). Loss: untrained, projected on the model's (loss-aware). Re-trained: from there, "
-        f"{data['retrain_steps']} steps of 32 rows. Calibration {used['calibration']}, training {used['training']}, score "
-        f"{used['score']}; seed {data['seed']}."
+    caption = (
+        f"{data['model']}, dense {data['dense']:.4f}, at three EDP gains: accuracy, in brackets divergence from the dense "
+        "model in nats. Outputs, loss: untrained, projected activation-aware, loss-aware. Re-trained: from the latter, "
+        f"{data['retrain_steps']} steps. Low rank unless named."
     )
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    return captioned(lines, caption, source_line(data))
+
+
+def _methods(data: dict) -> dict[str, list[str]]:
+    """Label of a table's row → the methods that it sums up: each alone, but for random ranks."""
+    methods = list(dict.fromkeys(row["method"] for row in data["rows"].values()))
+    drawn = sorted(name for name in methods if name.startswith("random-"))
+    alone = {name: [name] for name in methods if name not in drawn}
+    return alone | {f"random, {label} of {len(drawn)}": drawn for label in ("median", "best")}
 
 
 def _score(scores: list[dict], pick: Callable[[Iterable[float]], float]) -> str:
@@ -226,35 +149,57 @@ def _score(scores: list[dict], pick: Callable[[Iterable[float]], float]) -> str:
 
 def ranks_supernet(data: dict) -> str:
     """What the SuperNet took and gave, and its ablation."""
-    net, sensitivity, fidelity = data["supernet"], data["sensitivity"], data["supernet"]["fidelity"]
-    whole = net["train_seconds"] + net["evaluate_seconds"] + net["search_seconds"]
-    searched = " | ".join(
-        f"{gain}×: {own['predicted']:.4f} / {own['measured']:.4f} / {own['validation']:.4f}"
-        for gain, own in net["searched"].items()
-    )
+    count = len(next(iter(data["ablation"].values()))["accuracies"])
     lines = [
-        f"SuperNet: {net['steps']} steps in {net['train_seconds'] / 60:.1f} min, {net['subnets']} SubNets measured on "
-        f"{data['rows_used']['SubNets']} in {net['evaluate_seconds'] / 60:.1f} min; with the search {whole / 60:.1f} min. "
-        f"Sensitivity: {sensitivity['seconds']:.0f} s, 1/{whole / sensitivity['seconds']:.0f} of it; "
-        + ", ".join(f"{name} {own['seconds']:.0f} s" for name, own in data["speed"].items() if isinstance(own, dict))
-        + f" from loaded model to variants. The evolution looks at {data['speed']['candidates_per_second']:,.0f} networks a "
-        "second, predictions included, on one core.",
-        "",
-        f"The accuracy predictor on {fidelity['networks']} held-out SubNets: Spearman {fidelity['spearman']:.3f}, Kendall "
-        f"{fidelity['kendall']:.3f}. {len(data['retrained_subnets'])} SubNets re-trained alike: Spearman "
-        f"{data['retrained_spearman']:.3f} between predicted and re-trained accuracy. Searched networks with the SuperNet's "
-        f"own cores, predicted / measured on those rows / on validation: {searched}.",
+        "| SuperNet | |",
+        "|---|---|",
+        *(f"| {label} | {figure} |" for label, figure in (*_supernet_times(data), *_supernet_fidelity(data))),
         "",
         "| SuperNet's training | median accuracy of SubNets | median divergence | steps |",
         "|---|---:|---:|---:|",
     ]
-    for name, own in data["ablation"].items():
-        accuracy, lost = statistics.median(own["accuracies"]), statistics.median(own["divergences"])
+    for name, runs in data["ablation"].items():
+        accuracy, lost = statistics.median(runs["accuracies"]), statistics.median(runs["divergences"])
         label = name if name == "full recipe" else f"without it: {name}"
-        lines.append(f"| {label} | {accuracy:.4f} | {lost:.4f} | {own['steps']} |")
-    count = len(next(iter(data["ablation"].values()))["accuracies"])
-    note = f"The same {count} SubNets of all sizes each, on {data['rows_used']['score']} rows."
-    return "\n".join([*lines, "", note, "", source_line(data)])
+        lines.append(f"| {label} | {accuracy:.4f} | {lost:.4f} | {runs['steps']} |")
+    caption = f"Second table: the same {count} SubNets of all sizes each, on {data['rows_used']['score']} rows."
+    return captioned(lines, caption, source_line(data))
+
+
+def _supernet_times(data: dict) -> list[tuple[str, str]]:
+    net, seconds = data["supernet"], data["sensitivity"]["seconds"]
+    whole = net["train_seconds"] + net["evaluate_seconds"] + net["search_seconds"]
+    models = [(name, run["seconds"]) for name, run in data["speed"].items() if isinstance(run, dict)]
+    return [
+        (f"{net['steps']} steps of training", f"{net['train_seconds'] / 60:.1f} min"),
+        (f"{net['subnets']} SubNets measured on {data['rows_used']['SubNets']}", f"{net['evaluate_seconds'] / 60:.1f} min"),
+        ("both, and the search", f"{whole / 60:.1f} min"),
+        ("`sensitivity` instead", f"{seconds:.0f} s, 1/{whole / seconds:.0f} of it"),
+        *((f"`sensitivity` from loaded model to variants, {name}", f"{spent:.0f} s") for name, spent in models),
+        (
+            "networks that evolution looks at in a second, predictions included, on one core",
+            f"{data['speed']['candidates_per_second']:,.0f}",
+        ),
+    ]
+
+
+def _supernet_fidelity(data: dict) -> list[tuple[str, str]]:
+    net, fidelity = data["supernet"], data["supernet"]["fidelity"]
+    retrained = f"predicted accuracy beside that of {len(data['retrained_subnets'])} re-trained SubNets"
+    return [
+        (
+            f"predicted accuracy beside that of {fidelity['networks']} held-out SubNets",
+            f"Spearman {fidelity['spearman']:.3f}, Kendall {fidelity['kendall']:.3f}",
+        ),
+        (retrained, f"Spearman {data['retrained_spearman']:.3f}"),
+        *(
+            (
+                f"searched network at {gain}×, SuperNet's cores: accuracy predicted / on those rows / on validation",
+                f"{scores['predicted']:.4f} / {scores['measured']:.4f} / {scores['validation']:.4f}",
+            )
+            for gain, scores in net["searched"].items()
+        ),
+    ]
 
 
 def exported(data: dict) -> str:
@@ -262,35 +207,35 @@ def exported(data: dict) -> str:
     sizes = list(next(iter(data["models"].values()))["time"])
     heads = "".join(f" time {size} |" for size in sizes)
     lines = [f"| model | {data['metric']} | MiB |{heads}", "|---|---:|---:|" + "---:|" * len(sizes)]
-    for name, own in data["models"].items():
-        times = "".join(f" {median:.2f} ({low:.2f}–{high:.2f}) |" for low, median, high in own["time"].values())
-        lines.append(f"| {name} | {own['score']:.4f} | {own['MiB']:.1f} |{times}")
-    note = (
+    for name, model in data["models"].items():
+        times = "".join(f" {median:.2f} ({low:.2f}–{high:.2f}) |" for low, median, high in model["time"].values())
+        lines.append(f"| {name} | {model['score']:.4f} | {model['MiB']:.1f} |{times}")
+    caption = (
         f"{data['test']}, {data['rows_count']:,} rows. Time of a forward pass of rows × tokens over that of the dense model in "
         f"PyTorch in the same round, median and quartiles, {data['threads']} threads. MiB: weights, or the ONNX file."
     )
-    return "\n".join([*lines, "", note, "", source_line(data)])
+    return captioned(lines, caption, source_line(data))
 
 
-# Marker in a page → the result file's stem and what makes the table.
-TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
-    "training_free": ("training_free", training_free),
-    "linear": ("linear", linear),
-    "cost_agreement": ("cost", cost_agreement),
-    "cost_figures": ("cost", cost_figures),
-    "cost_paper": ("cost", cost_paper),
-    "shapes_speed": ("shapes_speed", shapes_speed),
-    "shapes": ("shapes", shapes),
-    "ranks": ("ranks", ranks),
-    "ranks_supernet": ("ranks", ranks_supernet),
-    "distilled": ("distillation", distilled.classification),
-    "searched": ("distillation", distilled.searched),
-    "faster": ("distillation", distilled.faster),
-    "recipes": ("distillation", distilled.recipes),
-    "embeddings": ("distillation", distilled.embeddings),
-    "question_answering": ("question_answering", distilled.question_answering),
-    "exported": ("exported", exported),
-    "step_cost": ("distillation", distilled.step_cost),
+# Marker in a page → what makes the table, and the stems of the result files it is made from.
+TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
+    "readme": (readme, "distillation", "exported", "shapes"),
+    "training_free": (training_free, "training_free"),
+    "linear": (linear, "linear"),
+    "cost_agreement": (costs.agreement, "cost"),
+    "cost_figures": (costs.figures, "cost"),
+    "cost_paper": (costs.paper, "cost"),
+    "shapes_speed": (shapes_speed, "shapes_speed"),
+    "shapes": (shapes, "shapes"),
+    "ranks": (ranks, "ranks"),
+    "ranks_supernet": (ranks_supernet, "ranks"),
+    "distilled": (distilled.classification, "distillation"),
+    "faster": (distilled.faster, "distillation"),
+    "recipes": (distilled.recipes, "distillation"),
+    "embeddings": (distilled.embeddings, "distillation"),
+    "question_answering": (distilled.question_answering, "question_answering"),
+    "exported": (exported, "exported"),
+    "step_cost": (distilled.step_cost, "distillation"),
 }
 
 
@@ -309,8 +254,9 @@ def render(text: str) -> str:
     def made(match: re.Match[str]) -> str:
         if match[1] not in TABLES:
             raise ValueError(f"no table {match[1]!r}; there are {', '.join(TABLES)}")
-        stem, table = TABLES[match[1]]
-        return f"<!-- results:{match[1]} -->\n{table(json.loads((RESULTS / f'{stem}.json').read_text()))}\n<!-- end -->"
+        table, *stems = TABLES[match[1]]
+        results = [json.loads((RESULTS / f"{stem}.json").read_text()) for stem in stems]
+        return f"<!-- results:{match[1]} -->\n{table(*results)}\n<!-- end -->"
 
     return re.sub(r"<!-- results:(\w+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
 

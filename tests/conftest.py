@@ -9,12 +9,14 @@ import pytest
 import torch
 import transformers
 
+from heat_hf import CostTable, ShapeSearch, search_shapes
 from recipes.demo.run import packaged_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
+SMALL_SEARCH = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
 _SMALL = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
 _DISTIL = {"vocab_size": 60, "dim": 24, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
@@ -70,3 +72,15 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("HEAT_HF_DATA is not set: quality on real data is not checked")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> transformers.PreTrainedModel:
+    """A small headless model, for searches of shapes."""
+    return small_model("bert", head=False)
+
+
+@pytest.fixture(scope="session")
+def cost_table(encoder: transformers.PreTrainedModel) -> CostTable:
+    """Its cost table, at 32 tokens."""
+    return search_shapes(encoder, tokens=32, search=SMALL_SEARCH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -16,8 +17,11 @@ import pytest
 import torch
 import transformers
 from fake_hub import TOKEN, FakeHub
+from test_layout import LAYERS
 
+import heat_hf
 from benchmarks import tables
+from benchmarks.provenance import CAPTION_WORDS, captioned
 from heat_hf.cli import VERBS, build_parser, main
 from heat_hf.encoders.linears import BLOCKS
 from heat_hf.formats import FORMATS
@@ -101,7 +105,7 @@ READERS = {
         *(f"docs/{name}.md" for name in ("tutorials/classification", "tutorials/embeddings", "deploy")),
     ],
     "levels": ["docs/tutorials/accelerator.md", "docs/how/index.md", *(f"docs/how/{name}.md" for name in LEVELS)],
-    "pages": [f"docs/{name}.md" for name in ("formats", "results", "comparison", "limits")],
+    "pages": [f"docs/{name}.md" for name in ("formats", "how/layout", "results", "comparison", "limits")],
 }
 
 
@@ -127,7 +131,7 @@ def test_documentation_is_built_strictly(tmp_path: Path) -> None:
     for verb in VERBS:
         assert f"usage: heat-hf {verb}" in cli
     api = (tmp_path / "site" / "reference" / "api.html").read_text()
-    for name in ("HeatCompressor", "HeatConfig", "FactorizedLinear"):
+    for name in heat_hf.__all__:
         assert f'id="heat_hf.{name}"' in api
     loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', api)
     assert not loaded, "a page loads something from elsewhere"
@@ -141,13 +145,36 @@ def test_the_two_commands_are_make_targets() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
-def test_readme_names_every_format_family_and_verb() -> None:
+def test_pages_name_every_format_family_verb_and_public_name() -> None:
+    formats, api = ((ROOT / "docs" / name).read_text() for name in ("formats.md", "reference/api.md"))
     for name in FORMATS:
-        assert f"| `{name}` |" in README
+        assert f"| `{name}` |" in formats
     for family in BLOCKS:
-        assert family in README
+        assert family in formats
     for verb in VERBS:
-        assert f"heat-hf {verb}" in README or f"heat {verb}" in README
+        assert f"| `heat-hf {verb}` |" in README
+    assert sorted(re.findall(r"^::: heat_hf\.(.+)$", api, re.MULTILINE)) == sorted(heat_hf.__all__)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) < 150
+    (table,) = re.findall(r"<!-- results:.*?<!-- end -->", README, re.DOTALL)
+    assert len(re.findall(r"^\|", table, re.MULTILINE)) <= 2 + 8
+
+
+def test_layout_names_what_there_is() -> None:
+    """Modules, and names in them, that the page on the code's layout mentions."""
+    text = (ROOT / "docs" / "how" / "layout.md").read_text()
+    packages = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert packages == list(LAYERS)
+    for dotted in re.findall(rf"`((?:{'|'.join(packages)})\.[\w.]+)`", text):
+        pkgutil.resolve_name(f"heat_hf.{dotted}")
+
+
+def test_captions_are_short() -> None:
+    for page in tables.pages():
+        for caption in re.findall(r"^!\[.*\n\n(.*(?:\n.+)*)", page.read_text(), re.MULTILINE):
+            assert len(caption.split()) <= CAPTION_WORDS, f"{page.name}: {caption}"
 
 
 @pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.stem)
@@ -164,12 +191,21 @@ def known_options(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def test_tables_agree_with_the_results() -> None:
-    shown = set()
+    shown: list[str] = []
     for page in tables.pages():
         assert tables.render(page.read_text()) == page.read_text(), f"{page.name}: run `make results`"
-        shown.update(re.findall(r"<!-- results:(\w+) -->", page.read_text()))
-    assert shown == set(tables.TABLES)
+        shown += re.findall(r"<!-- results:(\w+) -->", page.read_text())
+    assert sorted(shown) == sorted(tables.TABLES), "each table stands on one page"
 
 
-def test_contributing_format_example_works(tmp_path: Path) -> None:
-    run([sys.executable, "-c", blocks(CONTRIBUTING, "python")[0]], tmp_path)
+def test_a_long_caption_is_refused() -> None:
+    captioned(["| a |"], "word " * CAPTION_WORDS, "source")
+    with pytest.raises(ValueError, match="at most 40 words, this one has 41"):
+        captioned(["| a |"], "word " * (CAPTION_WORDS + 1), "source")
+
+
+@pytest.mark.parametrize(
+    "block", blocks(CONTRIBUTING, "python"), ids=lambda block: re.findall(r"^class (\w+)", block, re.MULTILINE)[0]
+)
+def test_contributing_examples_work(block: str, desk: Path) -> None:
+    run([sys.executable, "-c", block], desk)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from heat_hf.cli import options
-from heat_hf.cli.values import heat_config, rows_of, show
+from heat_hf.cli.values import heat_config, rows_of, show, statistics_of
 from heat_hf.compression.config import CALIBRATION_MEMORY
 from heat_hf.formats import FORMATS
 from heat_hf.formats.setting import EXECUTIONS
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_matrices(size)
     how = parser.add_argument_group("calibration and decomposition")
     options.add_rows(how, "calibration", "sentences for the activation-aware projection", 4096, "rows of it to use")
+    options.add_statistics(how)
     how.add_argument("--calibration-memory", default="model", choices=CALIBRATION_MEMORY, help="default: %(default)s")
     how.add_argument("--match-variance", action="store_true", help="scale W' to the variance of W")
     options.add_seed(how)
@@ -67,11 +68,13 @@ def run(args: argparse.Namespace) -> int:
         check_target(args.output, args.overwrite)
     rows = rows_of(args, "calibration")
     compressor = HeatCompressor.from_pretrained(args.model)
+    statistics = statistics_of(args, compressor, config, rows)
     if args.dry_run:
-        report = compressor.plan(config, rows, variant)
+        report = compressor.plan(config, rows, variant, statistics=statistics)
     else:
         sharding = {"max_shard_size": args.max_shard_size} if args.max_shard_size else {}
-        report = compressor.compress(config, rows, args.output, args.overwrite, variant=variant, **sharding)
+        given = {"statistics": statistics, "variant": variant, **sharding}
+        report = compressor.compress(config, rows, args.output, args.overwrite, **given)
     show(args, report.to_dict(), str(report))
     if not args.dry_run:
         print(f"saved to {args.output}; load it with: import heat_hf, then AutoModel….from_pretrained", file=sys.stderr)

@@ -68,6 +68,13 @@ def add_rows(
     )
 
 
+def add_statistics(group: Group) -> None:
+    """`--statistics`: what was collected of calibration data, read or written."""
+    group.add_argument(
+        "--statistics", metavar="FILE", help="what calibration found: used if FILE is there, else collected and kept there"
+    )
+
+
 def add_tokens(group: Group) -> None:
     """`--sequence-length` and `--batch-size`: tokens of a forward pass."""
     group.add_argument("--sequence-length", type=int, default=128, metavar="L", help="default: %(default)s")

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import heat_config, require_positive, rows_of, show
+from heat_hf.cli.values import heat_config, require_positive, rows_of, show, statistics_of
 from heat_hf.formats import FORMATS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES
 
@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_seed(what)
     data = parser.add_argument_group("data, a .txt, .parquet, .csv, .tsv, .json or .jsonl file each")
     options.add_rows(data, "calibration", "sentences like those the model will see", 2048)
+    options.add_statistics(data)
     options.add_rows(data, "train", "to distil the SuperNet on (default: the calibration file)")
     options.add_rows(data, "eval", "to score SubNets on, with a column label or without", 1000)
     train = parser.add_argument_group("the SuperNet")
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     rows = {f"{name}_dataset": rows_of(args, name) for name in ("calibration", "train", "eval")}
     supernet: dict[str, Any] = {"arguments": _arguments(args)} if RANK_SEARCHES[args.rank_search].needs_training else {}
     compressor = HeatCompressor.from_pretrained(args.model)
+    supernet["statistics"] = statistics_of(args, compressor, config, rows["calibration_dataset"])
     record = compressor.search_ranks(config, output=args.output, overwrite=args.overwrite, **rows, **supernet)
     show(args, record.to_dict(), str(record))
     first = record.variants[0].name

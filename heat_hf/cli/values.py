@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.compression.config import HeatConfig
+    from heat_hf.encoders.statistics import Statistics
 
 
 def parse_pairs(values: Sequence[str] | None, read: Callable[[str], Any]) -> Any:  # noqa: ANN401
@@ -66,6 +68,29 @@ def rows_of(args: argparse.Namespace, name: str) -> Dataset | None:
 
     file = getattr(args, f"{name}_file")
     return load_rows(file, getattr(args, f"{name}_rows")) if file else None
+
+
+def statistics_of(
+    args: argparse.Namespace, compressor: HeatCompressor, config: HeatConfig, rows: Dataset | None
+) -> Statistics | None:
+    """What `--statistics` names: loaded, or collected of the calibration rows and written there; None without it.
+
+    Raises:
+        OSError, ValueError: if the file cannot be read or written, or neither it nor calibration rows are there.
+    """
+    from pathlib import Path
+
+    from heat_hf.encoders.statistics import Statistics
+
+    if args.statistics is None:
+        return None
+    if Path(args.statistics).exists():
+        return Statistics.load(args.statistics)
+    if rows is None:
+        raise ValueError(f"--statistics {args.statistics} is not there: give --calibration-file to collect it")
+    statistics = compressor.statistics_of(config, rows)
+    statistics.save(args.statistics)
+    return statistics
 
 
 def show(args: argparse.Namespace, data: object, text: str) -> None:

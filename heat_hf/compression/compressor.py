@@ -23,9 +23,9 @@ from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batch
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
-from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
 from heat_hf.encoders.checkpoints.storage import check_target
+from heat_hf.encoders.config import require_dense
 from heat_hf.encoders.linears import model_class_of
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
@@ -52,7 +52,7 @@ class HeatCompressor:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        _require_dense(model.config)
+        require_dense(model.config)
         self.model = model
         self.tokenizer = tokenizer
         self.report: CompressionReport | None = None
@@ -103,7 +103,7 @@ class HeatCompressor:
             kwargs = {**kwargs, "subfolder": encoder.subfolder}
             hub["subfolder"] = encoder.subfolder
         config = AutoConfig.from_pretrained(model, **hub)
-        _require_dense(config)
+        require_dense(config)
         loaded = (model_class or model_class_of(config)).from_pretrained(model, use_safetensors=True, **kwargs)
         found = cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
         found.encoder = encoder
@@ -256,7 +256,7 @@ class HeatCompressor:
             ValueError: if the configuration, the calibration data or the weights cannot work. The model is then unchanged.
             OSError: if `save_directory` cannot be written. Checked before any work.
         """
-        _require_dense(self.model.config)
+        require_dense(self.model.config)
         if save_directory is not None:
             check_target(save_directory, overwrite)
         training = None
@@ -328,19 +328,6 @@ class HeatCompressor:
         card = model_card(self.report, about, evaluations)
         files = {**saved_files(self.report, card), **files}
         save_compressed(self.model, self.tokenizer, folder, files, overwrite, **kwargs)
-
-
-def _require_dense(config: Any) -> None:  # noqa: ANN401
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is None:
-        return
-    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized.quant_method
-    if method == METHOD:
-        raise ValueError(
-            "the model is compressed by heat_hf already; compress the dense checkpoint it came from, "
-            "or call model.dequantize() first to factorize its approximation again"
-        )
-    raise ValueError(f"the model is quantized with {method}; compress the unquantized checkpoint")
 
 
 def _load_tokenizer(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +86,7 @@ class Job:
         if not self._calibrated:
             return None
         if self.given_statistics is not None:
-            self.given_statistics.require(self.model, list(self.linears), config.collects_gradients)
+            self.given_statistics.require(self.model, list(self.linears), config.collects_gradients, self.calibration)
             return self.given_statistics
         assert self.calibration is not None
         return Statistics.collect(self.model, self.linears, self.calibration, config.collects_gradients, config.seed)
@@ -222,7 +222,13 @@ class Job:
 
     def planned(self, settings: Settings) -> CompressionReport:
         """The report of what factorizing would give; nothing is decomposed."""
-        return report_of(self.model, self.costs, {name: Reached(setting) for name, setting in settings.items()})
+        return self._report({name: Reached(setting) for name, setting in settings.items()})
+
+    def _report(self, reached: Mapping[str, Reached], calibration_rows: int = 0) -> CompressionReport:
+        """The request goes with it, less paths: these lead nowhere on other machines."""
+        named = {"accelerator": None if self.cost_model is None else self.cost_model.name, "cost_table": None}
+        request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
+        return report_of(self.model, self.costs, reached, calibration_rows, request)
 
     def factorize(self, settings: Settings) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
@@ -235,7 +241,7 @@ class Job:
                     assert setting is not None
                     reached[name] = Reached(setting, self._decompose(name, setting, statistics))
                     progress.update()
-        report = report_of(self.model, self.costs, reached, self.calibration_rows)
+        report = self._report(reached, self.calibration_rows)
         for name, result in reached.items():
             if result.setting is not None and result.factorization is not None:
                 linear = self.linears[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.names import package_version
 from heat_hf.formats.decomposition import Factorization
@@ -30,7 +30,11 @@ class Reached:
 
 
 def report_of(
-    model: PreTrainedModel, costs: Costs, reached: Mapping[str, Reached], calibration_rows: int = 0
+    model: PreTrainedModel,
+    costs: Costs,
+    reached: Mapping[str, Reached],
+    calibration_rows: int = 0,
+    request: Mapping[str, Any] | None = None,
 ) -> CompressionReport:
     """The report of a model that is still dense.
 
@@ -39,6 +43,7 @@ def report_of(
         costs: of its matrices.
         reached: what every matrix gets.
         calibration_rows: sequences of the calibration data.
+        request: what was asked for, as JSON.
     """
     hardware = costs.model
     return CompressionReport(
@@ -50,6 +55,7 @@ def report_of(
         accelerator_digest=None if hardware is None else hardware.digest,
         calibration_rows=calibration_rows,
         heat_version=package_version(),
+        request=request or {},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,12 +41,7 @@ class TrainedStudent:
     training: str
 
     def save(
-        self,
-        save_directory: str | os.PathLike[str],
-        overwrite: bool = False,
-        origin: Origin | None = None,
-        evaluations: Sequence[Evaluation] = (),
-        **kwargs: Any,
+        self, folder: Path, overwrite: bool, origin: Origin | None, evaluations: Sequence[Evaluation], **kwargs: Any
     ) -> None:
         """Save as `HeatCompressor.save` would, with the losses; see `DistillationTrainer.save`."""
         if hasattr(self.model, "peft_config"):
@@ -58,7 +52,7 @@ class TrainedStudent:
         set_attention(self.model, False)
         with tempfile.TemporaryDirectory() as scratch:
             files: dict[str, Path | bytes] = {**sentence_encoder(self.model.name_or_path).files}
-            about = origin or origin_of(report, Path(save_directory).name, task_of(self.model, bool(files)))
+            about = origin or origin_of(report, folder.name, task_of(self.model, bool(files)))
             about = replace(about, training=about.training or self.training)
             self.state.save_to_json(str(Path(scratch) / STATE_NAME))
             files[STATE_NAME] = Path(scratch) / STATE_NAME
@@ -67,7 +61,7 @@ class TrainedStudent:
                 files[CURVES_NAME] = Path(scratch) / CURVES_NAME
                 about = replace(about, figures={**(about.figures or {}), "Losses over the steps of training": CURVES_NAME})
             files = {**saved_files(report, model_card(report, about, evaluations)), **files}
-            save_compressed(self.model, self.tokenizer, save_directory, files, overwrite, **kwargs)
+            save_compressed(self.model, self.tokenizer, folder, files, overwrite, **kwargs)
 
 
 def loaded_report(student: Any) -> CompressionReport:  # noqa: ANN401

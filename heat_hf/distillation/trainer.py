@@ -197,7 +197,7 @@ class DistillationTrainer(TeachingTrainer):
             OSError: if the directory cannot be written.
         """
         if self.is_world_process_zero():
-            self._trained().save(save_directory, overwrite, origin, evaluations, **kwargs)
+            self._trained().save(Path(save_directory), overwrite, origin, evaluations, **kwargs)
 
     def _trained(self) -> TrainedStudent:
         student: Any = unwrap_model(self.model)  # type: ignore[arg-type]

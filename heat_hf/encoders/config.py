@@ -69,3 +69,17 @@ class FactorizedConfig(QuantizationConfigMixin):
             )
         config = cls(**data)
         return (config, {}) if return_unused_kwargs else config
+
+
+def require_dense(config: Any) -> None:  # noqa: ANN401
+    """Raise ValueError if a model's configuration is that of a factorized or quantized one."""
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is None:
+        return
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized.quant_method
+    if method == METHOD:
+        raise ValueError(
+            "the model is compressed by heat_hf already; compress the dense checkpoint it came from, "
+            "or call model.dequantize() first to factorize its approximation again"
+        )
+    raise ValueError(f"the model is quantized with {method}; compress the unquantized checkpoint")

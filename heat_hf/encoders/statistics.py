@@ -98,17 +98,21 @@ class Statistics:
         """C and, if asked for, G of a layer."""
         return self.second_moments[name], self.output_moments[name] if gradients else None
 
-    def require(self, model: PreTrainedModel, names: Sequence[str], gradients: bool) -> None:
-        """Make sure that these are the statistics of a model's layers.
+    def require(
+        self, model: PreTrainedModel, names: Sequence[str], gradients: bool, batches: Sequence[Batch] | None = None
+    ) -> None:
+        """Make sure that these are the statistics of a model's layers on calibration data, if that is at hand, too.
 
         Raises:
-            ValueError: if they are of another model, lack a layer, or lack gradients that are needed.
+            ValueError: if they are of another model or other data, lack a layer, or lack gradients that are needed.
         """
         digest = model_digest(model)
         if self.model_digest != digest:
             raise ValueError(
                 f"the statistics are of another model: its digest is {self.model_digest}, this model's is {digest}"
             )
+        if batches is not None and self.data_digest != data_digest(batches):
+            raise ValueError("the statistics are of other calibration data: leave out the data, or collect statistics of it")
         missing = [name for name in names if name not in self.second_moments]
         if missing:
             raise ValueError(

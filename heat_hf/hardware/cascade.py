@@ -15,7 +15,7 @@ from functools import cached_property
 
 from heat_hf.formats.base import TOKENS
 from heat_hf.formats.plan import ContractionPlan, Step
-from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.cost import Cost, Costed
 from heat_hf.hardware.gemm import Gemm, MappedGemm
 from heat_hf.hardware.lattice import divisors
 from heat_hf.hardware.mapper import Mapper
@@ -42,7 +42,7 @@ class CascadeStep:
 
 
 @dataclass(frozen=True)
-class Cascade:
+class Cascade(Costed):
     """Steps that run one after the other: energies and times add, EDP = ΣE·ΣT (paper, section 2.2.2).
 
     Attributes:
@@ -67,16 +67,6 @@ class Cascade:
     def seconds(self) -> float:
         """Time."""
         return self.cycles / self.clock_hz
-
-    @property
-    def cost(self) -> Cost:
-        """Time and energy."""
-        return Cost(self.seconds, self.energy_pJ)
-
-    @property
-    def edp(self) -> float:
-        """Energy-delay product in J·s."""
-        return self.cost.edp
 
     @property
     def utilization(self) -> float:

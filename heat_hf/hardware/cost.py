@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class MisfitError(ValueError):
@@ -66,3 +66,25 @@ class Cost:
     def total(costs: Sequence[Cost]) -> Cost:
         """The sum of at least one cost."""
         return sum(costs[1:], start=costs[0])
+
+
+class Costed:
+    """What has a time and an energy of its own, beside other figures."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def seconds(self) -> float: ...  # noqa: D102
+
+        @property
+        def energy_pJ(self) -> float | None: ...  # noqa: D102, N802
+
+    @property
+    def cost(self) -> Cost:
+        """Time and energy."""
+        return Cost(self.seconds, self.energy_pJ)
+
+    @property
+    def edp(self) -> float:
+        """Energy-delay product in J·s."""
+        return self.cost.edp

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from heat_hf.hardware.cost import Cost, energy_delay
+from heat_hf.hardware.cost import Costed, energy_delay
 from heat_hf.hardware.spec import TENSORS
 
 # A tile of a tensor is used again along the one dimension the tensor lacks.
@@ -77,7 +77,7 @@ def score(objective: Objective, energy: Any, cycles: Any) -> tuple[Any, Any]:  #
 
 
 @dataclass(frozen=True)
-class MappedGemm:
+class MappedGemm(Costed):
     """What one mapping costs.
 
     Attributes:
@@ -103,16 +103,6 @@ class MappedGemm:
     energy_by_level_pJ: Mapping[str, float]  # noqa: N815
     cycles_by_level: Mapping[str, float]
     bound: float = 0.0
-
-    @property
-    def cost(self) -> Cost:
-        """Time and energy."""
-        return Cost(self.seconds, self.energy_pJ)
-
-    @property
-    def edp(self) -> float:
-        """Energy-delay product in J·s."""
-        return self.cost.edp
 
     def objective_value(self, objective: Objective) -> float:
         """Energy in pJ, cycles, or their product."""

@@ -151,6 +151,7 @@ class CompressionReport:
         accelerator_digest: its digest.
         calibration_rows: sequences of the calibration data; 0 if there was none.
         heat_version: version of heat_hf.
+        request: the options that were asked for, as JSON; empty where it is not known.
     """
 
     base_model: str
@@ -161,6 +162,7 @@ class CompressionReport:
     accelerator_digest: str | None = None
     calibration_rows: int = 0
     heat_version: str = ""
+    request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def dense_parameters(self) -> int:

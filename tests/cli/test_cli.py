@@ -58,6 +58,20 @@ def test_compress_and_report(checkpoint: Path, capsys: pytest.CaptureFixture[str
     assert "bert.encoder.layer.0.attention.self.query" in capsys.readouterr().out
 
 
+def test_statistics_are_kept_and_used_again(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first command collects them, the second, at another budget, takes them without calibration data."""
+    kept, sentences = checkpoint.parent / "statistics.safetensors", checkpoint.parent / "sentences.txt"
+    command = ["compress", checkpoint, "--statistics", kept, "--dry-run", "--rank-search", "sensitivity"]
+    assert main([*map(str, command), "--target-edp-ratio", "0.8"]) == 2
+    assert "is not there: give --calibration-file" in capsys.readouterr().err
+    first = printed([*command, "--target-edp-ratio", "0.8", "--calibration-file", sentences], capsys)
+    assert kept.is_file()
+    again = printed([*command, "--target-edp-ratio", "0.8"], capsys)
+    assert again["tensors"] == first["tensors"]
+    smaller = printed([*command, "--target-edp-ratio", "0.6"], capsys)
+    assert smaller["total"]["hardware"]["edp_J_s"] < first["total"]["hardware"]["edp_J_s"]
+
+
 def test_evaluate_beside_the_dense_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, report = compress(checkpoint, capsys)
     data = checkpoint.parent / "labels.csv"

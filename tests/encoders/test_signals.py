@@ -55,7 +55,7 @@ def test_padding_does_not_matter(kind: str) -> None:
     first, second = outputs_of(kind), outputs_of(kind)
     values = second[0] if kind == "embedding" else getattr(second, "logits", None)
     (second.start_logits if values is None else values)[0, 3] += 5.0
-    signals = [output_signals(own, INPUTS, SimpleNamespace()) for own in (first, second)]
+    signals = [output_signals(outputs, INPUTS, SimpleNamespace()) for outputs in (first, second)]
     assert float(divergence(*signals)) == pytest.approx(0, abs=1e-6)
 
 
@@ -75,17 +75,17 @@ def test_probes_have_the_curvature_of_the_divergence(kind: str) -> None:
     """The mean of J Jᵀ over probes is the Hessian of the summed divergence at its minimum."""
     signals = output_signals(outputs_of(kind), INPUTS, SimpleNamespace())
     values = signals[0].values
-    own = Signal(values, signals[0].categorical, signals[0].weights)
+    signal = Signal(values, signals[0].categorical, signals[0].weights)
 
     def lost(x: torch.Tensor) -> torch.Tensor:
-        moved = Signal(x.reshape(values.shape), own.categorical, own.weights)
-        return divergence([moved], [own]) * own.weights.sum()
+        moved = Signal(x.reshape(values.shape), signal.categorical, signal.weights)
+        return divergence([moved], [signal]) * signal.weights.sum()
 
     hessian = torch.autograd.functional.hessian(lost, values.flatten())
     generator, total = torch.Generator().manual_seed(0), torch.zeros_like(hessian)
     for _ in range(3000):
         leaf = values.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(random_probe([Signal(leaf, own.categorical, own.weights)], generator), leaf)
+        (gradient,) = torch.autograd.grad(random_probe([Signal(leaf, signal.categorical, signal.weights)], generator), leaf)
         total += torch.outer(gradient.flatten(), gradient.flatten()) / 3000
     assert float((total - hessian).norm()) < 0.2 * float(hessian.norm())
 
@@ -151,5 +151,5 @@ def test_attention_distance_leaves_out_padding() -> None:
 
 def test_temperature_softens_both_distributions() -> None:
     student, teacher = ([Signal(values, True, torch.ones(2))] for values in (torch.randn(2, 5), torch.randn(2, 5)))
-    halves = [[Signal(own[0].values / 2, True, torch.ones(2))] for own in (student, teacher)]
+    halves = [[Signal(signal[0].values / 2, True, torch.ones(2))] for signal in (student, teacher)]
     torch.testing.assert_close(divergence(student, teacher, 2.0), divergence(*halves))

@@ -70,18 +70,24 @@ def spans(window: dict[str, Any]) -> list[tuple[int, int]]:
     return [span for span in window["offsets"] if span]
 
 
-def test_windows_cover_the_context_and_place_the_answer(tokenizer: Any) -> None:
-    windows = encode_questions(tokenizer, [ROW["question"]], [CONTEXT], [ROW["answers"]], max_length=96, stride=24)
+WINDOWS = {"max_length": 96, "stride": 24}
+
+
+def test_windows_cover_the_context(tokenizer: Any) -> None:
+    windows = encode_questions(tokenizer, [ROW["question"]], [CONTEXT], **WINDOWS)
     assert len(windows) > 3 and {window["row"] for window in windows} == {0}
     covered = {character for window in windows for span in spans(window) for character in range(*span)}
-    assert set(range(len(CONTEXT))) - covered <= {index for index, character in enumerate(CONTEXT) if character == " "}
+    assert {CONTEXT[character] for character in set(range(len(CONTEXT))) - covered} <= {" "}
+
+
+def test_windows_place_the_answer_where_they_have_all_of_it(tokenizer: Any) -> None:
+    windows = encode_questions(tokenizer, [ROW["question"]], [CONTEXT], [ROW["answers"]], **WINDOWS)
     whole = [spans(window)[0][0] <= START and spans(window)[-1][1] >= START + len("294 crowns") for window in windows]
     assert any(whole)
     assert [bool(window["end_positions"]) for window in windows] == whole
-    for window in windows:
-        if window["end_positions"]:
-            begin, end = (window["offsets"][window[f"{side}_positions"]] for side in ("start", "end"))
-            assert CONTEXT[begin[0] : end[1]] == "294 crowns"
+    for window in (window for window, inside in zip(windows, whole, strict=True) if inside):
+        begin, end = (window["offsets"][window[f"{side}_positions"]] for side in ("start", "end"))
+        assert CONTEXT[begin[0] : end[1]] == "294 crowns"
 
 
 def test_the_best_span_of_all_windows_is_the_answer(tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""The Pareto front and its choice."""
+"""The Pareto front, its knees, and what is selected from it."""
 
 from __future__ import annotations
 

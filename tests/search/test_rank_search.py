@@ -114,6 +114,8 @@ def test_the_report_has_the_edp_that_was_promised(tmp_path: Path) -> None:
     assert ("dense" in str(report)) == bool(dense)
     saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert set(saved) == {"quant_method", "tensors", "tokens", "accelerator", "heat_version", "weights_file"}
+    asked = json.loads((tmp_path / "out" / "heat_report.json").read_text())["request"]
+    assert (asked["rank_search"], asked["target_edp_ratio"]) == ("sensitivity", 0.8)
     cost = model_cost(str(tmp_path / "out"), cost_model("simba-l"), 16)
     assert cost.total.edp / cost.dense.edp == pytest.approx(variant.edp_ratio)
 

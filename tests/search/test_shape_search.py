@@ -1,4 +1,4 @@
-"""Level 1: the cost table, and the search that fills it, over processes and after interruptions."""
+"""Level 1: the Pareto front and its choice, the cost table, and the search that fills it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import small_model
+from conftest import SMALL_SEARCH, small_model
 
 from heat_hf import HeatConfig
 from heat_hf.compression.compressor import HeatCompressor
@@ -24,16 +24,10 @@ from heat_hf.hardware import load_accelerator
 from heat_hf.hardware.analytic import AnalyticModel
 from heat_hf.hardware.mapper import Mapper
 from heat_hf.search.journal import Journal
+from heat_hf.search.shapes.pareto import select
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 from heat_hf.search.shapes.table import CostTable
 from heat_hf.search.shapes.worker import Row
-
-SMALL = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
-
-
-@pytest.fixture(scope="module")
-def encoder() -> transformers.PreTrainedModel:
-    return small_model("bert", head=False)
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +37,19 @@ def checkpoint(encoder: transformers.PreTrainedModel, tmp_path_factory: pytest.T
     return folder
 
 
-@pytest.fixture(scope="module")
-def table(encoder: transformers.PreTrainedModel) -> CostTable:
-    return search_shapes(encoder, tokens=32, search=SMALL)
-
-
-def test_a_candidate_has_the_error_and_cost_of_its_setting(encoder: transformers.PreTrainedModel, table: CostTable) -> None:
+def test_a_candidate_has_the_error_and_cost_of_its_setting(
+    encoder: transformers.PreTrainedModel, cost_table: CostTable
+) -> None:
     linears = dict(encoder.named_modules())
     mapper = Mapper(load_accelerator("simba-l"), padding=True)
-    assert set(table.sizes) == {"24x24", "48x24", "24x48"}
-    assert {c.format for c in table.candidates} == set(SMALL.formats)
-    for size, info in table.sizes.items():
+    assert set(cost_table.sizes) == {"24x24", "48x24", "24x48"}
+    assert {c.format for c in cost_table.candidates} == set(SMALL_SEARCH.formats)
+    for size, info in cost_table.sizes.items():
         (name,) = info.sampled
         dense = AnalyticModel(mapper).cascade_of(MatrixSize.parse(size), 32)
         assert (info.dense_energy_pJ, info.dense_seconds) == (dense.energy_pJ, dense.seconds)
         assert info.matrices == (8 if size == "24x24" else 2)
-        for found in table.of(size)[::3]:
+        for found in cost_table.of(size)[::3]:
             setting = found.setting
             assert found.parameters == setting.parameters < setting.dense_parameters
             cost = AnalyticModel(mapper).cascade_of(setting, 32)
@@ -69,7 +60,7 @@ def test_a_candidate_has_the_error_and_cost_of_its_setting(encoder: transformers
 
 
 def test_averaging_over_layers(encoder: transformers.PreTrainedModel) -> None:
-    search = replace(SMALL, formats=("low_rank",), layers=None)
+    search = replace(SMALL_SEARCH, formats=("low_rank",), layers=None)
     every = search_shapes(encoder, tokens=32, search=search, modules=["attention.self"])
     (info,) = every.sizes.values()
     assert len(info.sampled) == info.matrices == 6
@@ -83,27 +74,27 @@ def test_averaging_over_layers(encoder: transformers.PreTrainedModel) -> None:
     assert len(two.sizes["24x24"].sampled) == 2
 
 
-def test_the_table_survives_the_disk(table: CostTable, tmp_path: Path) -> None:
-    table.save(tmp_path / "a.parquet")
+def test_the_table_survives_the_disk(cost_table: CostTable, tmp_path: Path) -> None:
+    cost_table.save(tmp_path / "a.parquet")
     loaded = CostTable.load(tmp_path / "a.parquet")
-    assert loaded == table
+    assert loaded == cost_table
     loaded.save(tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
     with pytest.raises(ValueError, match="no matrix size '9x9'; it has 24x24"):
-        table.of("9x9")
+        cost_table.of("9x9")
     with pytest.raises(ValueError, match="no tucker candidates of size 24x24; it has low_rank, cp, ttm"):
-        table.of("24x24", "tucker")
+        cost_table.of("24x24", "tucker")
 
 
-def test_damaged_and_foreign_tables_are_refused(table: CostTable, tmp_path: Path) -> None:
+def test_damaged_and_foreign_tables_are_refused(cost_table: CostTable, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = tmp_path / "table.parquet"
     with pytest.raises(FileNotFoundError, match=r"no cost table .*heat-hf search shapes"):
         CostTable.load(file)
-    table.save(file)
+    cost_table.save(file)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="not a readable Parquet file"):
@@ -121,12 +112,12 @@ def test_damaged_and_foreign_tables_are_refused(table: CostTable, tmp_path: Path
 def search_command(checkpoint: Path, output: Path, *options: str) -> list[str]:
     return [
         "-m", "heat_hf.cli", "search", "shapes", str(checkpoint), "--output", str(output), "--sequence-length", "32",
-        "--formats", *SMALL.formats, "--orders", "2", "3", "--top-k", "1", "--budgets", "2", *options,
+        "--formats", *SMALL_SEARCH.formats, "--orders", "2", "3", "--top-k", "1", "--budgets", "2", *options,
     ]  # fmt: skip
 
 
-def test_any_number_of_processes_gives_the_same_bytes(table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
-    table = replace(table, model=str(checkpoint))
+def test_any_number_of_processes_gives_the_same_bytes(cost_table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
+    table = replace(cost_table, model=str(checkpoint))
     table.save(tmp_path / "here.parquet")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -141,9 +132,14 @@ def test_any_number_of_processes_gives_the_same_bytes(table: CostTable, checkpoi
     assert sorted(file.name for file in tmp_path.iterdir()) == ["here.parquet", "launched.parquet", "workers.parquet"]
 
 
-def kill_when_something_is_kept(command: list[str], journal: Path) -> list[int]:
-    """Run a search until a result is on disk; the processes that it had started."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_search_goes_on_where_it_stopped(cost_table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "table.parquet"
+    journal = tmp_path / "table.parquet.partial" / "part-0.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, *search_command(checkpoint, output, "--workers", "2")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.stat().st_size):
         assert process.poll() is None
@@ -152,54 +148,47 @@ def kill_when_something_is_kept(command: list[str], journal: Path) -> list[int]:
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return children
-
-
-def wait_for_their_end(processes: list[int]) -> None:
-    deadline = time.monotonic() + 120
-    for process in processes:
-        while Path(f"/proc/{process}/cmdline").exists() and Path(f"/proc/{process}/cmdline").read_text():
+    assert not output.exists()
+    before = journal.read_text()
+    with journal.open("a") as file:
+        file.write('\n["24x24 cp 24:24", [[1], 0.5')  # a line torn by the crash
+    done = subprocess.run(
+        [sys.executable, *search_command(checkpoint, output, "--workers", "1", "--json")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = sum(bool(line) for line in before.splitlines())
+    everything = sum(space["shapes"] for info in cost_table.sizes.values() for space in info.spaces.values())
+    assert 0 < kept < everything
+    assert f"/{everything - kept} " in done.stderr, "only what was missing is searched"
+    replace(cost_table, model=str(checkpoint)).save(tmp_path / "whole.parquet")
+    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not journal.parent.exists()
+    for child in children:  # pool processes end with the one that started them
+        while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_text():
             assert time.monotonic() < deadline, "a pool process outlived its parent"
             time.sleep(0.1)
 
 
-def test_a_killed_search_goes_on_where_it_stopped(table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
-    output = tmp_path / "table.parquet"
-    journal = tmp_path / "table.parquet.partial" / "part-0.jsonl"
-    children = kill_when_something_is_kept(search_command(checkpoint, output, "--workers", "2"), journal)
-    assert not output.exists()
-    kept = sum(bool(line) for line in journal.read_text().splitlines())
-    with journal.open("a") as file:
-        file.write('\n["24x24 cp 24:24", [[1], 0.5')  # a line torn by the crash
-    again = [sys.executable, *search_command(checkpoint, output, "--workers", "1", "--json")]
-    done = subprocess.run(again, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    everything = sum(space["shapes"] for info in table.sizes.values() for space in info.spaces.values())
-    assert 0 < kept < everything
-    assert f"/{everything - kept} " in done.stderr, "only what was missing is searched"
-    replace(table, model=str(checkpoint)).save(tmp_path / "whole.parquet")
-    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert not journal.parent.exists()
-    wait_for_their_end(children)  # pool processes end with the one that started them
-
-
 def test_a_table_of_another_search_is_never_taken_for_this_one(
-    encoder: transformers.PreTrainedModel, table: CostTable, tmp_path: Path
+    encoder: transformers.PreTrainedModel, cost_table: CostTable, tmp_path: Path
 ) -> None:
     output = tmp_path / "table.parquet"
-    table.save(output)
+    cost_table.save(output)
     written = output.stat().st_mtime_ns
-    assert search_shapes(encoder, tokens=32, search=SMALL, output=output) == table
+    assert search_shapes(encoder, tokens=32, search=SMALL_SEARCH, output=output) == cost_table
     assert output.stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"its accelerator is 'simba-l', wanted is 'edge-npu'.*--overwrite"):
-        search_shapes(encoder, "edge-npu", tokens=32, search=SMALL, output=output)
+        search_shapes(encoder, "edge-npu", tokens=32, search=SMALL_SEARCH, output=output)
     with pytest.raises(ValueError, match="its tokens is 32, wanted is 64"):
-        search_shapes(encoder, tokens=64, search=SMALL, output=output)
+        search_shapes(encoder, tokens=64, search=SMALL_SEARCH, output=output)
     with pytest.raises(ValueError, match="its options is"):
-        search_shapes(encoder, tokens=32, search=replace(SMALL, seed=1), output=output)
+        search_shapes(encoder, tokens=32, search=replace(SMALL_SEARCH, seed=1), output=output)
     with pytest.raises(ValueError, match="its digests is"):
-        search_shapes(small_model("bert", head=False, seed=1), tokens=32, search=SMALL, output=output)
-    assert CostTable.load(output) == table
+        search_shapes(small_model("bert", head=False, seed=1), tokens=32, search=SMALL_SEARCH, output=output)
+    assert CostTable.load(output) == cost_table
     few = ShapeSearch(formats=("low_rank",), budgets=1)
     other = search_shapes(encoder, "edge-npu", tokens=32, search=few, output=output, overwrite=True)
     assert CostTable.load(output) == other
@@ -207,14 +196,14 @@ def test_a_table_of_another_search_is_never_taken_for_this_one(
 
 
 def test_an_accelerator_of_the_same_name_is_another_one(
-    encoder: transformers.PreTrainedModel, table: CostTable, tmp_path: Path
+    encoder: transformers.PreTrainedModel, cost_table: CostTable, tmp_path: Path
 ) -> None:
     """The digest tells them apart, not the name."""
-    table.save(tmp_path / "table.parquet")
+    cost_table.save(tmp_path / "table.parquet")
     shipped = (Path(load_accelerator.__code__.co_filename).with_name("accelerators") / "simba_l.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(shipped.replace("mac_pJ: 0.1", "mac_pJ: 0.2"))
-    with pytest.raises(ValueError, match=f"accelerator_digest is '{table.accelerator_digest}', wanted is"):
-        search_shapes(encoder, str(tmp_path / "mine.yaml"), tokens=32, search=SMALL, output=tmp_path / "table.parquet")
+    with pytest.raises(ValueError, match=f"accelerator_digest is '{cost_table.accelerator_digest}', wanted is"):
+        search_shapes(encoder, str(tmp_path / "mine.yaml"), tokens=32, search=SMALL_SEARCH, output=tmp_path / "table.parquet")
     config = HeatConfig(
         decomposition="cp",
         rank_search="pareto",
@@ -278,3 +267,19 @@ def test_digests_are_of_weights_not_names() -> None:
     assert weights_digest({"a": first, "b": second}) == weights_digest({"x": first, "y": second})
     assert weights_digest({"a": first, "b": second}) != weights_digest({"b": second, "a": first})
     assert len({weights_digest({"a": first.bfloat16()}), weights_digest({"a": first.float()})}) == 2
+
+
+def test_another_accelerator_chooses_another_shape() -> None:
+    """On 256 MACs with a 16-wide vector Tucker folds a matrix that it leaves whole on 4,096 with a 32-wide one."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        num_hidden_layers=1, hidden_size=192, intermediate_size=384, num_attention_heads=4, vocab_size=50
+    )
+    model = transformers.BertModel(config)
+    search = ShapeSearch(formats=("tucker",), orders=(2, 3), top_k=2, budgets=4)
+    chosen = {}
+    for accelerator in ("simba-l", "edge-npu"):
+        found = search_shapes(model, accelerator, 128, search, modules=["self.query"])
+        chosen[accelerator] = select(found.of("192x192"), found.sizes["192x192"])
+    assert str(chosen["simba-l"].shape) == "192:192"
+    assert str(chosen["edge-npu"].shape) == "12x16:192"

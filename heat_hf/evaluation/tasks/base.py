@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    Model = PreTrainedModel
+    Tokenizer = PreTrainedTokenizerBase
+
 Columns = tuple[str, str, str]
+Second = Sequence[str] | None  # texts of a second column, where a task has one
 
 
 class Task(ABC):
@@ -46,9 +50,7 @@ class Task(ABC):
         return getattr(transformers, f"AutoModel{self.head}")
 
     @abstractmethod
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Sequence[Any], second: Sequence[str] | None
-    ) -> list[Any]:
+    def predict(self, model: Model, tokenizer: Tokenizer, first: Sequence[Any], second: Second) -> list[Any]:
         """The model's answer to every row, as the metrics take it.
 
         Args:
@@ -58,18 +60,11 @@ class Task(ABC):
             second: second texts, or None.
         """
 
-    def references(self, model: PreTrainedModel, references: list[Any]) -> list[Any]:
+    def references(self, model: Model, references: list[Any]) -> list[Any]:
         """The reference column as the metrics take it."""
         return references
 
-    def encode(
-        self,
-        rows: Any,  # noqa: ANN401
-        columns: Columns,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        stride: int,
-    ) -> Any:  # noqa: ANN401
+    def encode(self, rows: Any, columns: Columns, tokenizer: Tokenizer, max_length: int, stride: int) -> Any:  # noqa: ANN401
         """Rows to train on: token ids of the text, or of the pair, and the reference as `labels`.
 
         Args:
@@ -87,7 +82,7 @@ class Task(ABC):
 
         return rows.map(tokenize, batched=True, remove_columns=rows.column_names)
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:  # noqa: ANN401
+    def collator(self, tokenizer: Tokenizer) -> Any:  # noqa: ANN401
         """What makes batches of encoded rows."""
         from transformers import DataCollatorWithPadding
 

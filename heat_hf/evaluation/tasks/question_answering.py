@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Columns, Task
+from heat_hf.evaluation.tasks.base import Columns, Second, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from heat_hf.evaluation.tasks.base import Model, Tokenizer
 
 
 class QuestionAnswering(Task):
@@ -21,22 +21,13 @@ class QuestionAnswering(Task):
     main = "f1"
     percent = True
 
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Sequence[Any], second: Sequence[str] | None
-    ) -> list[str]:
+    def predict(self, model: Model, tokenizer: Tokenizer, first: Sequence[Any], second: Second) -> list[str]:
         """The answer to each question, a part of its context."""
         from heat_hf.evaluation.answers import predict_answers
 
         return predict_answers(model, tokenizer, first, second)
 
-    def encode(
-        self,
-        rows: Any,  # noqa: ANN401
-        columns: Columns,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        stride: int,
-    ) -> Any:  # noqa: ANN401
+    def encode(self, rows: Any, columns: Columns, tokenizer: Tokenizer, max_length: int, stride: int) -> Any:  # noqa: ANN401
         """Overlapping windows of question and context, with the first and last token of the answer."""
         from heat_hf.evaluation.answers import encode_questions, model_inputs
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Columns, Task
+from heat_hf.evaluation.tasks.base import Columns, Second, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from heat_hf.evaluation.tasks.base import Model, Tokenizer
 
 
 class SentenceSimilarity(Task):
@@ -21,9 +22,7 @@ class SentenceSimilarity(Task):
     main = "spearman"
     fine_tunes = False
 
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Sequence[Any], second: Sequence[str] | None
-    ) -> list[float]:
+    def predict(self, model: Model, tokenizer: Tokenizer, first: Sequence[Any], second: Second) -> list[float]:
         """Similarity of each pair of sentences.
 
         Raises:
@@ -34,14 +33,7 @@ class SentenceSimilarity(Task):
         vectors = sentence_embeddings(model, tokenizer, [*first, *second])
         return (vectors[: len(first)] * vectors[len(first) :]).sum(1).tolist()
 
-    def encode(
-        self,
-        rows: Any,  # noqa: ANN401
-        columns: Columns,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        stride: int,
-    ) -> Any:  # noqa: ANN401
+    def encode(self, rows: Any, columns: Columns, tokenizer: Tokenizer, max_length: int, stride: int) -> Any:  # noqa: ANN401
         """Token ids of the sentences in either column."""
         texts = [name for name in columns[:2] if name]
 
@@ -56,9 +48,7 @@ class SentenceSimilarity(Task):
         return f'import heat_hf\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")'
 
 
-def sentence_embeddings(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], batch_size: int = 64
-) -> Tensor:
+def sentence_embeddings(model: Model, tokenizer: Tokenizer, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
     """Mean-pooled, normalized token embeddings of a headless encoder, as all-MiniLM-L6-v2 defines them.
 
     Returns:

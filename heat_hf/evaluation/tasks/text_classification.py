@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Columns, Task
+from heat_hf.evaluation.tasks.base import Columns, Second, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from heat_hf.evaluation.tasks.base import Model, Tokenizer
 
 
 class TextClassification(Task):
@@ -21,9 +21,7 @@ class TextClassification(Task):
     main = "accuracy"
     pipeline = "text-classification"
 
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Sequence[Any], second: Sequence[str] | None
-    ) -> list[int]:
+    def predict(self, model: Model, tokenizer: Tokenizer, first: Sequence[Any], second: Second) -> list[int]:
         """Number of the class of each sentence, or pair of sentences."""
         from heat_hf.evaluation.forward import forward_rows
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Columns, Task
+from heat_hf.evaluation.tasks.base import Columns, Second, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from heat_hf.evaluation.tasks.base import Model, Tokenizer
 
 IGNORED = -100  # label of tokens that do not count, as PyTorch's cross entropy has it
 
@@ -23,9 +23,7 @@ class TokenClassification(Task):
     main = "f1"
     pipeline = "token-classification"
 
-    def predict(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: Sequence[Any], second: Sequence[str] | None
-    ) -> list[list[str]]:
+    def predict(self, model: Model, tokenizer: Tokenizer, first: Sequence[Any], second: Second) -> list[list[str]]:
         """Name of each word's class; words that were cut off get class 0.
 
         Raises:
@@ -43,19 +41,12 @@ class TokenClassification(Task):
                     tags[row][word] = names[classes[token]]
         return tags
 
-    def references(self, model: PreTrainedModel, references: list[Any]) -> list[list[str]]:
+    def references(self, model: Model, references: list[Any]) -> list[list[str]]:
         """Names of the tags; numbers are those of the model's classes."""
         names = _class_names(model)
         return [[tag if isinstance(tag, str) else names[tag] for tag in row] for row in references]
 
-    def encode(
-        self,
-        rows: Any,  # noqa: ANN401
-        columns: Columns,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        stride: int,
-    ) -> Any:  # noqa: ANN401
+    def encode(self, rows: Any, columns: Columns, tokenizer: Tokenizer, max_length: int, stride: int) -> Any:  # noqa: ANN401
         """Token ids, and each word's tag at its first token."""
         words, _, tags = columns
         numbers = {name: number for number, name in enumerate(self.labels(rows, columns))}
@@ -72,7 +63,7 @@ class TokenClassification(Task):
 
         return rows.map(tokenize, batched=True, remove_columns=rows.column_names)
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:  # noqa: ANN401
+    def collator(self, tokenizer: Tokenizer) -> Any:  # noqa: ANN401
         """Pads labels, too."""
         from transformers import DataCollatorForTokenClassification
 
@@ -95,6 +86,6 @@ def _first_tokens(word_ids: Sequence[int | None]) -> dict[int, int]:
     return {word: token for token, word in reversed(list(enumerate(word_ids))) if word is not None}
 
 
-def _class_names(model: PreTrainedModel) -> list[str]:
+def _class_names(model: Model) -> list[str]:
     config: Any = model.config
     return [config.id2label[number] for number in range(config.num_labels)]

@@ -14,14 +14,14 @@ from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.formats import Rank, TensorShape
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.cost import Cost, Costed
 
 METADATA = b"heat_hf"
 TABLE_VERSION = 2  # changes when the same search would give another table
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Costed):
     """One shape and rank for one matrix size.
 
     Attributes:
@@ -45,16 +45,6 @@ class Candidate:
     macs: int
     energy_pJ: float | None  # noqa: N815 - the unit's own spelling
     seconds: float
-
-    @property
-    def cost(self) -> Cost:
-        """Of one run."""
-        return Cost(self.seconds, self.energy_pJ)
-
-    @property
-    def edp(self) -> float:
-        """Energy-delay product in J·s."""
-        return self.cost.edp
 
     @property
     def ratio(self) -> float:

@@ -1,4 +1,4 @@
-"""What a compression takes from a cost table, and the settings of those who search nothing."""
+"""Compression and baselines with a cost table."""
 
 from __future__ import annotations
 
@@ -18,38 +18,10 @@ from heat_hf.search.shapes.pareto import front, select
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 from heat_hf.search.shapes.table import CostTable
 
-SMALL = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
 
-
-@pytest.fixture(scope="module")
-def encoder() -> transformers.PreTrainedModel:
-    return small_model("bert", head=False)
-
-
-@pytest.fixture(scope="module")
-def table(encoder: transformers.PreTrainedModel) -> CostTable:
-    return search_shapes(encoder, tokens=32, search=SMALL)
-
-
-def test_another_accelerator_chooses_another_shape() -> None:
-    """On 256 MACs with a 16-wide vector Tucker folds a matrix that it leaves whole on 4,096 with a 32-wide one."""
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        num_hidden_layers=1, hidden_size=192, intermediate_size=384, num_attention_heads=4, vocab_size=50
-    )
-    model = transformers.BertModel(config)
-    search = ShapeSearch(formats=("tucker",), orders=(2, 3), top_k=2, budgets=4)
-    chosen = {}
-    for accelerator in ("simba-l", "edge-npu"):
-        found = search_shapes(model, accelerator, 128, search, modules=["self.query"])
-        chosen[accelerator] = select(found.of("192x192"), found.sizes["192x192"])
-    assert str(chosen["simba-l"].shape) == "192:192"
-    assert str(chosen["edge-npu"].shape) == "12x16:192"
-
-
-def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel, table: CostTable, tmp_path: Path) -> None:
+def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel, cost_table: CostTable, tmp_path: Path) -> None:
     file = tmp_path / "table.parquet"
-    table.save(file)
+    cost_table.save(file)
     config = HeatConfig(
         decomposition="cp", rank_search="pareto", cost_table=str(file), sequence_length=32, target_params_ratio=0.6
     )
@@ -57,7 +29,7 @@ def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel,
     report = HeatCompressor(model).compress(config, save_directory=tmp_path / "out")
     for tensor in report.tensors:
         size = f"{tensor.setting.shape.rows}x{tensor.setting.shape.columns}"
-        wanted = select(table.of(size, "cp"), table.sizes[size], max_ratio=0.6)
+        wanted = select(cost_table.of(size, "cp"), cost_table.sizes[size], max_ratio=0.6)
         assert (tensor.setting.shape, tensor.setting.rank) == (wanted.setting.shape, wanted.rank)
         assert tensor.setting.ratio <= 0.6
     saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
@@ -67,9 +39,9 @@ def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel,
     torch.testing.assert_close(loaded(ids)[0], model(ids)[0])
 
 
-def test_an_edp_budget_is_of_all_matrices_together(table: CostTable, tmp_path: Path) -> None:
+def test_an_edp_budget_is_of_all_matrices_together(cost_table: CostTable, tmp_path: Path) -> None:
     """The best combination of the sizes' settings, against all combinations."""
-    table.save(tmp_path / "table.parquet")
+    cost_table.save(tmp_path / "table.parquet")
     config = HeatConfig(
         decomposition="cp",
         rank_search="pareto",
@@ -80,10 +52,12 @@ def test_an_edp_budget_is_of_all_matrices_together(table: CostTable, tmp_path: P
     report = HeatCompressor(small_model("bert", head=False)).plan(config)
     assert report.hardware is not None
     assert report.hardware.now.edp <= 0.8 * report.hardware.dense.edp * (1 + 1e-9)
-    counts = {size: info.matrices for size, info in table.sizes.items()}
-    dense = [sum(n * getattr(table.sizes[s], name) for s, n in counts.items()) for name in ("dense_energy_pJ", "dense_seconds")]
+    counts = {size: info.matrices for size, info in cost_table.sizes.items()}
+    dense = [
+        sum(n * getattr(cost_table.sizes[s], name) for s, n in counts.items()) for name in ("dense_energy_pJ", "dense_seconds")
+    ]
     losses = []
-    for combination in itertools.product(*(front(table.of(size, "cp")) for size in counts)):
+    for combination in itertools.product(*(front(cost_table.of(size, "cp")) for size in counts)):
         energy, seconds, loss = (
             sum(n * value(c) for n, c in zip(counts.values(), combination, strict=True))
             for value in (lambda c: c.energy_pJ, lambda c: c.seconds, lambda c: c.error**2)
@@ -91,7 +65,9 @@ def test_an_edp_budget_is_of_all_matrices_together(table: CostTable, tmp_path: P
         if energy * seconds <= 0.8 * dense[0] * dense[1]:
             losses.append(loss)
     chosen = {f"{t.setting.shape.rows}x{t.setting.shape.columns}": t.setting for t in report.tensors}
-    found = sum(n * next(c.error**2 for c in table.of(size, "cp") if c.setting == chosen[size]) for size, n in counts.items())
+    found = sum(
+        n * next(c.error**2 for c in cost_table.of(size, "cp") if c.setting == chosen[size]) for size, n in counts.items()
+    )
     assert found == pytest.approx(min(losses))
     with pytest.raises(ValueError, match=r"target_edp_ratio, .*: no choice keeps edp within 0.0001: the least .* is 0\.\d"):
         HeatCompressor(small_model("bert", head=False)).plan(replace(config, target_edp_ratio=1e-4))
@@ -118,8 +94,10 @@ def test_baselines_are_settings_anyone_can_ask_for(method: str, name: str) -> No
     assert [t.setting for t in again.tensors] == [t.setting for t in report.tensors]
 
 
-def test_a_table_gives_baselines_its_shapes(encoder: transformers.PreTrainedModel, table: CostTable, tmp_path: Path) -> None:
-    table.save(tmp_path / "table.parquet")
+def test_a_table_gives_baselines_its_shapes(
+    encoder: transformers.PreTrainedModel, cost_table: CostTable, tmp_path: Path
+) -> None:
+    cost_table.save(tmp_path / "table.parquet")
     options = {"decomposition": "ttm", "target_params_ratio": 0.5, "sequence_length": 32}
     plans = {}
     for method in ("pareto", "tensorly", "uniform"):
@@ -151,8 +129,8 @@ def test_contradictory_configurations_are_refused(options: dict, message: str) -
         HeatConfig(decomposition="cp", **options)
 
 
-def test_a_budget_no_candidate_keeps(encoder: transformers.PreTrainedModel, table: CostTable, tmp_path: Path) -> None:
-    table.save(tmp_path / "table.parquet")
+def test_a_budget_no_candidate_keeps(encoder: transformers.PreTrainedModel, cost_table: CostTable, tmp_path: Path) -> None:
+    cost_table.save(tmp_path / "table.parquet")
     config = HeatConfig(
         decomposition="cp",
         rank_search="pareto",
