@@ -260,7 +260,7 @@ PAPER_SHAPES = {
 
 def _options(name: str, size: str, mapper: Mapper) -> list[tuple[TensorSetting, Cascade]]:
     """Settings of one matrix size, with ranks in multiples of 16 where they go beyond 64; uniform ranks in Tucker."""
-    rows, columns = map(int, size.split("x"))
+    rows, columns = MatrixSize.parse(size)
     codec, found = get_format(name), []
     # CP of four modes needs ranks in the thousands for as many parameters, and costs more than the dense matrix.
     pairs = [f"{rows // m}x{m}:{columns // m}x{m}" for m in (2, 4, 8, 16)]

@@ -12,7 +12,6 @@ import math
 import os
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,10 +130,24 @@ def search(
         objective: "edp", "energy" or "latency".
 
     Raises:
-        ValueError: if no mapping fits; the message names the level.
+        MisfitError: if no mapping fits; the message names the level.
     """
+    best = _search_below(gemm, accelerator, constraints, objective, math.inf)
+    if best is None:
+        constrained = f"{gemm} has no mapping onto {accelerator.name} within the constraints"
+        raise MisfitError(_lack_of_room(gemm, accelerator) or constrained)
+    return best
+
+
+def _search_below(
+    gemm: Gemm, accelerator: Accelerator, constraints: Constraints | None, objective: Objective, limit: float
+) -> MappedGemm | None:
+    """The best mapping, if one has less of the objective than a limit. What cannot be below it is not looked at."""
+    if _lack_of_room(gemm, accelerator):
+        return None
     best: MappedGemm | None = None
-    reached = proved = (math.inf, math.inf)
+    reached = (limit, -math.inf)  # as much as the limit is not below it, whatever breaks ties
+    proved = (math.inf, math.inf)
     least_energy, _ = _least(gemm, accelerator)
     for busy, choices in spatial_choices(gemm, accelerator, constraints).by_use(CHOICES):
         if score(objective, least_energy, gemm.macs / busy) >= reached:
@@ -143,7 +156,8 @@ def search(
         while len(batch := queue.pop(reached)):
             sweep = Sweep(gemm, accelerator, constraints, choices.take(queue.choice[batch]), bool(queue.spill[batch[0]]))
             least, cycles = sweep.run(), queue.cycles[batch]
-            for choice in np.argsort(energy_delay(least, cycles)).tolist():
+            fitting = int(np.isfinite(least).sum())  # the others are infinite, and so come last
+            for choice in np.argsort(energy_delay(least, cycles))[:fitting].tolist():
                 bound = score(objective, least[choice], cycles[choice])
                 proved = min(proved, bound)
                 if bound >= reached:
@@ -152,9 +166,7 @@ def search(
                     value = score(objective, mapped.energy_pJ, mapped.cycles)
                     if value < reached:
                         best, reached = mapped, value
-    if best is None:
-        raise MisfitError(_misfit(gemm, accelerator))
-    return replace(best, bound=float(min(proved, reached)[0]))
+    return None if best is None else replace(best, bound=float(min(proved, reached)[0]))
 
 
 @dataclass
@@ -216,13 +228,14 @@ class _Queue:
         return batch
 
 
-def _misfit(gemm: Gemm, accelerator: Accelerator) -> str:
+def _lack_of_room(gemm: Gemm, accelerator: Accelerator) -> str:
+    """What no mapping could mend: a level that cannot hold the smallest tile beside what lies there whole; "" if all can."""
     traffic = Traffic(accelerator, gemm, [{} for _ in accelerator.levels])
     for i, level in enumerate(accelerator.levels):
         needed = traffic.words(i, dict.fromkeys("MNK", 1), spilled=False)
         if level.words is not None and needed > level.words:
             return f"{gemm} does not fit {accelerator.name}: {level.name} has {level.words:,} words, {needed:,.0f} are needed"
-    return f"{gemm} has no mapping onto {accelerator.name} within the constraints"
+    return ""
 
 
 def padded_extents(extent: int, sizes: Sequence[int]) -> list[int]:
@@ -249,15 +262,12 @@ def search_padded(
                 known = sizes[dimension]
                 sizes[dimension] = [*known, spatial.size, *(size * spatial.size for size in known)]
     options = itertools.product(*(padded_extents(gemm.extent(d), sizes[d]) for d in AXES))
-    candidates = [replace(gemm, M=m, N=n, K=k) for m, n, k in options]
     best = search(gemm, accelerator, constraints, objective)
-    for candidate in sorted(candidates, key=lambda padded: padded.macs):
-        if score(objective, *_least(candidate, accelerator))[0] < best.objective_value(objective):
-            # A filled-up product may no longer fit beside what waits on chip.
-            with suppress(MisfitError):
-                found = search(candidate, accelerator, constraints, objective)
-                if found.objective_value(objective) < best.objective_value(objective):
-                    best = found
+    for padded in sorted((replace(gemm, M=m, N=n, K=k) for m, n, k in options), key=lambda padded: padded.macs):
+        limit = best.objective_value(objective)
+        if score(objective, *_least(padded, accelerator))[0] < limit:
+            # None is better where none is found: a filled-up product may no longer fit beside what waits on chip.
+            best = _search_below(padded, accelerator, constraints, objective, limit) or best
     return _useful(best, gemm, accelerator)
 
 

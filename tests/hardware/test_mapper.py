@@ -116,6 +116,15 @@ def test_a_padded_product_that_does_not_fit_is_no_option() -> None:
     assert padded.edp <= search(product, SIMBA).edp
 
 
+def test_what_has_no_room_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a search: no way to unroll the product would make room."""
+    monkeypatch.setattr("heat_hf.hardware.mapper.spatial_choices", None)
+    product = Gemm(384, 96, 256, batch=2, on_chip=("outputs",), reserved=1000)
+    for find in (search, search_padded):
+        with pytest.raises(MisfitError, match="does not fit simba: GlobalBuffer has 65,536 words, 74,729 are needed"):
+            find(product, load_accelerator("simba"))
+
+
 def test_batches_and_single_products() -> None:
     """A batch is that many products; spread over PEs it takes fewer cycles."""
     one, many = search(Gemm(32, 12, 1), SIMBA), search(Gemm(32, 12, 1, batch=280), SIMBA)

@@ -132,14 +132,9 @@ def test_any_number_of_processes_gives_the_same_bytes(cost_table: CostTable, che
     assert sorted(file.name for file in tmp_path.iterdir()) == ["here.parquet", "launched.parquet", "workers.parquet"]
 
 
-def test_a_killed_search_goes_on_where_it_stopped(cost_table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
-    output = tmp_path / "table.parquet"
-    journal = tmp_path / "table.parquet.partial" / "part-0.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, *search_command(checkpoint, output, "--workers", "2")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def kill_when_something_is_kept(command: list[str], journal: Path) -> list[int]:
+    """Run a search until a result is on disk; the processes that it had started."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.stat().st_size):
         assert process.poll() is None
@@ -148,28 +143,35 @@ def test_a_killed_search_goes_on_where_it_stopped(cost_table: CostTable, checkpo
     children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not output.exists()
-    before = journal.read_text()
-    with journal.open("a") as file:
-        file.write('\n["24x24 cp 24:24", [[1], 0.5')  # a line torn by the crash
-    done = subprocess.run(
-        [sys.executable, *search_command(checkpoint, output, "--workers", "1", "--json")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    kept = sum(bool(line) for line in before.splitlines())
-    everything = sum(space["shapes"] for info in cost_table.sizes.values() for space in info.spaces.values())
-    assert 0 < kept < everything
-    assert f"/{everything - kept} " in done.stderr, "only what was missing is searched"
-    replace(cost_table, model=str(checkpoint)).save(tmp_path / "whole.parquet")
-    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    assert not journal.parent.exists()
-    for child in children:  # pool processes end with the one that started them
-        while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_text():
+    return children
+
+
+def wait_for_their_end(processes: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    for process in processes:
+        while Path(f"/proc/{process}/cmdline").exists() and Path(f"/proc/{process}/cmdline").read_text():
             assert time.monotonic() < deadline, "a pool process outlived its parent"
             time.sleep(0.1)
+
+
+def test_a_killed_search_goes_on_where_it_stopped(table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "table.parquet"
+    journal = tmp_path / "table.parquet.partial" / "part-0.jsonl"
+    children = kill_when_something_is_kept(search_command(checkpoint, output, "--workers", "2"), journal)
+    assert not output.exists()
+    kept = sum(bool(line) for line in journal.read_text().splitlines())
+    with journal.open("a") as file:
+        file.write('\n["24x24 cp 24:24", [[1], 0.5')  # a line torn by the crash
+    again = [sys.executable, *search_command(checkpoint, output, "--workers", "1", "--json")]
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    everything = sum(space["shapes"] for info in table.sizes.values() for space in info.spaces.values())
+    assert 0 < kept < everything
+    assert f"/{everything - kept} " in done.stderr, "only what was missing is searched"
+    replace(table, model=str(checkpoint)).save(tmp_path / "whole.parquet")
+    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not journal.parent.exists()
+    wait_for_their_end(children)  # pool processes end with the one that started them
 
 
 def test_a_table_of_another_search_is_never_taken_for_this_one(
