@@ -51,6 +51,21 @@ def token_ids(rows: int = 3, length: int = 7) -> torch.Tensor:
     return torch.randint(3, 60, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
+# What `make test-fast` runs: these folders and files, less what starts processes of its own.
+FAST = (
+    "formats", "hardware", "evaluation/test_metrics.py", "search/test_allocation.py", "search/test_pareto.py",
+    "search/test_shape_space.py", "search/test_rank_methods.py", "encoders/test_statistics.py", "encoders/test_signals.py",
+    "reports/test_card.py", "test_layout.py", "test_package.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(FAST) and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.fast)
+
+
 @pytest.fixture
 def bert() -> transformers.PreTrainedModel:
     return small_model("bert")

@@ -51,7 +51,7 @@ def decompose(
 
     This is the layer-wise projection of the paper's section 2.2.3; with C it projects the layer's outputs instead of its
     weights, with G as well the model's outputs, to second order. With moments, the result is never worse in their norm than
-    without.
+    without; G is damped where it is whitened.
 
     Args:
         codec: the format.
@@ -137,12 +137,15 @@ def _project(
     for side, pair in zip(("rows", "columns"), roots, strict=True):
         if pair is not None:
             cores = _apply(codec, cores, shape, side, pair[1])
-    if any(roots) and not codec.optimal(shape):
+    second_moment, output_moment = moments
+    refined = any(
+        moment is not None and pair is None for moment, pair in zip((output_moment, second_moment), roots, strict=True)
+    )
+    if any(roots) and (refined or not codec.optimal(shape)):
         plain = codec.factorize(matrix.reshape(shape.modes), shape, rank, solver)
         if _loss(codec, matrix, plain[0], shape, moments) < _loss(codec, matrix, cores, shape, moments):
             cores, sweeps, converged = plain
-    second_moment, output_moment = moments
-    if any(moment is not None and pair is None for moment, pair in zip((output_moment, second_moment), roots, strict=True)):
+    if refined:
         rebuild = partial(codec.reconstruct, shape=shape)
         cores = refine(rebuild, cores, matrix, second_moment, solver, output_moment)
     return cores, sweeps, converged

@@ -32,7 +32,7 @@ class MatrixSize(NamedTuple):
         Raises:
             ValueError: if the text is no size.
         """
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+        match = re.fullmatch("([1-9][0-9]*)x([1-9][0-9]*)", text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(f"a matrix size must be written OUTxIN, as 384x1536, got {text!r}")
         return cls(int(match[1]), int(match[2]))
