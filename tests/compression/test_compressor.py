@@ -293,7 +293,7 @@ def test_statistics_are_collected_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert again.calibration_rows == first.calibration_rows > 0
     assert other.hardware.ratio < again.hardware.ratio
     with pytest.raises(ValueError, match="are of other calibration data"):
-        HeatCompressor(small_model("bert")).compress(config, calibration()[:1], statistics=loaded)
+        HeatCompressor(small_model("bert")).compress(config, [{"input_ids": token_ids()}], statistics=loaded)
     with pytest.raises(ValueError, match="are of another model"):
         HeatCompressor(small_model("bert", seed=1)).compress(config, statistics=loaded)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from test_distillation import apart, batch, pair, train
+from students import apart, batch, pair, train
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.encoders.linears import factorized_layers

@@ -210,7 +210,7 @@ def test_manual_shapes_are_the_documented_ones() -> None:
     assert str(get_format("low_rank").manual_shape(768, 3072)) == "768:3072"
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "monarch"])
 @pytest.mark.parametrize("ratio", [0.2, 0.42])
 def test_tensorlys_rule_gives_about_the_parameters_asked_for(name: str, ratio: float) -> None:
     codec = get_format(name)
@@ -238,3 +238,8 @@ def test_random_shares_add_up() -> None:
     assert len(set(shares)) == 4
     assert random_shares(sizes, 0.3, seed=2) != shares
     assert all(math.isclose(share, 0.95) for share in random_shares(sizes, 3.0, seed=0))
+
+
+def test_tensorly_has_no_rule_for_other_formats() -> None:
+    with pytest.raises(ValueError, match="no rank rule for monarch: it has one for low_rank, cp, tucker, ttm"):
+        tensorly_rank("monarch", TensorShape((16, 24), (16, 24)), 0.5)
