@@ -28,7 +28,7 @@ class Verb:
 VERBS = {
     "compress": Verb("factorize a checkpoint's encoder linears", compress.add_arguments, compress.run),
     "cost": Verb("what a product, a matrix or a model costs on an accelerator", cost.add_arguments, cost.run),
-    "distill": Verb("train a compressed model to say again what the dense one says", distill.add_arguments, distill.run),
+    "distill": Verb("train a compressed model to match the dense one", distill.add_arguments, distill.run),
     "evaluate": Verb("score a model on labelled rows", evaluate.add_arguments, evaluate.run),
     "export": Verb("export a model to ONNX, in float32 or int8", export.add_arguments, export.run),
     "push": Verb("push a compressed model to the Hub, with its card", push.add_arguments, push.run),

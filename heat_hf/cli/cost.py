@@ -111,10 +111,10 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def _integers(option: str, text: str, names: str) -> list[int]:
-    found = re.fullmatch("x".join([r"(\d+)"] * names.count("x")) + r"x(\d+)", text)
-    if found is None:
+    match = re.fullmatch("x".join([r"(\d+)"] * names.count("x")) + r"x(\d+)", text)
+    if match is None:
         raise ValueError(f"{option} must be {names}, integers with x between, got {text!r}")
-    return [int(group) for group in found.groups()]
+    return [int(group) for group in match.groups()]
 
 
 def _product(
@@ -162,20 +162,20 @@ def _model(
     from heat_hf.encoders.cost import EXTRAS, model_cost
     from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line, totals
 
-    found, filled = (
+    plain_cost, padded_cost = (
         model_cost(args.model, costs, args.sequence_length, args.batch_size, args.count) for costs in (plain, padded)
     )
-    total, dense, padded_total = found.total, found.dense, filled.total
-    lines = [layer_table(found), level_table(total, plain.accelerator), total_line("total", total)]
+    total, dense, padded_total = plain_cost.total, plain_cost.dense, padded_cost.total
+    lines = [layer_table(plain_cost), level_table(total, plain.accelerator), total_line("total", total)]
     if padded_total.edp < total.edp:
         lines.append(total_line("with zeros filled up", padded_total))
-    if found.factorized:
+    if plain_cost.factorized:
         lines.append(f"{total_line('dense', dense)}\nEDP gain: {dense.edp / total.edp:.2f}×")
     left_out = [name for name in EXTRAS if name not in args.count]
     if left_out:
         lines.append(f"Linear layers of the Transformer blocks. Not counted: {', '.join(left_out)}; see --count.")
-    data = {**model_data(found), "padded": totals(padded_total), "not_counted": left_out}
-    return data, "\n\n".join(lines), model_parts(found)
+    data = {**model_data(plain_cost), "padded": totals(padded_total), "not_counted": left_out}
+    return data, "\n\n".join(lines), model_parts(plain_cost)
 
 
 def _export(args: argparse.Namespace, parts: dict[str, Cascade], mapper: Mapper) -> None:

@@ -95,9 +95,9 @@ class HeatCompressor:
         if has_adapter(model, **hub):
             options = {key: value for key, value in kwargs.items() if key not in hub}
             merged, base, words = load_merged(model, model_class, hub, **options)
-            found = cls(merged.eval(), tokenizer or _load_tokenizer(words.name, words.hub))
-            found.encoder = sentence_encoder(base.name, **base.hub)
-            return found
+            compressor = cls(merged.eval(), tokenizer or _load_tokenizer(words.name, words.hub))
+            compressor.encoder = sentence_encoder(base.name, **base.hub)
+            return compressor
         encoder = sentence_encoder(model, **hub)
         if encoder.subfolder:
             kwargs = {**kwargs, "subfolder": encoder.subfolder}
@@ -105,9 +105,9 @@ class HeatCompressor:
         config = AutoConfig.from_pretrained(model, **hub)
         require_dense(config)
         loaded = (model_class or model_class_of(config)).from_pretrained(model, use_safetensors=True, **kwargs)
-        found = cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
-        found.encoder = encoder
-        return found
+        compressor = cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
+        compressor.encoder = encoder
+        return compressor
 
     def statistics_of(self, config: HeatConfig, calibration_dataset: Any) -> Statistics:  # noqa: ANN401
         """Collect what a compression reads of calibration data, to be saved or used for several compressions.

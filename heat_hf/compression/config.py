@@ -118,7 +118,7 @@ class HeatConfig:
         if self.shape is not None and not method.takes_shape:
             raise ValueError(f"{search} finds the shapes: leave out shape, got {self.shape!r}")
         if self.decomposition == MIXED and not method.mixes_formats:
-            mixing = " or ".join(f"rank_search={own.name!r}" for own in RANK_SEARCHES.values() if own.mixes_formats)
+            mixing = " or ".join(f"rank_search={other.name!r}" for other in RANK_SEARCHES.values() if other.mixes_formats)
             raise ValueError(f"decomposition='mixed' needs {mixing}, got {self.rank_search!r}")
         if method.needs_calibration and self.activation_aware is False:
             raise ValueError(f"{search} needs calibration data, which activation_aware=False leaves out")

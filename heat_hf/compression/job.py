@@ -181,8 +181,8 @@ class Job:
                 raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {min(names)!r}")
             return variant.settings
         self.config.require_one_budget()
-        (found,) = self._search(None, overwrite=False).variants
-        return found.settings
+        (variant_found,) = self._search(None, overwrite=False).variants
+        return variant_found.settings
 
     def search(self, output: Path | None = None, overwrite: bool = False) -> RankRecord:
         """Settings for every budget of the request; the model is not changed.

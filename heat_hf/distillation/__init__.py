@@ -1,4 +1,4 @@
-"""Level 3: a factorized model is trained until it says again what the dense model says (paper, section 2.2.3)."""
+"""Level 3: a factorized model is trained to give the dense model's outputs again (paper, section 2.2.3)."""
 
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.stages import RECIPES, Stage

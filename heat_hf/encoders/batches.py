@@ -66,11 +66,11 @@ def encode_rows(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_length: in
     encoded = []
     for row in rows:
         if isinstance(row, Mapping) and "input_ids" in row:
-            own: dict[str, Any] = {"input_ids": [int(i) for i in row["input_ids"]][:max_length]}
+            ids: dict[str, Any] = {"input_ids": [int(i) for i in row["input_ids"]][:max_length]}
         else:
-            own = {"input_ids": tokenizer(*_texts(row)[:2], truncation=True, max_length=max_length)["input_ids"]}
+            ids = {"input_ids": tokenizer(*_texts(row)[:2], truncation=True, max_length=max_length)["input_ids"]}
         label = next((row[name] for name in ("label", "labels") if isinstance(row, Mapping) and name in row), None)
-        encoded.append(own if not isinstance(label, int) else {**own, "labels": label})
+        encoded.append(ids if not isinstance(label, int) else {**ids, "labels": label})
     return encoded
 
 

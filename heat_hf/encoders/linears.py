@@ -81,13 +81,13 @@ def encoder_linears(
 
 def _matching(argument: str, pattern: str, names: Iterable[str]) -> list[str]:
     try:
-        found = [name for name in names if re.search(pattern, name)]
+        matching = [name for name in names if re.search(pattern, name)]
     except re.error as error:
         raise ValueError(f"{argument} has an invalid regular expression {pattern!r}: {error}") from error
-    if not found:
+    if not matching:
         examples = ", ".join(list(names)[:3])
         raise ValueError(f"{argument} pattern {pattern!r} matches no linear layer; their names look like {examples}")
-    return found
+    return matching
 
 
 def weights_digest(linears: Mapping[str, nn.Linear]) -> str:
@@ -150,9 +150,9 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str
     resolved, missing = {}, []
     for name in names:
         candidates = (name, here + name.removeprefix(prefix), name.removeprefix(prefix))
-        found = next((candidate for candidate in candidates if candidate in linears), None)
-        if found:
-            resolved[name] = found
+        match = next((candidate for candidate in candidates if candidate in linears), None)
+        if match:
+            resolved[name] = match
         else:
             missing.append(name)
     lost = [name for name in missing if name.startswith(prefix) or not resolved]

@@ -55,8 +55,8 @@ class Components:
         target, gram = self.matrix.T @ _khatri_rao(self.rows), _gram(self.rows)
         _improve(self.columns, target, gram)
         overlap = float((target * _khatri_rao(self.columns)).double().sum())
-        own = float((gram * _gram(self.columns)).sum())
-        return math.sqrt(max(0.0, self.square - 2 * overlap + own) / self.square)
+        square = float((gram * _gram(self.columns)).sum())
+        return math.sqrt(max(0.0, self.square - 2 * overlap + square) / self.square)
 
     def sorted(self) -> list[Tensor]:
         """Factors of W, components in the order of their norm, the largest first."""

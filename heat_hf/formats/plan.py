@@ -150,8 +150,8 @@ class ContractionPlan:
         Returns:
             The operands that the steps of a forward pass still read, by number.
         """
-        known = dict(zip(self.static, operands, strict=True))
-        return _run(self.precomputed, known)
+        static = dict(zip(self.static, operands, strict=True))
+        return _run(self.precomputed, static)
 
     def contract(self, dynamic: Mapping[int, Tensor], static: Mapping[int, Tensor], bias: Tensor | None = None) -> Tensor:
         """Run the steps of a forward pass.

@@ -139,12 +139,12 @@ class _Builder:
             live = self._advance(live, step)
         if static_first:
             dynamic = {number: text for number, text in live.items() if not self._static(number, steps)}
-            known = {number: text for number, text in live.items() if number not in dynamic}
-            needed = set(self.output).union(*dynamic.values()) & set("".join(known.values()))
+            static = {number: text for number, text in live.items() if number not in dynamic}
+            needed = set(self.output).union(*dynamic.values()) & set("".join(static.values()))
             # Dynamic operands stay at the head of the list, results are appended: positions shift by their number.
-            path = [[p + len(dynamic) for p in pair] for pair in _search(known.values(), needed, self.extents)]
-            steps += self.follow(path, {**dynamic, **known}, steps)
-            live = {**dynamic, steps[-1].result: steps[-1].result_indices} if path else {**dynamic, **known}
+            path = [[p + len(dynamic) for p in pair] for pair in _search(static.values(), needed, self.extents)]
+            steps += self.follow(path, {**dynamic, **static}, steps)
+            live = {**dynamic, steps[-1].result: steps[-1].result_indices} if path else {**dynamic, **static}
         steps += self.follow(_search(live.values(), self.output, self.extents), live, steps)
         return steps
 

@@ -97,8 +97,8 @@ class TensorSetting:
         Raises:
             ValueError: if a key is missing or unknown, or a value is not valid.
         """
-        known = {"format", "shape", "rank", "execution"}
-        if not isinstance(data, Mapping) or set(data) - known or known - {"execution"} - set(data):
+        fields = {"format", "shape", "rank", "execution"}
+        if not isinstance(data, Mapping) or set(data) - fields or fields - {"execution"} - set(data):
             raise ValueError(f"a tensor setting must have format, shape, rank and optionally execution, got {data!r}")
         try:
             rows, columns = data["shape"]

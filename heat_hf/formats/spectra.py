@@ -56,9 +56,9 @@ def train_losses(rest: Tensor, pairs: Sequence[int], ranks: Sequence[tuple[int, 
         return {rank: float(lost[min(rank[0], len(lost) - 1)]) for rank in ranks}
     spectrum, projected = principal_rows(rest)
     lost = tails(spectrum)
-    found: dict[tuple[int, ...], float] = {}
+    losses: dict[tuple[int, ...], float] = {}
     for first, group in groupby(ranks, key=lambda rank: rank[0]):
         kept = projected[:first]
         later = train_losses(kept.reshape(len(kept) * pairs[0], -1), pairs[1:], [rank[1:] for rank in group])
-        found |= {(first, *rank): float(lost[min(first, len(lost) - 1)]) + value for rank, value in later.items()}
-    return found
+        losses |= {(first, *rank): float(lost[min(first, len(lost) - 1)]) + value for rank, value in later.items()}
+    return losses

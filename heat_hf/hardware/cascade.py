@@ -81,9 +81,9 @@ class Cascade(Costed):
         for step in self.steps:
             for level, tensors in step.mapped.accesses.items():
                 for tensor, counts in tensors.items():
-                    own = total.setdefault(level, {}).setdefault(tensor, dict.fromkeys(counts, 0.0))
+                    sums = total.setdefault(level, {}).setdefault(tensor, dict.fromkeys(counts, 0.0))
                     for kind, words in counts.items():
-                        own[kind] += step.repeats * words
+                        sums[kind] += step.repeats * words
         return total
 
     @property
@@ -111,10 +111,10 @@ def join(parts: Iterable[Cascade]) -> Cascade:
     Raises:
         ValueError: for no cascade at all.
     """
-    found = list(parts)
-    if not found:
+    cascades = list(parts)
+    if not cascades:
         raise ValueError("there is nothing to cost: no cascade was given")
-    return replace(found[0], steps=tuple(step for part in found for step in part.steps))
+    return replace(cascades[0], steps=tuple(step for part in cascades for step in part.steps))
 
 
 def cost_gemm(gemm: Gemm, mapper: Mapper, name: str = "") -> Cascade:
@@ -165,12 +165,12 @@ def _floor(gemm: Gemm, mapper: Mapper) -> tuple[float, float]:
 
 def _tilings(steps: Sequence[Step], mapper: Mapper) -> list[_Fusion]:
     """Ways to cut a cascade along an index of the result so that all intermediates fit, the least DRAM traffic first."""
-    found = []
+    tilings = []
     for index in steps[-1].result_indices:
         cut = (_Fusion(steps, mapper, index, tiles) for tiles in sorted(divisors(steps[-1].extents[index]))[1:])
         fitting = (tiled for tiled in cut if tiled.fits(frozenset(tiled.edges)))
-        found += list(itertools.islice(fitting, 2))
-    return sorted(found, key=lambda tiled: tiled.outside)
+        tilings += list(itertools.islice(fitting, 2))
+    return sorted(tilings, key=lambda tiled: tiled.outside)
 
 
 class _Fusion:
@@ -237,8 +237,8 @@ class _Fusion:
     def fits(self, kept: frozenset[int]) -> bool:
         """Whether intermediates that are live together fit, and a step of two of them can read both on chip."""
         for i, step in enumerate(self.steps):
-            own = [n for n in (step.left, step.right, step.result) if n in kept]
-            if sum(map(self.elements, own)) + self.reserved(kept, i) >= self.words:
+            operands = [n for n in (step.left, step.right, step.result) if n in kept]
+            if sum(map(self.elements, operands)) + self.reserved(kept, i) >= self.words:
                 return False
             if {step.left, step.right} <= kept and "weights" not in self.shared:
                 return False
@@ -249,25 +249,25 @@ class _Fusion:
 
         Begins with every largest set that fits, and takes out the largest while it takes too much room from tiles.
         """
-        found = []
+        cascades = []
         for kept in self.largest() or [frozenset()]:
             best = self.cost(kept)
             for number in [n for n in self.edges if n in kept]:
                 if self.roomy(kept) or (candidate := self.cost(kept - {number})).edp >= best.edp:
                     break
                 best, kept = candidate, kept - {number}
-            found.append(best)
-        return min(found, key=lambda cascade: cascade.edp)
+            cascades.append(best)
+        return min(cascades, key=lambda cascade: cascade.edp)
 
     def largest(self) -> list[frozenset[int]]:
         """Sets of intermediates that fit, and no longer do with any other."""
         sets = [frozenset(self.edges)]
-        found: list[frozenset[int]] = []
+        largest: list[frozenset[int]] = []
         while sets:
-            fitting = [kept for kept in sets if kept and self.fits(kept) and not any(kept <= other for other in found)]
-            found += fitting
+            fitting = [kept for kept in sets if kept and self.fits(kept) and not any(kept <= other for other in largest)]
+            largest += fitting
             sets = list({kept - {n} for kept in sets if kept not in fitting for n in kept})
-        return found
+        return largest
 
     def cost(self, kept: frozenset[int]) -> Cascade:
         """The cascade with some intermediates on chip."""

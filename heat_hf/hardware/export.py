@@ -177,11 +177,11 @@ def _keeping(level: Level) -> Fields:
 def _directives(cost: MappedGemm, accelerator: Accelerator) -> Iterator[Fields]:
     """Timeloop's mapping: permutations from the inside out, every dimension named, a fan-out's loops at the level above it."""
     for level in accelerator.levels:
-        own = [loop for loop in reversed(cost.loops) if loop.level == level.name and loop.extent > 1]
-        kinds: list[tuple[str, list[Loop], Fields]] = [("temporal", [loop for loop in own if not loop.spatial], {})]
+        nest = [loop for loop in reversed(cost.loops) if loop.level == level.name and loop.extent > 1]
+        kinds: list[tuple[str, list[Loop], Fields]] = [("temporal", [loop for loop in nest if not loop.spatial], {})]
         if level.fanout > 1:
             first, _ = _axes(level)
-            unrolled = sorted((loop for loop in own if loop.spatial), key=lambda loop: loop.spatial != first.name)
+            unrolled = sorted((loop for loop in nest if loop.spatial), key=lambda loop: loop.spatial != first.name)
             kinds.append(("spatial", unrolled, {"split": sum(loop.spatial == first.name for loop in unrolled)}))
         for kind, loops, split in kinds:
             extents = {loop.dimension: loop.extent for loop in loops}
@@ -276,8 +276,8 @@ def _nodes(cost: MappedGemm, accelerator: Accelerator) -> list[_Tagged]:
     for level in accelerator.levels:
         for tensor in level.keeps:
             nodes.insert(_outside(nodes, tensor), _Tagged("Storage", tensors=[tensor.capitalize()], component=level.name))
-        own = [loop for loop in cost.loops if loop.level == level.name and loop.extent > 1]
-        for loop in sorted(own, key=lambda loop: loop.spatial is None):
+        loops = [loop for loop in cost.loops if loop.level == level.name and loop.extent > 1]
+        for loop in sorted(loops, key=lambda loop: loop.spatial is None):
             shape[loop.dimension] //= loop.extent
             tile: Fields = {"rank_variable": loop.dimension.lower(), "tile_shape": shape[loop.dimension]}
             copies = {"name": loop.spatial, "component": f"{level.name}_copies"} if loop.spatial else {}
@@ -287,10 +287,10 @@ def _nodes(cost: MappedGemm, accelerator: Accelerator) -> list[_Tagged]:
 
 def _outside(nodes: Sequence[_Tagged], tensor: str) -> int:
     """Where storage of a tensor goes: outside the innermost temporal loops, as long as they are over its reuse dimension."""
-    place = len(nodes)
+    position = len(nodes)
     for i, node in reversed(list(enumerate(nodes))):
         if node.tag == "!Temporal" and node["rank_variable"] == REUSE[tensor].lower():
-            place = i
+            position = i
         elif node.tag == "!Temporal" or node.get("tensors") == [tensor.capitalize()]:
             break
-    return place
+    return position

@@ -19,16 +19,16 @@ AXES = "MNK"
 @lru_cache(maxsize=4096)
 def prime_factors(number: int) -> tuple[tuple[int, int], ...]:
     """Prime factors with their exponents, the smallest exponents first: numpy is fastest when the last axis is the longest."""
-    found, divisor = [], 2
+    factors, divisor = [], 2
     while number > 1:
         exponent = 0
         while number % divisor == 0:
             number //= divisor
             exponent += 1
         if exponent:
-            found.append((divisor, exponent))
+            factors.append((divisor, exponent))
         divisor = divisor + 1 if divisor * divisor < number else max(divisor + 1, number)
-    return tuple(sorted(found, key=lambda factor: factor[1]))
+    return tuple(sorted(factors, key=lambda factor: factor[1]))
 
 
 @lru_cache(maxsize=4096)
@@ -45,10 +45,10 @@ def _exponents(number: int, divisor: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=65536)
-def _inner(number: int, place: int) -> NDArray[np.intp]:
+def _inner(number: int, position: int) -> NDArray[np.intp]:
     """Places of the divisors of the divisor at a place."""
     extents = np.array(divisors(number))
-    return np.flatnonzero(extents[place] % extents == 0)
+    return np.flatnonzero(extents[position] % extents == 0)
 
 
 class Lattice:
@@ -66,15 +66,15 @@ class Lattice:
         self._axes: dict[str, range] = {}
         lengths: list[int] = []
         for dimension, extent in self.full.items():
-            own = [exponent + 1 for _, exponent in prime_factors(extent)]
-            self._axes[dimension] = range(1 + len(lengths), 1 + len(lengths) + len(own))
-            lengths += own
+            axes = [exponent + 1 for _, exponent in prime_factors(extent)]
+            self._axes[dimension] = range(1 + len(lengths), 1 + len(lengths) + len(axes))
+            lengths += axes
         self._lengths = tuple(lengths)
 
     def along(self, dimension: str, values: Array) -> Array:
         """Values of shape (choices, divisors of the dimension), shaped to broadcast over the lattice."""
-        place = AXES.index(dimension)
-        return values.reshape(len(values), *(-1 if i == place else 1 for i in range(3)))
+        axis = AXES.index(dimension)
+        return values.reshape(len(values), *(-1 if i == axis else 1 for i in range(3)))
 
     def grow(self, values: Array, dimensions: str) -> None:
         """In place: at every tile, the least value of the tiles from which loops over the given dimensions lead to it."""
@@ -95,16 +95,16 @@ class Lattice:
             steps = [step for extent, f in zip(self.full.values(), triple, strict=True) for step in _exponents(extent, f)]
             moved: tuple[Any, ...] = tuple(slice(step, None) for step in steps)
             kept: tuple[Any, ...] = tuple(slice(0, length - step) for length, step in zip(self._lengths, steps, strict=True))
-            own: Any = slice(None) if len(groups) == 1 else choices[0] if len(choices) == 1 else choices
-            target[(own, *moved)] = source[(own, *kept)]
+            chosen: Any = slice(None) if len(groups) == 1 else choices[0] if len(choices) == 1 else choices
+            target[(chosen, *moved)] = source[(chosen, *kept)]
         return result
 
     def keep_complete(self, values: Array, open_dimensions: str) -> Array:
         """Only the tiles that cover all dimensions but the given ones."""
-        for place, dimension in enumerate(AXES):
+        for axis, dimension in enumerate(AXES):
             if dimension not in open_dimensions:
                 cut = np.full(values.shape, np.inf)
-                last: tuple[Any, ...] = (*(slice(None),) * (place + 1), -1)
+                last: tuple[Any, ...] = (*(slice(None),) * (axis + 1), -1)
                 cut[last] = values[last]
                 values = cut
         return values
@@ -112,8 +112,8 @@ class Lattice:
     def least_below(self, values: Array, tile: Tile, dimensions: str) -> Tile:
         """The tile with the least value from which loops over the given dimensions lead to `tile`; values without choices."""
         box = [
-            _inner(self.full[dimension], place) if dimension in dimensions else np.array([place])
-            for dimension, place in zip(AXES, tile, strict=True)
+            _inner(self.full[dimension], position) if dimension in dimensions else np.array([position])
+            for dimension, position in zip(AXES, tile, strict=True)
         ]
         part = values[np.ix_(*box)]
         m, n, k = (int(axis[i]) for axis, i in zip(box, np.unravel_index(int(part.argmin()), part.shape), strict=True))

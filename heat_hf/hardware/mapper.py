@@ -259,8 +259,8 @@ def search_padded(
     for level in accelerator.levels:
         for spatial in level.spatial:
             for dimension in set(spatial.unrolls) & set(AXES):
-                known = sizes[dimension]
-                sizes[dimension] = [*known, spatial.size, *(size * spatial.size for size in known)]
+                tried = sizes[dimension]
+                sizes[dimension] = [*tried, spatial.size, *(size * spatial.size for size in tried)]
     options = itertools.product(*(padded_extents(gemm.extent(d), sizes[d]) for d in AXES))
     best = search(gemm, accelerator, constraints, objective)
     for padded in sorted((replace(gemm, M=m, N=n, K=k) for m, n, k in options), key=lambda padded: padded.macs):

@@ -107,10 +107,10 @@ class Traffic:
         if self.resident(tensor, level):
             return []
         reuse = REUSE[tensor]
-        own = self.gemm.macs * self.copies(reuse, end, level) / reach
-        passed = own / self.copies(reuse, parent, level)
+        computed = self.gemm.macs * self.copies(reuse, end, level) / reach
+        passed = computed / self.copies(reuse, parent, level)
         if tensor != "outputs":
-            return [Move(level, tensor, "fills", own), Move(parent, tensor, "reads", passed)]
+            return [Move(level, tensor, "fills", computed), Move(parent, tensor, "reads", passed)]
         final = self.gemm.batch * self.gemm.M * self.gemm.N
         spilled = np.maximum(passed - final, 0.0)
         accumulator = self.keepers[tensor][-1]
@@ -209,9 +209,9 @@ def evaluate(gemm: Gemm, accelerator: Accelerator, loops: Sequence[Loop], bound:
     spilled = False
     for tensor in TENSORS:
         for level in reversed(traffic.keepers[tensor][1:]):
-            found = traffic.transfers(tensor, level, *_reach(tensor, level, nest, spatial, tiles[level]))
-            moves += found
-            spilled |= tensor == "outputs" and any(move.kind == "fills" and move.words > 0 for move in found)
+            moved = traffic.transfers(tensor, level, *_reach(tensor, level, nest, spatial, tiles[level]))
+            moves += moved
+            spilled |= tensor == "outputs" and any(move.kind == "fills" and move.words > 0 for move in moved)
     for i, spec in enumerate(accelerator.levels):
         if spec.words is not None and traffic.words(i, tiles[i], spilled) > spec.words:
             raise ValueError(f"a tile of {tiles[i]} does not fit the {spec.words} words of {spec.name}")

@@ -122,8 +122,8 @@ class Accelerator:
             ValueError: if there are none.
         """
         if name not in self.constraints:
-            known = ", ".join(self.constraints) or "none"
-            raise ValueError(f"constraints must name one of {self.name}'s ({known}), got {name!r}")
+            names = ", ".join(self.constraints) or "none"
+            raise ValueError(f"constraints must name one of {self.name}'s ({names}), got {name!r}")
         return self.constraints[name]
 
     def instances(self, name: str) -> int:
@@ -142,8 +142,8 @@ class Accelerator:
 
 def shipped_accelerators() -> tuple[str, ...]:
     """Names of the accelerators that come with the package."""
-    found = (Path(file.name).stem for file in (files(__package__) / "accelerators").iterdir() if file.name.endswith(".yaml"))
-    return tuple(sorted(name.replace("_", "-") for name in found))
+    names = (Path(file.name).stem for file in (files(__package__) / "accelerators").iterdir() if file.name.endswith(".yaml"))
+    return tuple(sorted(name.replace("_", "-") for name in names))
 
 
 def load_accelerator(source: str | os.PathLike[str]) -> Accelerator:
@@ -213,8 +213,8 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self.source = source
 
-    def error(self, place: object, message: str) -> ValueError:
-        return ValueError(f"{self.source}, line {getattr(place, 'line', 1)}: {message}")
+    def error(self, mapping: object, message: str) -> ValueError:
+        return ValueError(f"{self.source}, line {getattr(mapping, 'line', 1)}: {message}")
 
     def mapping(self, value: object, name: str, required: set[str], optional: set[str] | None) -> _Lined:
         """`value` if it is a mapping with these fields; any others too if `optional` is None."""
@@ -299,11 +299,11 @@ class _Reader:
             if not any(tensor in level.keeps for level in accelerator.levels[1:]):
                 raise self.error(data[0], f"no level inside {first.name} keeps {tensor}: a level is missing")
         seen: set[str] = set()
-        for level, place in zip(accelerator.levels, data, strict=True):
+        for level, mapping in zip(accelerator.levels, data, strict=True):
             if level.name in seen:
-                raise self.error(place, f"two levels are named {level.name}")
+                raise self.error(mapping, f"two levels are named {level.name}")
             seen.add(level.name)
             if level.words is not None and level.words < len(level.keeps):
                 raise self.error(
-                    place, f"{level.name} has {level.words} words: not even one of each of {', '.join(level.keeps)}"
+                    mapping, f"{level.name} has {level.words} words: not even one of each of {', '.join(level.keeps)}"
                 )

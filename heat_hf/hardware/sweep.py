@@ -72,9 +72,9 @@ class Choices:
 
     def loops(self, level: int, name: str, choice: int) -> Iterator[Loop]:
         """Spatial loops of one choice below a level."""
-        for (place, spatial), column in zip(self.places, self.columns, strict=True):
+        for (above, spatial), column in zip(self.places, self.columns, strict=True):
             for dimension, extent in column.items():
-                if place == level and extent[choice] > 1:
+                if above == level and extent[choice] > 1:
                     yield Loop(name, dimension, int(extent[choice]), spatial.name)
 
 
@@ -201,11 +201,11 @@ class Sweep:
         if len(self.rows) == len(self.choices):
             return states
         places = range(level, len(self.spatial))
-        known = [self.spatial[i][d] for i in places if self.accelerator.levels[i].spatial for d in "MNKB"]
+        unrolled = [self.spatial[i][d] for i in places if self.accelerator.levels[i].spatial for d in "MNKB"]
         for tensor, reuse in REUSE.items():
             inside = [i for i in self.traffic.keepers[tensor][1:] if i >= inner]
-            known += [self.traffic.copies(reuse, self.traffic.parent(tensor, i), i) for i in inside]
-        keys = list(zip(*(column[:, 0].tolist() for column in known if isinstance(column, np.ndarray)), strict=True))
+            unrolled += [self.traffic.copies(reuse, self.traffic.parent(tensor, i), i) for i in inside]
+        keys = list(zip(*(column[:, 0].tolist() for column in unrolled if isinstance(column, np.ndarray)), strict=True))
         numbers: dict[tuple[int, ...], int] = {}
         groups = [numbers.setdefault(key, len(numbers)) for key in keys] or [0] * len(self.choices)
         if len(numbers) > len(self.rows):
@@ -307,13 +307,13 @@ class Sweep:
         if state != MOVING:
             return state, self.lattice.least_below(entering[state], tile, self._stayed(level, state))
         start = self.lattice.least_below(entering[MOVING], tile, self.allowed[level])
-        best, found = entering[MOVING][start], (MOVING, start)
+        best, entered = entering[MOVING][start], (MOVING, start)
         for other, values in self.ended.get(level, {}).items():
             middle = self.lattice.least_below(values[choice], tile, self.allowed[level])
             if values[choice][middle] < best:
                 best = values[choice][middle]
-                found = (other, self.lattice.least_below(entering[other], middle, self._stayed(level, other)))
-        return found
+                entered = (other, self.lattice.least_below(entering[other], middle, self._stayed(level, other)))
+        return entered
 
     def _stayed(self, level: int, state: State) -> str:
         """The reuse dimension of what stays, if it may have loops at a level."""
@@ -330,7 +330,7 @@ class Sweep:
         mapped = evaluate(self.gemm, self.accelerator, self.trace(choice))
         yield mapped
         if mapped.cycles > floor and self.limit is None:
-            own = self.choices.take(np.array([choice]))
-            limited = Sweep(self.gemm, self.accelerator, self.constraints, own, self.spill, floor)
+            single = self.choices.take(np.array([choice]))
+            limited = Sweep(self.gemm, self.accelerator, self.constraints, single, self.spill, floor)
             if np.isfinite(limited.run()[0]):
                 yield evaluate(self.gemm, self.accelerator, limited.trace(0))

@@ -262,9 +262,9 @@ class CompressionReport:
             return cls.load(Path(model))
         from transformers.utils.hub import cached_file
 
-        found = cached_file(str(model), REPORT_NAME, **hub)
-        assert found is not None
-        return cls.load(Path(found).parent)
+        file = cached_file(str(model), REPORT_NAME, **hub)
+        assert file is not None
+        return cls.load(Path(file).parent)
 
     def __str__(self) -> str:
         columns = ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "EDP", "error", "output error")

@@ -56,7 +56,7 @@ def _mapping_data(step: CascadeStep) -> dict[str, Any]:
 
 
 def _step_data(step: CascadeStep) -> dict[str, Any]:
-    found, gemm = step.mapped, step.mapped.gemm
+    mapped, gemm = step.mapped, step.mapped.gemm
     return {
         "step": step.name,
         "batch": gemm.batch,
@@ -67,10 +67,10 @@ def _step_data(step: CascadeStep) -> dict[str, Any]:
         "inputs_from": step.inputs_from,
         "weights_from": step.weights_from,
         "outputs_to": step.outputs_to,
-        "energy_pJ": found.energy_pJ,
-        "cycles": found.cycles,
-        "utilization": found.utilization,
-        "bottleneck": found.bottleneck,
+        "energy_pJ": mapped.energy_pJ,
+        "cycles": mapped.cycles,
+        "utilization": mapped.utilization,
+        "bottleneck": mapped.bottleneck,
     }
 
 
@@ -98,13 +98,13 @@ def model_data(model: CostedModel) -> dict[str, Any]:
 
 def groups(model: CostedModel) -> dict[str, tuple[int, CostedLayer]]:
     """Layers that differ in nothing but the number of their block, with how often they run."""
-    found: dict[str, tuple[int, CostedLayer]] = {}
+    groups_by_key: dict[str, tuple[int, CostedLayer]] = {}
     for layer in model.layers:
         key = f"{re.sub(r'[.][0-9]+[.]', '.*.', layer.name)} {layer.what}"
-        while key in found and found[key][1].cost.edp != layer.cost.edp:
+        while key in groups_by_key and groups_by_key[key][1].cost.edp != layer.cost.edp:
             key += "′"
-        found[key] = (found.get(key, (0, layer))[0] + layer.repeats, layer)
-    return found
+        groups_by_key[key] = (groups_by_key.get(key, (0, layer))[0] + layer.repeats, layer)
+    return groups_by_key
 
 
 def level_table(cost: Cascade, accelerator: Accelerator) -> str:
@@ -126,12 +126,12 @@ def step_table(cost: Cascade) -> str:
     """Energy and cycles by step."""
     rows = []
     for step in cost.steps:
-        found = step.mapped
+        mapped = step.mapped
         repeats = f" ×{step.repeats}" if step.repeats > 1 else ""
         rows.append(
-            (step.name, f"{found.gemm}{repeats}", f"{step.inputs_from} · {step.weights_from} → {step.outputs_to}",
-             _micro(step.repeats * found.energy_pJ), f"{step.repeats * found.cycles:,}", f"{found.utilization:.3f}",
-             found.bottleneck)
+            (step.name, f"{mapped.gemm}{repeats}", f"{step.inputs_from} · {step.weights_from} → {step.outputs_to}",
+             _micro(step.repeats * mapped.energy_pJ), f"{step.repeats * mapped.cycles:,}", f"{mapped.utilization:.3f}",
+             mapped.bottleneck)
         )  # fmt: skip
     head = ("step", "M×N×K", "inputs · weights → outputs", "µJ", "cycles", "utilization", "limited by")
     return text_table(head, [rows], "by step", left=(0, 2))

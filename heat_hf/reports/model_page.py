@@ -41,9 +41,9 @@ def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[
     scores = _scores(model)
     others = []
     for other in beside:
-        found = CompressionReport.from_pretrained(other)
-        _require_comparable(report, found, other)
-        others.append(_model(_name(other), found, _scores(other)))
+        other_report = CompressionReport.from_pretrained(other)
+        _require_comparable(report, other_report, other)
+        others.append(_model(_name(other), other_report, _scores(other)))
     origin = origin_of(report, name)
     return {
         "name": name,
@@ -72,8 +72,8 @@ def _beside_the_weights(model: str | os.PathLike[str], name: str) -> Path | None
     """A file of a model's folder or repository; None if it has no such file."""
     from transformers.utils.hub import cached_file
 
-    found = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+    file = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else Path(file)
 
 
 def _scores(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -84,33 +84,33 @@ def _scores(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
     from huggingface_hub import ModelCard
 
     results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
-    own = [r for r in results if r.metric_type != "edp"]
-    dense = {(r.dataset_name, r.metric_name): r.metric_value for r in own if r.metric_name.endswith(OF_DENSE)}
+    scores = [r for r in results if r.metric_type != "edp"]
+    dense = {(r.dataset_name, r.metric_name): r.metric_value for r in scores if r.metric_name.endswith(OF_DENSE)}
     return [
         {
             "label": f"{r.dataset_name} {r.dataset_split}, {r.metric_name}",
             "now": r.metric_value,
             "dense": dense.get((r.dataset_name, f"{r.metric_name}{OF_DENSE}")),
         }
-        for r in own
+        for r in scores
         if not r.metric_name.endswith(OF_DENSE)
     ]
 
 
 def _totals(report: CompressionReport) -> list[dict[str, Any]]:
     runs = [tensor for tensor in report.tensors for _ in range(tensor.runs)]
-    found: list[tuple[str, str, float, float]] = [
+    totals: list[tuple[str, str, float, float]] = [
         ("parameters of the model", "", report.model_parameters, report.compressed_model_parameters),
         ("parameters of the matrices", "", report.dense_parameters, report.parameters),
         ("MACs a token in the matrices", "", sum(t.dense_parameters for t in runs), sum(t.macs for t in runs)),
     ]
     cost = report.hardware
     if cost is not None:
-        found += [("time of the matrices", "µs", cost.dense.seconds * 1e6, cost.now.seconds * 1e6)]
+        totals += [("time of the matrices", "µs", cost.dense.seconds * 1e6, cost.now.seconds * 1e6)]
         if cost.dense.energy_pJ is not None and cost.now.energy_pJ is not None:
-            found.insert(-1, ("energy of the matrices", "µJ", cost.dense.energy_pJ * 1e-6, cost.now.energy_pJ * 1e-6))
-            found.append(("EDP of the matrices", "nJ·s", cost.dense.edp * 1e9, cost.now.edp * 1e9))
-    return [{"label": label, "unit": unit, "dense": before, "now": after} for label, unit, before, after in found]
+            totals.insert(-1, ("energy of the matrices", "µJ", cost.dense.energy_pJ * 1e-6, cost.now.energy_pJ * 1e-6))
+            totals.append(("EDP of the matrices", "nJ·s", cost.dense.edp * 1e9, cost.now.edp * 1e9))
+    return [{"label": label, "unit": unit, "dense": before, "now": after} for label, unit, before, after in totals]
 
 
 def _tensor(tensor: TensorReport, calibrated: bool) -> dict[str, Any]:
@@ -148,8 +148,10 @@ def _levels(report: CompressionReport) -> dict[str, Any] | None:
     return {
         "names": names,
         "technology": accelerator.technology.strip(),
-        "energy": {way: [own.energy_by_level_pJ.get(level, 0.0) * 1e-6 for level in names] for way, own in ways.items()},
-        "time": {way: _times(own, names) for way, own in ways.items()},
+        "energy": {
+            way: [cascade.energy_by_level_pJ.get(level, 0.0) * 1e-6 for level in names] for way, cascade in ways.items()
+        },
+        "time": {way: _times(cascade, names) for way, cascade in ways.items()},
     }
 
 
@@ -185,15 +187,15 @@ def _model(name: str, report: CompressionReport, scores: Sequence[Mapping[str, A
         "edp": None if cost is None else cost.ratio,
         "params": report.params_ratio,
         "output_error": report.output_error,
-        "scores": {own["label"]: own["now"] for own in scores},
+        "scores": {score["label"]: score["now"] for score in scores},
     }
 
 
 def _require_comparable(report: CompressionReport, other: CompressionReport, name: str | os.PathLike[str]) -> None:
-    sizes = [[(tensor.name, tensor.rows, tensor.columns) for tensor in own.tensors] for own in (report, other)]
+    sizes = [[(tensor.name, tensor.rows, tensor.columns) for tensor in one.tensors] for one in (report, other)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"{name} has other matrices: put only models of the same dense model beside each other")
     for what in ("accelerator", "accelerator_digest", "tokens"):
-        own, theirs = getattr(report, what), getattr(other, what)
-        if own != theirs:
-            raise ValueError(f"{name} is costed for another {what.replace('_', ' ')}: {theirs}, not {own}")
+        one, theirs = getattr(report, what), getattr(other, what)
+        if one != theirs:
+            raise ValueError(f"{name} is costed for another {what.replace('_', ' ')}: {theirs}, not {one}")

@@ -44,8 +44,8 @@ def selections(table: CostTable, size: str) -> dict[str, Candidate]:
     """
     everything, info = table.of(size), table.sizes[size]
     present = {candidate.format for candidate in everything}
-    found = {name: select(table.of(size, name), info) for name in format_colours(table) if name in present}
-    return {**found, ANY: select(everything, info)}
+    selected = {name: select(table.of(size, name), info) for name in format_colours(table) if name in present}
+    return {**selected, ANY: select(everything, info)}
 
 
 def table_data(table: CostTable) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _size_data(table: CostTable, size: str, info: SizeInfo) -> dict[str, Any]:
         "candidates": len(everything),
         "front": len(front(everything)),
         "spaces": {format: dict(space) for format, space in info.spaces.items()},
-        "selected": {name: _setting_data(found, info) for name, found in selections(table, size).items()},
+        "selected": {name: _setting_data(candidate, info) for name, candidate in selections(table, size).items()},
     }
 
 
@@ -132,10 +132,10 @@ def _selected_table(table: CostTable) -> str:
     groups = []
     for size, info in table.sizes.items():
         rows = [(size, DENSE, "", "", "0", "1", *_cost_cells(dense_candidate(table, size), info))]
-        for name, found in selections(table, size).items():
-            format = f"{ANY}: {found.format}" if name == ANY else name
-            error, ratio = f"{found.error:.4f}", f"{found.ratio:.4f}"
-            rows.append((size, format, found.shape, rank_text(found), error, ratio, *_cost_cells(found, info)))
+        for name, candidate in selections(table, size).items():
+            format = f"{ANY}: {candidate.format}" if name == ANY else name
+            error, ratio = f"{candidate.error:.4f}", f"{candidate.ratio:.4f}"
+            rows.append((size, format, candidate.shape, rank_text(candidate), error, ratio, *_cost_cells(candidate, info)))
         groups.append(rows)
     head = ("size", "format", "shape", "rank", "error", "ratio", "MACs (M)", "energy (µJ)", "latency (µs)", "EDP (nJ·s)",
             "EDP / dense")  # fmt: skip
@@ -178,14 +178,14 @@ def _page_data(table: CostTable) -> dict[str, Any]:
 
 def _page_size(table: CostTable, size: str) -> dict[str, Any]:
     names = {name: i for i, name in enumerate(format_colours(table))}
-    on_front, found = set(map(id, front(table.of(size)))), selections(table, size)
-    chosen = {id(candidate) for name, candidate in found.items() if name != ANY}
+    on_front, selected = set(map(id, front(table.of(size)))), selections(table, size)
+    chosen = {id(candidate) for name, candidate in selected.items() if name != ANY}
     shapes = {shape: i for i, shape in enumerate(dict.fromkeys(candidate.shape for candidate in table.of(size)))}
     rows = []
     for c in table.of(size):
-        marks = (id(c) in on_front) + 2 * (id(c) in chosen) + 4 * (c is found[ANY])
+        marks = (id(c) in on_front) + 2 * (id(c) in chosen) + 4 * (c is selected[ANY])
         rows.append([names[c.format], shapes[c.shape], list(c.rank), c.error, c.parameters, c.macs, c.energy_pJ, c.seconds,
                      marks])  # fmt: skip
     dense = dense_candidate(table, size)
-    own = {"parameters": dense.parameters, "macs": dense.macs, "energy_pJ": dense.energy_pJ, "seconds": dense.seconds}
-    return {"size": size, "matrices": table.sizes[size].matrices, DENSE: own, "shapes": list(shapes), "rows": rows}
+    dense_figures = {"parameters": dense.parameters, "macs": dense.macs, "energy_pJ": dense.energy_pJ, "seconds": dense.seconds}
+    return {"size": size, "matrices": table.sizes[size].matrices, DENSE: dense_figures, "shapes": list(shapes), "rows": rows}

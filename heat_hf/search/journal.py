@@ -14,16 +14,16 @@ import torch
 Row = TypeVar("Row")
 
 
-def require_same_key(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
+def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
     """Make sure that what was found is of the search wanted, in all that `wanted` names.
 
     Raises:
         ValueError: if it is not; the message says in what they differ.
     """
     for name, value in wanted.items():
-        if found.get(name) != value:
+        if key.get(name) != value:
             raise ValueError(
-                f"{path} holds another search: its {name} is {found.get(name)!r}, wanted is {value!r}; "
+                f"{path} holds another search: its {name} is {key.get(name)!r}, wanted is {value!r}; "
                 f"name another file, or search again with overwrite (--overwrite)"
             )
 
@@ -31,10 +31,10 @@ def require_same_key(found: Mapping[str, Any], wanted: Mapping[str, Any], path: 
 def _read_key(file: Path) -> dict[str, Any]:
     """The key; an empty one, which is no search's, if the file is damaged."""
     try:
-        found = json.loads(file.read_text())
+        key = json.loads(file.read_text())
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return key if isinstance(key, dict) else {}
 
 
 class Journal:

@@ -44,8 +44,8 @@ def draw_training(history: Sequence[Mapping[str, Any]], path: str | Path) -> Non
         raise ValueError("the history has no losses: train for at least logging_steps steps")
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
-    for (name, own), colour in zip(parts.items(), COLOURS, strict=False):
-        axes.plot(*zip(*own, strict=True), color=colour, marker=".", label=name.replace("_", " "))
+    for (name, points), colour in zip(parts.items(), COLOURS, strict=False):
+        axes.plot(*zip(*points, strict=True), color=colour, marker=".", label=name.replace("_", " "))
     for step in starts:
         axes.axvline(step, color="grey", linestyle=":", label="next stage" if step == starts[0] else None)
     axes.set(xlabel="step", ylabel="weighted loss", yscale="log")
@@ -72,9 +72,9 @@ def draw_attention(
     panels = figure.subplots(len(maps), len(heads), squeeze=False)
     for axes, (block, head) in zip(panels[0], heads, strict=True):
         axes.set_title(f"block {block + 1}, head {head + 1}", fontsize=9)
-    for row, (label, own) in zip(panels, maps.items(), strict=True):
+    for row, (label, attention) in zip(panels, maps.items(), strict=True):
         for axes, (block, head) in zip(row, heads, strict=True):
-            axes.imshow(own[block, head].float().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="equal")
+            axes.imshow(attention[block, head].float().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="equal")
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     for axes in panels[-1]:

@@ -150,16 +150,16 @@ def draw_tradeoff(panels: Mapping[str, Mapping[str, Points]], cloud: str, dense:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.2 * len(panels), 5.6), layout="constrained")
-    methods = list(dict.fromkeys(name for own in panels.values() for name in own if name != cloud))
+    methods = list(dict.fromkeys(name for by_method in panels.values() for name in by_method if name != cloud))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
-    for axes, (name, own) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        if cloud in own:
-            axes.scatter(*zip(*own[cloud], strict=True), s=16, c="#9aa0aa", alpha=0.6, linewidths=0, label=cloud)
+    for axes, (name, by_method) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        if cloud in by_method:
+            axes.scatter(*zip(*by_method[cloud], strict=True), s=16, c="#9aa0aa", alpha=0.6, linewidths=0, label=cloud)
         for number, method in enumerate(methods):
-            if method in own:
+            if method in by_method:
                 # Different markers and dashes: methods that find the same settings lie on top of each other.
                 style = {"marker": "osD^vP"[number % 6], "ms": 8 - number % 6, "ls": ("-", "--", ":")[number // 2 % 3]}
-                axes.plot(*zip(*sorted(own[method]), strict=True), lw=1.6, color=colours[method], label=method, **style)
+                axes.plot(*zip(*sorted(by_method[method]), strict=True), lw=1.6, color=colours[method], label=method, **style)
         axes.axhline(dense, color="black", lw=1, ls="--", label="dense")
         axes.set_xscale("log")
         ticks = [0.1, 0.15, 0.2, 0.3, 0.4]

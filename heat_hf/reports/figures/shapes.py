@@ -104,8 +104,8 @@ def _log_axis(axis: Axis) -> None:
 def _draw_front(axes: Axes, table: CostTable, best: Sequence[Candidate], x: str, y: str, dense_x: float = 1.0) -> None:
     colours = format_colours(table)
     for format in reversed(colours):
-        own = [candidate for candidate in best if candidate.format == format]
-        xs, ys = [MEASURES[x](c) / dense_x for c in own], [MEASURES[y](c) for c in own]
+        points = [candidate for candidate in best if candidate.format == format]
+        xs, ys = [MEASURES[x](c) / dense_x for c in points], [MEASURES[y](c) for c in points]
         axes.scatter(xs, ys, s=26, c=colours[format], edgecolors="black", linewidths=0.6, zorder=3)
 
 
@@ -136,15 +136,15 @@ def _draw_choice(axes: Axes, table: CostTable, size: str, best: Sequence[Candida
 
 def _label_selected(axes: Axes, table: CostTable, size: str) -> list[Annotation]:
     """Name the selected settings in the lower left corner, where the front leaves room, with a line to each."""
-    found, dense, labels = selections(table, size), table.sizes[size].dense_edp, []
-    for i, candidate in enumerate(sorted(set(found.values()), key=lambda c: (c.error, c.format))):
+    selected, dense, labels = selections(table, size), table.sizes[size].dense_edp, []
+    for i, candidate in enumerate(sorted(set(selected.values()), key=lambda c: (c.error, c.format))):
         colour, point = format_colours(table)[candidate.format], (candidate.edp / dense, candidate.error)
         # Rings of different width: settings of two formats may have the same error and EDP.
         axes.scatter(*point, s=110 + 110 * i, facecolors="none", edgecolors=colour, linewidths=1.6, zorder=5)
         text = axes.annotate(
             f"{candidate.format} {candidate.shape}, rank {rank_text(candidate)}", point, (0.015, 0.045 + 0.062 * i),
             textcoords="axes fraction", color=colour, va="center", fontsize=9.5, parse_math=False, zorder=6,
-            weight="bold" if candidate == found[ANY] else "normal",
+            weight="bold" if candidate == selected[ANY] else "normal",
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkB": 5, "relpos": (1, 0.5)},
             bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.9},  # over the lines from labels below
         )  # fmt: skip
@@ -293,8 +293,8 @@ def draw_figure_2(table: CostTable, size: str, path: str | Path) -> None:
         axes.scatter([MEASURES[name](dense)], [MEASURES["EDP"](dense)], marker="*", s=160, c="black", zorder=4)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        found = rank_correlation(points, MEASURES[name], MEASURES["EDP"])
-        axes.set_xlabel(f"{LABELS[name]} (rank correlation with EDP {found:.3f})")
+        correlation = rank_correlation(points, MEASURES[name], MEASURES["EDP"])
+        axes.set_xlabel(f"{LABELS[name]} (rank correlation with EDP {correlation:.3f})")
     panels[0].set_ylabel(LABELS["EDP"])
     _log_axis(panels[0].yaxis)
     _legend(figure, panels[0], table, size, best=False)
@@ -310,7 +310,7 @@ def rank_correlation(
     """Spearman's rank correlation of two measures; NaN if one of them is the same for all."""
     from scipy.stats import spearmanr
 
-    values = [[own(candidate) for candidate in points] for own in (first, second)]
+    values = [[measure(candidate) for candidate in points] for measure in (first, second)]
     if any(len(set(column)) < 2 for column in values):
         return math.nan
     return float(spearmanr(*values).statistic)

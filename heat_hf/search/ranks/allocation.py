@@ -82,9 +82,9 @@ def least_budget(options: Sequence[Sequence[Option]], kind: BudgetKind) -> float
     smallest reachable product is a little larger, and `allocate` finds whether one is.
     """
     if kind == "edp":
-        energy, seconds = (sum(min(getattr(o, name) for o in own) for own in options) for name in ("energy", "seconds"))
+        energy, seconds = (sum(min(getattr(o, name) for o in row) for row in options) for name in ("energy", "seconds"))
         return float(energy_delay(energy, seconds))
-    return float(sum(min(getattr(o, kind) for o in own) for own in options))
+    return float(sum(min(getattr(o, kind) for o in row) for row in options))
 
 
 LIMITED = {"edp": ("energy", "seconds"), "seconds": ("seconds",), "parameters": ()}  # what has to be known and positive
@@ -104,8 +104,8 @@ def _check(options: Sequence[Sequence[Option]], kind: BudgetKind) -> None:
 
 
 def _below_hyperbola(energy: Sequence[Array], seconds: Sequence[Array], losses: Sequence[Array], budget: float) -> list[int]:
-    whole = [sum(float(own.max()) for own in values) for values in (energy, seconds)]
-    energy, seconds = [own / whole[0] for own in energy], [own / whole[1] for own in seconds]
+    whole = [sum(float(array.max()) for array in values) for values in (energy, seconds)]
+    energy, seconds = [array / whole[0] for array in energy], [array / whole[1] for array in seconds]
     root = math.sqrt(budget / energy_delay(*whole))
     ratios = np.concatenate([t / e for e, t in zip(energy, seconds, strict=True)])
     number = itertools.count()
@@ -117,13 +117,13 @@ def _below_hyperbola(energy: Sequence[Array], seconds: Sequence[Array], losses: 
         costs = [slope * e + t for e, t in zip(energy, seconds, strict=True)]
         chosen = knapsack(costs, losses, root * (math.sqrt(low) + math.sqrt(high)))
         if chosen is not None:
-            total = sum(float(own[o]) for own, o in zip(losses, chosen, strict=True))
+            total = sum(float(array[o]) for array, o in zip(losses, chosen, strict=True))
             heapq.heappush(queue, (total, next(number), low, high, chosen))
 
     push(float(ratios.min()), float(ratios.max()))
     while queue:
         _, _, low, high, chosen = heapq.heappop(queue)
-        e, t = (sum(float(own[o]) for own, o in zip(values, chosen, strict=True)) for values in (energy, seconds))
+        e, t = (sum(float(array[o]) for array, o in zip(values, chosen, strict=True)) for values in (energy, seconds))
         if energy_delay(e, t) <= root * root * (1 + 4 * ROUNDING):
             return chosen
         middle = min(max(t / e, low), high)
@@ -139,10 +139,10 @@ def knapsack(costs: Sequence[Array], losses: Sequence[Array], budget: float) -> 
         The places chosen, or None if no choice keeps the budget.
     """
     limit = budget * (1 + ROUNDING) + 1e-300
-    if sum(float(own.min()) for own in costs) > limit:
+    if sum(float(array.min()) for array in costs) > limit:
         return None
     multiplier, best = _lagrange(costs, losses, limit)
-    cheapest = np.cumsum([0.0, *(float(own.min()) for own in reversed(costs))])[::-1]
+    cheapest = np.cumsum([0.0, *(float(array.min()) for array in reversed(costs))])[::-1]
     bounds = np.cumsum(
         [0.0, *(float((loss + multiplier * cost).min()) for cost, loss in zip(reversed(costs), reversed(losses), strict=True))]
     )[::-1]
@@ -176,7 +176,7 @@ def _lagrange(costs: Sequence[Array], losses: Sequence[Array], limit: float) -> 
     spent, best = choice(0.0)
     if spent <= limit:
         return 0.0, best
-    low, high = 0.0, max(float(own.max()) for own in losses) / limit
+    low, high = 0.0, max(float(array.max()) for array in losses) / limit
     for _ in range(40):
         spent, best = choice(high)
         if spent <= limit:

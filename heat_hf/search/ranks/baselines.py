@@ -32,7 +32,7 @@ def tensorly_rank(format: str, shape: TensorShape, ratio: float) -> Rank:
     if codec.parameters(shape, usable(ratio)) >= 0.9 * target:
         return usable(ratio)
     start = math.log(ratio)
-    return _largest(codec, shape, target, lambda place: usable(math.exp(place)), start - 10, start + 10)
+    return _largest(codec, shape, target, lambda exponent: usable(math.exp(exponent)), start - 10, start + 10)
 
 
 def _largest(

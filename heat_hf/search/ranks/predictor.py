@@ -99,10 +99,10 @@ class AccuracyPredictor:
             choices: networks × tensors, places of options.
         """
         rows = np.arange(choices.shape[1])
-        own = self._features[rows, choices]  # networks × tensors × features
-        shares = own[..., 0]
+        by_tensor = self._features[rows, choices]  # networks × tensors × features
+        shares = by_tensor[..., 0]
         whole = np.stack([shares.mean(-1), np.log(shares).mean(-1), shares.min(-1)], axis=-1)
-        return np.concatenate([own.reshape(len(choices), -1), whole], axis=-1).astype(np.float32)
+        return np.concatenate([by_tensor.reshape(len(choices), -1), whole], axis=-1).astype(np.float32)
 
     def predict(self, choices: Choice) -> Array:
         """Predicted accuracies of many networks.
@@ -118,12 +118,14 @@ class AccuracyPredictor:
 
 def _features(space: RankSpace) -> Array:
     """Tensors × options × features: share of parameters, then ranks and extents of modes, filled up with 0."""
-    rows = [[[s.ratio, *s.rank, *s.shape.modes] if s is not None else [1.0] for s in own] for own in space.options.values()]
-    width = max(len(values) for own in rows for values in own)
+    rows = [
+        [[s.ratio, *s.rank, *s.shape.modes] if s is not None else [1.0] for s in options] for options in space.options.values()
+    ]
+    width = max(len(values) for options in rows for values in options)
     table = np.ones((len(rows), int(space.sizes.max()), width))
-    for place, own in enumerate(rows):
-        for option, values in enumerate(own):
-            table[place, option] = [*values, *[0.0] * (width - len(values))]
+    for tensor, options in enumerate(rows):
+        for option, values in enumerate(options):
+            table[tensor, option] = [*values, *[0.0] * (width - len(values))]
     return table[..., _varying(table)]
 
 

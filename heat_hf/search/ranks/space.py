@@ -165,7 +165,7 @@ class RankSpace:
     @cached_property
     def sizes(self) -> Choice:
         """Number of options of each tensor."""
-        return np.array([len(own) for own in self.options.values()])
+        return np.array([len(settings) for settings in self.options.values()])
 
     @cached_property
     def table(self) -> Footprint:
@@ -210,7 +210,7 @@ class RankSpace:
 
     def settings(self, choice: Sequence[int] | Choice) -> dict[str, TensorSetting | None]:
         """What the tensors of one network get."""
-        return {name: own[int(place)] for (name, own), place in zip(self.options.items(), choice, strict=True)}
+        return {name: options[int(number)] for (name, options), number in zip(self.options.items(), choice, strict=True)}
 
     def smallest(self) -> Choice:
         """The first option of every tensor."""
@@ -227,8 +227,8 @@ class RankSpace:
             ValueError: if a tensor has none.
         """
         kept = {}
-        for name, own in self.options.items():
-            kept[name] = tuple(s for s in own if s is not None and least <= s.ratio <= largest)
+        for name, settings in self.options.items():
+            kept[name] = tuple(s for s in settings if s is not None and least <= s.ratio <= largest)
             if not kept[name]:
                 raise ValueError(f"{name} has no rank with {least:g} to {largest:g} of its parameters")
         return RankSpace(self.costs, kept)

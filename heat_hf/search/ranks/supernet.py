@@ -62,7 +62,7 @@ class RankSuperNet:
         missing = [name for name in space.names if name not in layers]
         if missing:
             raise ValueError(f"{missing[0]!r} is no factorized layer of the model ({len(missing)} such tensors)")
-        if any(setting is None for own in space.options.values() for setting in own):
+        if any(setting is None for settings in space.options.values() for setting in settings):
             raise ValueError("a SuperNet has no dense options: leave them out of its space")
         self.model = model
         self.space = space
@@ -74,13 +74,13 @@ class RankSuperNet:
 
     def _variances(self, name: str) -> list[float]:
         """Variance of W′ of every option as projected, before training: what normalization keeps."""
-        layer, found = self.layers[name], []
+        layer, variances = self.layers[name], []
         for setting in self.space.options[name]:
             assert setting is not None
             layer.set_rank(setting.rank)
-            found.append(_variance(layer))
+            variances.append(_variance(layer))
         layer.set_rank(None)
-        return found
+        return variances
 
     def draw(self, rng: np.random.Generator) -> Choice:
         """A random SubNet: of a random size, its tensors around that size."""
@@ -93,9 +93,9 @@ class RankSuperNet:
         if not self.stabilizers.bounded_change:
             return self.draw(np.random.default_rng([self.seed, step]))
         while len(self._walk) <= step:
-            place = len(self._walk)
-            goal = self.draw(np.random.default_rng([self.seed, place // HOLD]))
-            if place == 0:
+            number = len(self._walk)
+            goal = self.draw(np.random.default_rng([self.seed, number // HOLD]))
+            if number == 0:
                 self._walk.append(goal)
                 continue
             bound = np.maximum(1, self.space.sizes // HOLD)
@@ -114,14 +114,14 @@ class RankSuperNet:
             choice: places of options.
             rng: of the slices, where these are random; default: the first slices.
         """
-        for (name, layer), place in zip(self.layers.items(), choice, strict=True):
-            setting = self.space.options[name][int(place)]
+        for (name, layer), number in zip(self.layers.items(), choice, strict=True):
+            setting = self.space.options[name][int(number)]
             assert setting is not None
             slices = _random_slices(layer, setting.rank, rng) if rng is not None else None
             layer.set_rank(setting.rank, slices)
             if self._targets:
                 variance = _variance(layer)
-                gain = (self._targets[name][int(place)] / variance) ** 0.5 if variance > 0 else 1.0
+                gain = (self._targets[name][int(number)] / variance) ** 0.5 if variance > 0 else 1.0
                 layer.set_rank(setting.rank, slices, gain)
 
 
@@ -134,12 +134,12 @@ def _random_slices(layer: FactorizedLinear, rank: Any, rng: np.random.Generator)
     """As many slices of every rank index as the rank has, in order, the same in all cores that share the index."""
     codec, shape = layer.setting.codec, layer.setting.shape
     extents = codec.core_shapes(shape, rank)
-    found: dict[str, Tensor] = {}
+    slices: dict[str, Tensor] = {}
     for indices, core, cut in zip(codec.subscripts(shape).cores, layer.cores, extents, strict=True):
         for index, whole, size in zip(indices, core.shape, cut, strict=True):
-            if size < whole and index not in found:
-                found[index] = torch.from_numpy(np.sort(rng.choice(whole, size, replace=False)))
-    return found
+            if size < whole and index not in slices:
+                slices[index] = torch.from_numpy(np.sort(rng.choice(whole, size, replace=False)))
+    return slices
 
 
 def default_subnets() -> int:
@@ -233,8 +233,8 @@ def sample_subnets(supernet: RankSuperNet, count: int, seed: int) -> list[Choice
     if float(np.prod(space.sizes.astype(np.float64))) < count:
         raise ValueError(f"subnets={count} is more than the space has: {int(np.prod(space.sizes))}")
     rng = np.random.default_rng([seed, 1])
-    found = {tuple(space.smallest()): space.smallest(), tuple(space.largest()): space.largest()}
-    while len(found) < count:
+    subnets = {tuple(space.smallest()): space.smallest(), tuple(space.largest()): space.largest()}
+    while len(subnets) < count:
         choice = supernet.draw(rng)
-        found.setdefault(tuple(choice), choice)
-    return list(found.values())[:count]
+        subnets.setdefault(tuple(choice), choice)
+    return list(subnets.values())[:count]

@@ -114,7 +114,7 @@ def knees(points: Sequence[Candidate], dense: SizeInfo) -> list[Candidate]:
 
 def _order(candidate: Candidate) -> tuple[float | int | str | tuple[int, ...], ...]:
     names = list(FORMATS)
-    place = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
+    position = names.index(candidate.format) if candidate.format in names else len(names)  # a table may know others
     # As text: a table may come from elsewhere, with shapes of formats that are not known here.
     mixes = sum(extent != "1" for extent in candidate.shape.partition(":")[2].split("x")) > 1
-    return candidate.error, candidate.cost.objective, mixes, candidate.parameters, place, candidate.shape, candidate.rank
+    return candidate.error, candidate.cost.objective, mixes, candidate.parameters, position, candidate.shape, candidate.rank

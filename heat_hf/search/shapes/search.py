@@ -107,9 +107,9 @@ def search_shapes(
     sizes = _by_size(encoder_linears(model, modules, exclude))
     table, spaces = _empty_table(model, costs, tokens, search, sizes)
     if output is not None and Path(output).exists() and not overwrite:
-        found = CostTable.load(output)
-        require_same_key(found.key, table.key, str(output))
-        return found
+        existing = CostTable.load(output)
+        require_same_key(existing.key, table.key, str(output))
+        return existing
     tasks = [task for (size, format), space in spaces.items() for task in _tasks(size, format, space, search.budgets)]
     worker = Worker(_sampled(sizes, search), costs, tokens, search.seed)
     with Journal(None if output is None else Path(output), table.key, overwrite) as journal:
@@ -158,10 +158,10 @@ def _empty_table(
     infos: dict[str, SizeInfo] = {}
     for size, linears in sizes.items():
         check_orders(*size, search.orders)
-        own = {format: shape_space(format, *size, search.orders, search.top_k) for format in search.formats}
-        if not any(space.shapes for space in own.values()):
+        by_format = {format: shape_space(format, *size, search.orders, search.top_k) for format in search.formats}
+        if not any(space.shapes for space in by_format.values()):
             raise ValueError(f"no candidate shape is left for {size}: ask for other formats or orders, or a larger top_k")
-        spaces |= {(size, format): space for format, space in own.items() if space.shapes}
+        spaces |= {(size, format): space for format, space in by_format.items() if space.shapes}
         dense = costs.linear(size, tokens)
         infos[str(size)] = SizeInfo(
             matrices=len(linears),
@@ -176,7 +176,7 @@ def _empty_table(
                     "unpruned_settings": space.unpruned_settings,
                     "dropped": space.dropped,
                 }
-                for format, space in own.items()
+                for format, space in by_format.items()
             },
         )
     options = {
@@ -223,7 +223,7 @@ def _expected_work(task: Task) -> tuple[float, str]:
     return get_format(task.format).iterative * 10.0 + task.shape.order + task.shape.rows * task.shape.columns * 1e-6, task.name
 
 
-def _complete(table: CostTable, tasks: Sequence[Task], found: Mapping[str, list[Row]]) -> CostTable:
+def _complete(table: CostTable, tasks: Sequence[Task], rows_by_task: Mapping[str, list[Row]]) -> CostTable:
     """The table with its candidates, those without a mapping counted.
 
     Raises:
@@ -231,7 +231,7 @@ def _complete(table: CostTable, tasks: Sequence[Task], found: Mapping[str, list[
     """
     candidates, sizes = [], dict(table.sizes)
     for task in tasks:
-        rows, size = found[task.name], str(task.size)
+        rows, size = rows_by_task[task.name], str(task.size)
         candidates += [_candidate(task, row) for row in rows if row.seconds is not None]
         unmapped = sum(row.seconds is None for row in rows)
         if unmapped:

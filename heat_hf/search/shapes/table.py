@@ -120,10 +120,10 @@ class CostTable:
 
     @cached_property
     def _groups(self) -> dict[str, list[Candidate]]:
-        found: dict[str, list[Candidate]] = {size: [] for size in self.sizes}
+        groups: dict[str, list[Candidate]] = {size: [] for size in self.sizes}
         for candidate in self.candidates:
-            found[candidate.size].append(candidate)
-        return found
+            groups[candidate.size].append(candidate)
+        return groups
 
     def of(self, size: str, format: str | None = None) -> list[Candidate]:
         """Candidates of a matrix size, of one format or all.
@@ -133,11 +133,11 @@ class CostTable:
         """
         if size not in self._groups:
             raise ValueError(f"the cost table has no matrix size {size!r}; it has {', '.join(self.sizes)}")
-        found = [candidate for candidate in self._groups[size] if format in (None, candidate.format)]
-        if not found:
-            known = dict.fromkeys(candidate.format for candidate in self._groups[size])
-            raise ValueError(f"the cost table has no {format} candidates of size {size}; it has {', '.join(known)}")
-        return found
+        candidates = [candidate for candidate in self._groups[size] if format in (None, candidate.format)]
+        if not candidates:
+            formats = dict.fromkeys(candidate.format for candidate in self._groups[size])
+            raise ValueError(f"the cost table has no {format} candidates of size {size}; it has {', '.join(formats)}")
+        return candidates
 
     @property
     def key(self) -> dict[str, Any]:
