@@ -154,7 +154,7 @@ def wait_for_their_end(processes: list[int]) -> None:
             time.sleep(0.1)
 
 
-def test_a_killed_search_goes_on_where_it_stopped(table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_where_it_stopped(cost_table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "table.parquet"
     journal = tmp_path / "table.parquet.partial" / "part-0.jsonl"
     children = kill_when_something_is_kept(search_command(checkpoint, output, "--workers", "2"), journal)
@@ -165,10 +165,10 @@ def test_a_killed_search_goes_on_where_it_stopped(table: CostTable, checkpoint: 
     again = [sys.executable, *search_command(checkpoint, output, "--workers", "1", "--json")]
     done = subprocess.run(again, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    everything = sum(space["shapes"] for info in table.sizes.values() for space in info.spaces.values())
+    everything = sum(space["shapes"] for info in cost_table.sizes.values() for space in info.spaces.values())
     assert 0 < kept < everything
     assert f"/{everything - kept} " in done.stderr, "only what was missing is searched"
-    replace(table, model=str(checkpoint)).save(tmp_path / "whole.parquet")
+    replace(cost_table, model=str(checkpoint)).save(tmp_path / "whole.parquet")
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not journal.parent.exists()
     wait_for_their_end(children)  # pool processes end with the one that started them
