@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-
 EDP, TIME = "EDP", "time"  # what costs are compared by
 
 

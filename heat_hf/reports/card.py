@@ -211,8 +211,8 @@ def _hardware_note(report: CompressionReport) -> str:
         return ""
     if report.measure == TIME:
         return (
-            f"The time is summed over the encoder matrices for {report.tokens} tokens, as the cost model `{report.accelerator}` "
-            f"(digest `{report.accelerator_digest}`) gives it; energies are not known."
+            f"The time is summed over the encoder matrices for {report.tokens} tokens, as the cost model "
+            f"`{report.accelerator}` (digest `{report.accelerator_digest}`) gives it; energies are not known."
         )
     from heat_hf.hardware import load_accelerator
 
