@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from heat_hf.reports.compression import CompressionReport
     from heat_hf.reports.model_page import report_page
     from heat_hf.reports.ranks import RankRecord
-    from heat_hf.search.ranks.methods import RANK_SEARCHES, RankSearch
+    from heat_hf.search.ranks.methods import RANK_SEARCHES, RankSearch, Rule
     from heat_hf.search.ranks.variants import Variant
     from heat_hf.search.shapes.search import ShapeSearch, search_shapes
     from heat_hf.search.shapes.table import CostTable
@@ -60,6 +60,7 @@ __all__ = [
     "Origin",
     "RankRecord",
     "RankSearch",
+    "Rule",
     "ShapeSearch",
     "Solver",
     "Statistics",
@@ -105,7 +106,7 @@ _MODULES = {
     "heat_hf.reports.compression": ("CompressionReport",),
     "heat_hf.reports.model_page": ("report_page",),
     "heat_hf.reports.ranks": ("RankRecord",),
-    "heat_hf.search.ranks.methods": ("RANK_SEARCHES", "RankSearch"),
+    "heat_hf.search.ranks.methods": ("RANK_SEARCHES", "RankSearch", "Rule"),
     "heat_hf.search.ranks.variants": ("Variant",),
     "heat_hf.search.shapes.search": ("ShapeSearch", "search_shapes"),
     "heat_hf.search.shapes.table": ("CostTable",),

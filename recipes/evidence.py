@@ -11,6 +11,7 @@ from typing import Any
 from heat_hf import CompressionReport
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.evaluation.tasks import TASKS
+from heat_hf.hardware.cost import EDP
 from heat_hf.reports.card import Evaluation
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tensorly")
@@ -26,7 +27,7 @@ def result_row(report: CompressionReport, task: str, score: float, teacher_score
         teacher_score: the dense model's on the same rows.
         **about: decomposition, variant, rank_search, seed, train_rows, command and what else is to be kept.
     """
-    cost = report.hardware
+    cost = None if report.hardware is None or report.measure != EDP else report.hardware
     figures = {
         "task": task,
         "metric": TASKS[task].main,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+EDP, TIME = "EDP", "time"  # what costs are compared by
+
 
 class MisfitError(ValueError):
     """Something cannot run on the hardware that a cost model stands for."""
@@ -44,6 +46,11 @@ class Cost:
     def objective(self) -> float:
         """What the better of two ways has less of: EDP, or time where the energy is not known."""
         return self.seconds if self.energy_pJ is None else self.edp
+
+    @property
+    def measure(self) -> str:
+        """What `objective` is: "EDP", or "time" where the energy is not known."""
+        return TIME if self.energy_pJ is None else EDP
 
     def __add__(self, other: Cost) -> Cost:
         if self.energy_pJ is None or other.energy_pJ is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
 from heat_hf.evaluation.tasks import usage
+from heat_hf.hardware.cost import EDP, TIME
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from heat_hf.reports.compression import CompressionReport, TensorReport
 
 OF_DENSE = " of the dense model"  # after a metric's name
+HARDWARE_METRICS = {EDP: "edp", TIME: "latency"}  # what a report compares → the Hub's type of metric
+_SAVED = {EDP: "energy-delay product (EDP)", TIME: "time"}
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
@@ -94,7 +97,8 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         tensors=len(report.tensors),
         formats=", ".join(sorted(_formats(report))),
         params_ratio=f"{report.params_ratio:.3f}",
-        gain="" if cost is None else f"{1 / cost.ratio:.2f} times",
+        gain="" if cost is None else f"{1 / cost.ratio:.2f} times less {_SAVED[cost.measure]}",
+        measure=report.measure[0].upper() + report.measure[1:],
         accelerator=report.accelerator,
         usage=usage(origin.name, task),
         comparison=_comparison(report, evaluations),
@@ -103,7 +107,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         training=origin.training,
         command=origin.command,
         figures=[{"label": label, "path": path} for label, path in (origin.figures or {}).items()],
-        settings=_settings(report.tensors),
+        settings=_settings(report.tensors, report.measure),
     )
     return card
 
@@ -155,10 +159,12 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
             EvalResult(**about, metric_type=scored.metric, metric_name=dense, metric_value=round(scored.dense_score, 5))
         )
         if report.hardware is not None:
-            where = f"on {report.accelerator}, {report.tokens} tokens, µJ·s"
-            for label, edp in (("EDP", report.hardware.now.edp), ("EDP of the dense model", report.hardware.dense.edp)):
-                figure = float(f"{edp * 1e6:.6g}")
-                results.append(EvalResult(**about, metric_type="edp", metric_name=f"{label} {where}", metric_value=figure))
+            measure, unit, before, now = report.hardware.rows()[0]
+            where = f"on {report.accelerator}, {report.tokens} tokens, {unit}"
+            kind = HARDWARE_METRICS[measure]
+            for label, value in ((measure, now), (f"{measure}{OF_DENSE}", before)):
+                figure = float(f"{value:.6g}")
+                results.append(EvalResult(**about, metric_type=kind, metric_name=f"{label} {where}", metric_value=figure))
     return ModelCardData(
         language=origin.language,
         license=origin.license,
@@ -189,7 +195,7 @@ def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) ->
     cost = report.hardware
     if cost is not None:
         for label, unit, before, after in cost.rows():
-            where = " of the encoder matrices" if label == "EDP" else ""
+            where = " of the encoder matrices" if label == cost.measure else ""
             lines.append(f"| {label}{where}, {unit} | {before:.4g} | {after:.4g} | ×{after / before:.3f} |")
     return "\n".join(lines)
 
@@ -203,6 +209,11 @@ def _scores_note(evaluations: Sequence[Evaluation]) -> str:
 def _hardware_note(report: CompressionReport) -> str:
     if report.accelerator is None:
         return ""
+    if report.measure == TIME:
+        return (
+            f"The time is summed over the encoder matrices for {report.tokens} tokens, as the cost model "
+            f"`{report.accelerator}` (digest `{report.accelerator_digest}`) gives it; energies are not known."
+        )
     from heat_hf.hardware import load_accelerator
 
     note = (
@@ -217,9 +228,9 @@ def _hardware_note(report: CompressionReport) -> str:
     return f"{note} {specification.technology.strip()}" if specification.digest == report.accelerator_digest else note
 
 
-def _settings(tensors: Sequence[TensorReport]) -> str:
+def _settings(tensors: Sequence[TensorReport], measure: str) -> str:
     lines = [
-        "| tensor | size | format | shape | rank | parameters | EDP | error | output error |",
+        f"| tensor | size | format | shape | rank | parameters | {measure} | error | output error |",
         "|---|---|---|---|---|---:|---:|---:|---:|",
     ]
     for tensor in tensors:

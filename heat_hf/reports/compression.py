@@ -12,7 +12,7 @@ from typing import Any
 
 from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.hardware.cost import Cost
+from heat_hf.hardware.cost import EDP, TIME, Cost
 from heat_hf.reports.text import text_table
 
 
@@ -29,6 +29,11 @@ class Compared:
     dense: Cost
 
     @property
+    def measure(self) -> str:
+        """What `ratio` compares: "EDP", or "time" where energies are not known."""
+        return self.now.measure
+
+    @property
     def gain(self) -> str:
         """What is left of the dense layers' EDP, or of their time where energies are not known."""
         return f"×{self.ratio:.3f}"
@@ -40,11 +45,11 @@ class Compared:
 
     def rows(self) -> list[tuple[str, str, float, float]]:
         """What is known, as (figure, unit, dense, now) in units that people read."""
-        rows = [("time", "ms", self.dense.seconds * 1e3, self.now.seconds * 1e3)]
+        rows = [(TIME, "ms", self.dense.seconds * 1e3, self.now.seconds * 1e3)]
         if self.now.energy_pJ is None or self.dense.energy_pJ is None:
             return rows
         energy = ("energy", "mJ", self.dense.energy_pJ * 1e-9, self.now.energy_pJ * 1e-9)
-        return [("EDP", "µJ·s", self.dense.edp * 1e6, self.now.edp * 1e6), energy, *rows]
+        return [(EDP, "µJ·s", self.dense.edp * 1e6, self.now.edp * 1e6), energy, *rows]
 
     def __add__(self, other: Compared) -> Compared:
         return Compared(self.now + other.now, self.dense + other.dense)
@@ -266,8 +271,14 @@ class CompressionReport:
         assert file is not None
         return cls.load(Path(file).parent)
 
+    @property
+    def measure(self) -> str:
+        """What the hardware columns compare, see `Compared.measure`; "EDP" without an accelerator, too."""
+        return EDP if self.hardware is None else self.hardware.measure
+
     def __str__(self) -> str:
-        columns = ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", "EDP", "error", "output error")
+        columns = ("tensor", "size", "format", "shape", "rank", "params", "ratio", "MACs/token", self.measure, "error",
+                   "output error")  # fmt: skip
         ratio = self.compressed_model_parameters / self.model_parameters
         before = f"{self.dense_parameters:,}"
         totals = [
@@ -281,18 +292,19 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        return table + self._edp_line() + (warning if more else "")
+        return table + self._hardware_line() + (warning if more else "")
 
-    def _edp_line(self) -> str:
+    def _hardware_line(self) -> str:
         cost = self.hardware
         if cost is None:
             return ""
         (first, *figure), *others = cost.rows()
         unit, dense, now = figure
         rest = "".join(f"{', ' if i else '; '}{name} {a:.4g} → {b:.4g} {unit}" for i, (name, unit, a, b) in enumerate(others))
+        padding = ", operands filled up with zeros where that pays" if first == EDP else ""
         return (
-            f"\n{first} of the matrices on {self.accelerator} (digest {self.accelerator_digest}, operands filled up with zeros "
-            f"where that pays): {dense:.4g} → {now:.4g} {unit}, {cost.gain}{rest}."
+            f"\n{first} of the matrices on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
+            f"{dense:.4g} → {now:.4g} {unit}, {cost.gain}{rest}."
         )
 
 

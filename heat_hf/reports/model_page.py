@@ -14,7 +14,7 @@ from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
 from heat_hf.hardware.cascade import Cascade, join
-from heat_hf.reports.card import OF_DENSE, origin_of
+from heat_hf.reports.card import HARDWARE_METRICS, OF_DENSE, origin_of
 from heat_hf.reports.compression import CompressionReport, TensorReport
 from heat_hf.reports.figures.distillation import loss_curves
 from heat_hf.reports.figures.style import COLOURS
@@ -51,6 +51,7 @@ def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[
         "accelerator": report.accelerator,
         "digest": report.accelerator_digest,
         "tokens": report.tokens,
+        "measure": report.measure,
         "calibration_rows": report.calibration_rows,
         "version": report.heat_version,
         "colours": list(COLOURS),
@@ -84,7 +85,7 @@ def _scores(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
     from huggingface_hub import ModelCard
 
     results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
-    scores = [r for r in results if r.metric_type != "edp"]
+    scores = [r for r in results if r.metric_type not in HARDWARE_METRICS.values()]
     dense = {(r.dataset_name, r.metric_name): r.metric_value for r in scores if r.metric_name.endswith(OF_DENSE)}
     return [
         {

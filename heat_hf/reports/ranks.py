@@ -81,7 +81,7 @@ class RankRecord:
         columns = (
             "variant",
             "budget",
-            "EDP",
+            self.variants[0].measure,
             "gain",
             "params",
             "time, µs",

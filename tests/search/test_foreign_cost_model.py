@@ -38,10 +38,11 @@ FEW = ShapeSearch(formats=("low_rank", "cp"), orders=(2,), budgets=4)
 
 @dataclass
 class Macs(CostModel):
-    """Sublinear in multiply-accumulates, in seconds alone; one format or one rank may be dear."""
+    """Sublinear in multiply-accumulates, in seconds alone; one format, or one rank, of one size or of all, may be dear."""
 
     dear_format: str = ""
     dear_rank: int = 0
+    dear_size: MatrixSize | None = None
     plans_take: float = 1.0
     units: tuple[int, ...] = ()
 
@@ -59,7 +60,8 @@ class Macs(CostModel):
 
     def execution(self, setting: TensorSetting, tokens: int) -> tuple[ContractionPlan, Cost]:
         plan, cost = super().execution(setting, tokens)
-        dear = setting.format == self.dear_format or self.dear_rank in setting.rank
+        sized = self.dear_size in (None, size_of(setting))
+        dear = setting.format == self.dear_format or (sized and self.dear_rank in setting.rank)
         return plan, cost * (1000 if dear else 1)
 
 
@@ -73,6 +75,10 @@ class Joules(Macs):
     def plan(self, plan: ContractionPlan) -> Cost:
         seconds = super().plan(plan).seconds
         return Cost(seconds, 1e15 * seconds)
+
+
+def size_of(setting: TensorSetting) -> MatrixSize:
+    return MatrixSize(setting.shape.rows, setting.shape.columns)
 
 
 class Size:
@@ -219,25 +225,71 @@ def test_options_are_compared_by_its_figures() -> None:
     assert [own.rank[0] for own, _ in kept] == [4, 8, 9], "rank 8 is smaller than 9, and slower: both stay"
 
 
+def dense_seconds(model: CostModel) -> float:
+    """Of the small BERT's two blocks, 16 tokens."""
+    return 2 * sum(model.linear(MatrixSize(*size), 16).seconds for size in [(24, 24)] * 4 + [(48, 24), (24, 48)])
+
+
+def job(method: str, model: CostModel, bert: torch.nn.Module | None = None, **target: float) -> Job:
+    config = HeatConfig(rank_search=method, sequence_length=16, max_sweeps=5, **target)
+    training = Training(ROWS, collate, Size(), ARGUMENTS, Evolution(population=32, generations=5))
+    return Job(bert or small_model("bert"), config, BATCHES, given_cost_model=model, training=training)
+
+
 @pytest.mark.parametrize("method", RANK_SEARCHES)
 def test_every_method_keeps_its_budget(method: str) -> None:
     """The same time, by a model for which factorized layers take half as long again: fewer parameters are left."""
     kept = []
     for plans_take in (1.0, 1.5):
-        model, bert = Macs(plans_take=plans_take), small_model("bert")
-        dense = 2 * sum(model.linear(MatrixSize(*size), 16).seconds for size in [(24, 24)] * 4 + [(48, 24), (24, 48)])
-        config = HeatConfig(rank_search=method, target_latency=0.95 * dense, sequence_length=16, max_sweeps=5)
-        training = Training(ROWS, collate, Size(), ARGUMENTS, Evolution(population=32, generations=5))
-        job = Job(bert, config, BATCHES, given_cost_model=model, training=training)
-        (variant,) = job.search().variants
+        model = Macs(plans_take=plans_take)
+        limit = 0.95 * dense_seconds(model)
+        task = job(method, model, target_latency=limit)
+        (variant,) = task.search().variants
         spent = [
-            model.linear(MatrixSize.of(job.linears[name]), 16) if own is None else model.setting(own, 16)
+            model.linear(MatrixSize.of(task.linears[name]), 16) if own is None else model.setting(own, 16)
             for name, own in variant.settings.items()
         ]
         assert variant.seconds == pytest.approx(sum(cost.seconds for cost in spent))
-        assert variant.seconds <= 0.95 * dense
+        assert variant.seconds <= limit
         kept.append(variant.params_ratio)
     assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize("method", RANK_SEARCHES)
+def test_every_method_leaves_a_rank_that_is_dear(method: str) -> None:
+    """The rank that a size gets is made a thousand times as slow for that size alone: it gets another."""
+    limit = 0.95 * dense_seconds(Macs())
+    (before,) = job(method, Macs(), target_latency=limit).search().variants
+    chosen = next(setting for setting in before.settings.values() if setting is not None)
+    dear = Macs(dear_rank=chosen.rank[0], dear_size=size_of(chosen))
+    (after,) = job(method, dear, target_latency=limit).search().variants
+    settings = [setting for setting in after.settings.values() if setting is not None]
+    assert settings and not any(size_of(s) == dear.dear_size and dear.dear_rank in s.rank for s in settings)
+    assert after.seconds <= limit
+
+
+@pytest.mark.parametrize("method", RANK_SEARCHES)
+def test_every_method_keeps_a_budget_of_parameters(method: str) -> None:
+    (variant,) = job(method, Macs(), target_params_ratio=0.7).search().variants
+    assert variant.params_ratio <= 0.7
+    assert (variant.measure, variant.edp_ratio) == ("time", pytest.approx(variant.seconds / dense_seconds(Macs())))
+
+
+@pytest.mark.parametrize("method", RANK_SEARCHES)
+def test_an_edp_budget_is_refused_before_any_work(method: str) -> None:
+    class NoPlans(Macs):
+        def plan(self, plan: ContractionPlan) -> Cost:
+            raise AssertionError("a setting is costed")
+
+    def run(*_: object) -> None:
+        raise AssertionError("the model is run")
+
+    bert = small_model("bert")
+    bert.register_forward_pre_hook(run)
+    request = job(method, NoPlans(), bert, target_edp_ratio=0.5)
+    for work in (request.search, request.settings):
+        with pytest.raises(ValueError, match="the cost model macs has none: use target_latency"):
+            work()
 
 
 @pytest.mark.parametrize("method", ["sensitivity", "uniform", "pareto"])
@@ -250,6 +302,19 @@ def test_an_edp_budget_needs_energies(method: str) -> None:
         compressor.search_ranks(config, BATCHES, cost_model=Macs())
     record = compressor.search_ranks(config, BATCHES, cost_model=Joules())
     assert record.variants[0].edp_ratio <= 0.5
+
+
+def test_plan_search_and_compression_agree(tmp_path: Path) -> None:
+    model, compressor = Macs(plans_take=1.5), HeatCompressor(small_model("bert"))
+    limit = 0.95 * dense_seconds(model)
+    config = HeatConfig(rank_search="sensitivity", target_latency=limit, sequence_length=16)
+    plan = compressor.plan(config, BATCHES, cost_model=model)
+    (variant,) = compressor.search_ranks(config, BATCHES, cost_model=model).variants
+    report = compressor.compress(config, BATCHES, cost_model=model)
+    for planned in (plan, report):
+        assert planned.hardware is not None and planned.hardware.dense.seconds == pytest.approx(dense_seconds(model))
+        assert planned.hardware.now.seconds == pytest.approx(variant.seconds)
+        assert {tensor.name: tensor.setting for tensor in planned.tensors} == variant.settings
 
 
 def test_a_report_without_energies(tmp_path: Path) -> None:

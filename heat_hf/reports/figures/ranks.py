@@ -51,7 +51,7 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
         axes.set_yticks(range(len(kinds)), kinds)
         axes.set_xlabel("block")
         axes.set_title(
-            f"{variant.name}: EDP ×{variant.edp_ratio:.3f}, parameters ×{variant.params_ratio:.3f}"
+            f"{variant.name}: {variant.measure} ×{variant.edp_ratio:.3f}, parameters ×{variant.params_ratio:.3f}"
             + ("" if variant.seconds is None else f", {variant.seconds * 1e6:.0f} µs"),
             fontsize=10,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from heat_hf.encoders.linears import weights_digest
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.hardware.cost import EDP
 from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.allocation import BudgetKind
 from heat_hf.search.ranks.budgets import TARGETS, Budget
@@ -34,6 +35,7 @@ class Variant:
         seconds: of one forward pass of all tensors on the accelerator; None without one.
         expected_divergence: of the model's outputs from the dense model's, to second order; of the method "sensitivity".
         predicted_accuracy: of the method "supernet", with the SuperNet's cores.
+        measure: what `edp_ratio` compares: "EDP", or "time" where the cost model knows no energies.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Variant:
     seconds: float | None
     expected_divergence: float | None = None
     predicted_accuracy: float | None = None
+    measure: str = EDP
 
     def configure(self, config: Any) -> Any:  # noqa: ANN401
         """A `HeatConfig` as it would ask for this variant alone."""
@@ -55,9 +58,12 @@ class Variant:
         return dataclasses.replace(config, **targets)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """As JSON; what `edp_ratio` compares is left out where it is the EDP."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.measure == EDP:
+            del data["measure"]
         settings = {name: None if setting is None else setting.to_dict() for name, setting in self.settings.items()}
-        return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "settings": settings}
+        return {**data, "settings": settings}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Variant:
@@ -139,4 +145,5 @@ def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) 
         seconds=total.seconds,
         expected_divergence=solution.expected_divergence,
         predicted_accuracy=solution.predicted_accuracy,
+        measure=EDP if total.cost is None else total.cost.measure,
     )

@@ -6,6 +6,7 @@ from heat_hf.search.ranks.methods.base import RankSearch, Solution
 from heat_hf.search.ranks.methods.manual import Manual
 from heat_hf.search.ranks.methods.pareto import Pareto
 from heat_hf.search.ranks.methods.random import Random
+from heat_hf.search.ranks.methods.rule import Rule
 from heat_hf.search.ranks.methods.sensitivity import Sensitivity
 from heat_hf.search.ranks.methods.supernet import SuperNet
 from heat_hf.search.ranks.methods.tensorly import TensorLy
@@ -28,4 +29,4 @@ def get_rank_search(name: str) -> RankSearch:
     return RANK_SEARCHES[name]
 
 
-__all__ = ["MIXED", "RANK_SEARCHES", "RankSearch", "Solution", "get_rank_search"]
+__all__ = ["MIXED", "RANK_SEARCHES", "RankSearch", "Rule", "Solution", "get_rank_search"]

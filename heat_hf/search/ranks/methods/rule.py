@@ -22,6 +22,8 @@ class Rule(RankSearch):
 
     shapes_by_share: ClassVar[bool] = True
     """Whether a cost table is asked for the best shape within the share."""
+    rounds: ClassVar[bool] = False
+    """Whether ranks may take slightly more than their share, so that a budget of parameters is only kept about."""
 
     @abstractmethod
     def rank(self, problem: Problem, name: str, shape: TensorShape, share: float) -> object:
@@ -39,7 +41,9 @@ class Rule(RankSearch):
             return Solution(self.settings(problem, None))
         assert budget.asked is not None and budget.limit is not None
         if budget.kind == "parameters":
-            return Solution(self.settings(problem, budget.asked))
+            settings = self.settings(problem, budget.asked)
+            if self.rounds or problem.costs.total(settings).parameters <= budget.limit * (1 + 1e-9):
+                return Solution(settings)  # else the rule's shares add up to more
         return Solution(fit_share(lambda share: self.settings(problem, share), problem.costs, budget.kind, budget.limit))
 
     def settings(self, problem: Problem, share: float | None) -> dict[str, TensorSetting | None]:

@@ -15,6 +15,7 @@ class TensorLy(Rule):
     """Every matrix gets the rank that TensorLy's rule takes for its share."""
 
     name = "tensorly"
+    rounds = True  # TensorLy rounds to the nearest rank
 
     def rank(self, problem: Problem, name: str, shape: TensorShape, share: float) -> object:
         """By TensorLy's `validate_*_rank`."""
