@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -15,7 +16,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached, report_of
-from heat_hf.encoders.batches import Batch, sequences
+from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import block_of, encoder_linears, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
@@ -26,11 +27,11 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
-from heat_hf.search.journal import require_same_key
+from heat_hf.search.journal import Journal, require_same_key
 from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
 from heat_hf.search.ranks.problem import Problem, Training
 from heat_hf.search.ranks.space import Costs, Matrix, Settings
-from heat_hf.search.ranks.variants import Variant, find_variants, open_journal, search_key
+from heat_hf.search.ranks.variants import Variant, find_variants, search_key
 from heat_hf.search.shapes.search import ShapeSearch, require_fit, search_shapes
 from heat_hf.search.shapes.table import CostTable
 
@@ -126,11 +127,20 @@ class Job:
             exclude=config.exclude,
         )
 
+    @property
+    def _searches_statistics(self) -> bool:
+        method = self.config.method
+        return self._calibrated and (method.needs_calibration or method.needs_training)
+
     @cached_property
     def problem(self) -> Problem:
         """What the rank-search method is given."""
+        return replace(self._problem, statistics=self.statistics if self._searches_statistics else None)
+
+    @cached_property
+    def _problem(self) -> Problem:
+        """The same without statistics: all that its key takes."""
         config = self.config
-        reads_statistics = config.method.needs_calibration or config.method.needs_training
         asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed")
         return Problem(
             self.model,
@@ -144,10 +154,23 @@ class Job:
             seed=config.seed,
             loss_aware=config.uses_gradients,
             table=self.table,
-            statistics=self.statistics if reads_statistics else None,
             training=self.training,
-            key={name: getattr(config, name) for name in asked},
+            key={"calibration": self._searched_digest(), **{name: getattr(config, name) for name in asked}},
         )
+
+    def _searched_digest(self) -> str | None:
+        """Of the data that the search reads statistics of; of data at hand, without collecting them."""
+        if not self._searches_statistics:
+            return None
+        if self.given_statistics is None:
+            return data_digest(self.calibration or ())
+        assert self.statistics is not None
+        return self.statistics.data_digest
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """What the result of the search depends on, see `search_key`."""
+        return search_key(self.config.method, self._problem)
 
     @property
     def budgets(self) -> list[Budget]:
@@ -197,7 +220,7 @@ class Job:
         """
         if output is not None and output.exists() and not overwrite:
             record = RankRecord.load(output)
-            require_same_key(record.key, search_key(self.config.method, self.problem), str(output))
+            require_same_key(record.key, self.key, str(output))
             return record
         return self._search(output, overwrite)
 
@@ -206,12 +229,15 @@ class Job:
         method.require(self._calibrated, self.training is not None)
         budgets = self.budgets
         method.check(self.problem, budgets)
-        with open_journal(method, self.problem, output, overwrite) as journal:
+        # Left once the result is saved; an interrupted search goes on from OUTPUT.partial.
+        resumable: AbstractContextManager[Journal | None]
+        resumable = Journal(output, self.key, overwrite) if method.resumable else nullcontext()
+        with resumable as journal:
             variants = find_variants(method, replace(self.problem, journal=journal), budgets)
             record = RankRecord(
                 str(self.model.config._name_or_path or type(self.model).__name__),
                 method.name,
-                search_key(method, self.problem),
+                self.key,
                 variants.networks,
                 variants.fidelity,
                 round(time.perf_counter() - started, 1),

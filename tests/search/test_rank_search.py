@@ -14,6 +14,7 @@ from heat_hf.compression.factorize import factorize
 from heat_hf.compression.job import Job
 from heat_hf.encoders.cost import model_cost
 from heat_hf.encoders.linears import encoder_linears, factorized_layers
+from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.ranks.budgets import fit_share
@@ -197,6 +198,19 @@ def test_a_record_belongs_to_its_data(tmp_path: Path) -> None:
         search_ranks(small_model("bert", seed=1), config(), BATCHES, output=output)
     other = search_ranks(small_model("bert", seed=1), config(), BATCHES, output=output, overwrite=True)
     assert RankRecord.load(output).variants == other.variants
+
+
+def test_a_finished_record_is_read_without_calibrating(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, model = tmp_path / "ranks.json", small_model("bert")
+    first = search_ranks(model, config(), BATCHES, output=output)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(Statistics, "collect", refuse)
+    assert search_ranks(model, config(), BATCHES, output=output).variants == first.variants
+    with pytest.raises(ValueError, match="holds another search: its calibration"):
+        search_ranks(model, config(), [{"input_ids": token_ids(25, 6)}], output=output)
 
 
 def test_an_untrusted_predictor_is_refused(tmp_path: Path) -> None:

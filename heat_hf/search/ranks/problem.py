@@ -61,7 +61,7 @@ class Problem:
         statistics: C and G on calibration data; None without it.
         training: for the SuperNet; None without it.
         journal: keeps what a resumable search has done; None for others.
-        key: what the user asked for, as JSON: part of what results depend on.
+        key: the calibration data's digest and what the user asked for, as JSON: part of what results depend on.
     """
 
     model: PreTrainedModel

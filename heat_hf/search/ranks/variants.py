@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from heat_hf.encoders.linears import weights_digest
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware.cost import EDP
-from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.allocation import BudgetKind
 from heat_hf.search.ranks.budgets import TARGETS, Budget
 from heat_hf.search.ranks.methods import MIXED, RankSearch
@@ -89,30 +86,15 @@ class Variants:
 
 def search_key(method: RankSearch, problem: Problem) -> dict[str, Any]:
     """What the result of a search depends on, as JSON: equal for two searches that give the same."""
-    model, statistics = problem.costs.model, problem.statistics
+    model = problem.costs.model
     key = {
         "weights": weights_digest(problem.linears),
         "accelerator_digest": None if model is None else model.digest,
-        "calibration": None if statistics is None else statistics.data_digest,
         **problem.key,
         **method.key(problem),
     }
     normalized: dict[str, Any] = json.loads(json.dumps(key))
     return normalized
-
-
-def open_journal(
-    method: RankSearch, problem: Problem, output: Path | None, overwrite: bool
-) -> AbstractContextManager[Journal | None]:
-    """Where a search keeps what is done, if it takes long enough to be resumed; to be left once the result is saved.
-
-    Args:
-        method: of the search.
-        problem: likewise.
-        output: file of the result; an interrupted search goes on from OUTPUT.partial.
-        overwrite: whether to throw away what is left of another search there.
-    """
-    return Journal(output, search_key(method, problem), overwrite) if method.resumable else nullcontext()
 
 
 def find_variants(method: RankSearch, problem: Problem, budgets: Sequence[Budget]) -> Variants:
