@@ -31,6 +31,7 @@ from heat_hf.hardware.analytic import AnalyticModel
 from heat_hf.hardware.cascade import Cascade, cost_plan, join
 from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.mapper import Mapper
+from recipes.evidence import write_json
 
 BERT_SIZES = {"768x768": 48, "3072x768": 12, "768x3072": 12}  # matrices of BERT-base's blocks
 # Table 1 of the paper: million parameters of the factors (the model's less 24.6 M), and the EDP in µJ·s of its HEAT rows.
@@ -317,7 +318,7 @@ def main() -> None:
         "paper": (paper := paper_table()),
         "paper_geometric_mean": statistics.geometric_mean(row["ratio"] for row in paper),
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.output, result)
 
 
 if __name__ == "__main__":

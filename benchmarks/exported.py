@@ -50,13 +50,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/exported.json"))
     args = parser.parse_args()
     task = TASKS[args.task]
-    loader, rows = getattr(transformers, task.model_class), load_rows(args.data / args.test)
+    rows = load_rows(args.data / args.test)
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.dense)
     models: dict[str, Any] = {}
     sizes: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for kind, folder in (("dense", args.dense), ("HEAT", args.compressed)):
-            model = loader.from_pretrained(folder).eval()
+            model = task.model_class.from_pretrained(folder).eval()
             models[f"{kind}, PyTorch"] = model
             sizes[f"{kind}, PyTorch"] = sum(value.nbytes for value in model.state_dict().values()) / 2**20
             for label, int8 in (("ONNX Runtime", False), ("ONNX Runtime int8", True)):

@@ -9,7 +9,6 @@ to the dense layer's.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from heat_hf import FactorizedLinear, TensorSetting, TensorShape
 from heat_hf.evaluation.timing import race
 from heat_hf.formats import balanced_factors, get_format
 from heat_hf.formats.setting import MACS_PER_ELEMENT
+from recipes.evidence import write_json
 
 SIZES = [(384, 384), (384, 1536), (768, 3072)]
 TOKENS = [32, 1024]
@@ -81,7 +81,7 @@ def main() -> None:
         **provenance(f"python -m benchmarks.linear --ratio {args.ratio} --repeats {args.repeats} --output FILE", "torch"),
         "rows": rows,
     }
-    args.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.output, result)
 
 
 if __name__ == "__main__":

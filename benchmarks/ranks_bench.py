@@ -23,6 +23,7 @@ from heat_hf.search.ranks.budgets import Budget
 from heat_hf.search.ranks.space import RankSpace
 from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments
 from heat_hf.search.ranks.supernet_search import supernet_space, train_supernet
+from recipes.evidence import write_json
 
 TOKENS = 128
 GAINS = (3.0, 5.7, 10.0)
@@ -62,10 +63,7 @@ class Bench:
 
     def save(self) -> None:
         """Write what has been found."""
-        self.args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.args.output.with_suffix(".part")
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
-        temporary.replace(self.args.output)
+        write_json(self.args.output, self.results)
 
     def arguments(self, steps: int, rate: float = 1e-4) -> SuperNetArguments:
         """How the SuperNet, and everything else, is trained."""

@@ -30,18 +30,13 @@ from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.formats import FORMATS
+from heat_hf.search.ranks.baselines import TENSORLY_RULES
 from heat_hf.search.shapes.table import CostTable
 from recipes.demo.run import find_model
+from recipes.evidence import write_json
 
 METHODS = ("pareto", "manual", "tensorly")
 TOKENS = 128
-
-
-def save(path: Path, results: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def speed(args: argparse.Namespace) -> None:
@@ -73,7 +68,7 @@ def speed(args: argparse.Namespace) -> None:
                 }
             )
             print(results["rows"][-1], flush=True)
-    save(args.output, results)
+    write_json(args.output, results)
 
 
 def peak_memory(command: list[str]) -> int:
@@ -114,7 +109,8 @@ def quality(args: argparse.Namespace) -> None:
         for aware in (False, True):
             for name in FORMATS:
                 for method in METHODS:
-                    if (task, name, method, aware) in done:
+                    without_rule = method == "tensorly" and name not in TENSORLY_RULES
+                    if without_rule or (task, name, method, aware) in done:
                         continue
                     model, start = copy.deepcopy(dense), time.perf_counter()
                     config = HeatConfig(
@@ -137,7 +133,7 @@ def quality(args: argparse.Namespace) -> None:
                             "params_ratio": report.params_ratio,
                             "error": sum(t.relative_error for t in report.tensors) / len(report.tensors),
                             "output_error": report.output_error,
-                            "edp_ratio": hardware.now.edp / hardware.dense.edp,
+                            "edp_ratio": hardware.ratio,
                             "score": evaluate(model),
                             "settings": {
                                 f"{t.setting.shape.rows}x{t.setting.shape.columns}": f"{t.setting.shape} rank "
@@ -147,7 +143,7 @@ def quality(args: argparse.Namespace) -> None:
                             "seconds": round(seconds, 1),
                         }
                     )
-                    save(args.output, results)
+                    write_json(args.output, results)
                     print(results["rows"][-1], flush=True)
 
 

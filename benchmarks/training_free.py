@@ -26,6 +26,7 @@ from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.formats import balanced_factors
 from heat_hf.formats.shape import fold_shorter_side
 from recipes.demo.run import find_model
+from recipes.evidence import write_json
 
 PROJECTIONS = ("plain", "outputs", "loss")  # of the weights, of the layers' outputs, of the model's
 # decomposition, what its shapes are, ratios
@@ -98,10 +99,7 @@ def main() -> None:
                         "seconds": round(seconds, 1),
                     }
                 )
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                temporary = args.output.with_suffix(".part")
-                temporary.write_text(json.dumps(results, indent=1) + "\n")
-                temporary.replace(args.output)
+                write_json(args.output, results)
                 print(results["rows"][-1], flush=True)
 
 

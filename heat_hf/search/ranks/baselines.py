@@ -21,13 +21,13 @@ def tensorly_rank(format: str, shape: TensorShape, ratio: float) -> Rank:
         ValueError: if even the smallest rank has more parameters, or TensorLy has no rule for the format.
     """
     codec = get_format(format)
-    if format not in _RULES:
-        raise ValueError(f"TensorLy has no rank rule for {format}: it has one for {', '.join(_RULES)}")
+    if format not in TENSORLY_RULES:
+        raise ValueError(f"TensorLy has no rank rule for {format}: it has one for {', '.join(TENSORLY_RULES)}")
     target = ratio * shape.rows * shape.columns
     codec.largest_rank(shape, target)  # raises if nothing fits
 
     def usable(fraction: float) -> Rank:
-        return codec.clip_rank(shape, _validated(_RULES[format], shape, fraction))
+        return codec.clip_rank(shape, _validated(TENSORLY_RULES[format], shape, fraction))
 
     if codec.parameters(shape, usable(ratio)) >= 0.9 * target:
         return usable(ratio)
@@ -72,7 +72,7 @@ def _ttm_rule(shape: TensorShape, fraction: float) -> Sequence[int]:
     return ranks
 
 
-_RULES = {"low_rank": _cp_rule, "cp": _cp_rule, "tucker": _tucker_rule, "ttm": _ttm_rule}  # low rank is CP of order 2
+TENSORLY_RULES = {"low_rank": _cp_rule, "cp": _cp_rule, "tucker": _tucker_rule, "ttm": _ttm_rule}  # low rank is CP of order 2
 
 
 def random_shares(sizes: Sequence[int], ratio: float, seed: int) -> list[float]:
