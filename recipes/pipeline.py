@@ -156,9 +156,7 @@ def _student(job: Job, teacher: Any, encoded: Any) -> Any:  # noqa: ANN401
         rows = [{name: encoded[row][name] for name in names if name in encoded[row]} for row in range(count)]
         source = options.model.teacher or job.output / "teacher"
         compressor = HeatCompressor.from_pretrained(source, tokenizer, model_class, revision=options.model.revision)
-        config = asked.config(options.training.seed)
-        config = config if variant is None else variant.configure(config)
-        compressor.compress(config, pad_batches(rows, tokenizer), folder, variant=variant)
+        compressor.compress(asked.config(options.training.seed), pad_batches(rows, tokenizer), folder, variant=variant)
     return model_class.from_pretrained(folder).to(teacher.device), CompressionReport.load(folder)
 
 

@@ -92,17 +92,17 @@ def _matching(argument: str, pattern: str, names: Iterable[str]) -> list[str]:
 
 def weights_digest(linears: Mapping[str, nn.Linear]) -> str:
     """Digest of the weights of several layers, in their order; names do not matter."""
+    return tensors_digest(linear.weight for linear in linears.values())
+
+
+def tensors_digest(tensors: Iterable[Tensor]) -> str:
+    """Digest of tensors' extents, types and bytes, in their order."""
     digest = hashlib.sha256()
-    for linear in linears.values():
-        digest_tensor(digest, linear.weight)
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def digest_tensor(digest: Any, tensor: Tensor) -> None:  # noqa: ANN401
-    """Feed a tensor's extents, type and bytes to a digest of hashlib."""
-    values = tensor.detach().cpu().contiguous()
-    digest.update(f"{tuple(values.shape)} {values.dtype}".encode())
-    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def runs(config: PreTrainedConfig, name: str) -> int:

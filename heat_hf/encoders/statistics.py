@@ -5,7 +5,6 @@ Collected once, in one pass over the data, and handed on: searches, projections 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from heat_hf.encoders.batches import Batch, data_digest, model_inputs, sequences
 from heat_hf.encoders.checkpoints.storage import atomic_file
-from heat_hf.encoders.linears import digest_tensor
+from heat_hf.encoders.linears import tensors_digest
 from heat_hf.encoders.signals import output_signals, random_probe
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Statistics:
         output_moments: module name → G, M×M, float64; empty where gradients were not asked for.
         rows: sequences of the data.
         data_digest: of the batches.
-        model_digest: of the model's parameters.
+        model_digest: of the model's parameters, in their order; names do not matter.
         seed: of the random directions in output space.
     """
 
@@ -85,7 +84,7 @@ class Statistics:
             outputs.moments(modules) if gradients else {},
             sum(map(sequences, batches)),
             data_digest(batches),
-            model_digest(model),
+            tensors_digest(model.parameters()),
             seed,
         )
 
@@ -106,7 +105,7 @@ class Statistics:
         Raises:
             ValueError: if they are of another model or other data, lack a layer, or lack gradients that are needed.
         """
-        digest = model_digest(model)
+        digest = tensors_digest(model.parameters())
         if self.model_digest != digest:
             raise ValueError(
                 f"the statistics are of another model: its digest is {self.model_digest}, this model's is {digest}"
@@ -162,14 +161,6 @@ class Statistics:
             return cls(second, {name: output[name] for name in shared if name in output}, **json.loads(header["about"]))
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged, or holds no statistics: {error}") from error
-
-
-def model_digest(model: nn.Module) -> str:
-    """Digest of all parameters, in their order; names do not matter."""
-    digest = hashlib.sha256()
-    for parameter in model.parameters():
-        digest_tensor(digest, parameter)
-    return digest.hexdigest()[:16]
 
 
 def _run(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from heat_hf.encoders.batches import Batch, model_inputs
+from heat_hf.encoders.batches import Batch, model_inputs, sequences
 from heat_hf.encoders.signals import Signal, divergence, output_signals
 from heat_hf.evaluation.forward import evaluating
 
@@ -50,13 +50,13 @@ class Quality:
 
     def both(self, model: PreTrainedModel) -> tuple[float, float]:
         """The model's score, and its mean divergence from the dense model."""
-        right = lost = sequences = 0.0
+        right = lost = total = 0.0
         for signals, reference, batch in zip(self.signals(model), self.reference, self.batches, strict=True):
-            rows = len(next(iter(batch.values())))
+            rows = sequences(batch)
             apart = float(divergence(signals, reference))
-            lost, sequences = lost + apart * rows, sequences + rows
+            lost, total = lost + apart * rows, total + rows
             right += self._right(signals, reference, batch, rows, apart)
-        return right / sequences, lost / sequences
+        return right / total, lost / total
 
     def _right(self, signals: Sequence[Signal], reference: Sequence[Signal], batch: Batch, rows: int, apart: float) -> float:
         """Number of a batch's rows that are right, as far as a row can be."""

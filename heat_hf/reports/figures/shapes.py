@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.encoders.checkpoints.storage import atomic_file
-from heat_hf.reports.figures.style import tidy_axes
+from heat_hf.reports.figures.style import save_figure, tidy_axes
 from heat_hf.reports.shapes import (
     ANY,
     MEASURES,
@@ -69,8 +68,7 @@ def draw_figure_7(table: CostTable, size: str, path: str | Path) -> None:
     _legend(figure, choice, table, size)
     figure.draw_without_rendering()  # places the axes, so that texts have extents
     _make_room(choice, labels, table, size)
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=130, format="png")
+    save_figure(figure, path)
 
 
 def _title(table: CostTable, size: str) -> str:
@@ -300,8 +298,7 @@ def draw_figure_2(table: CostTable, size: str, path: str | Path) -> None:
     _legend(figure, panels[0], table, size, best=False)
     spread = f"MACs within {NEAR:.0%} of each other: EDPs up to {edp_spread(points):,.3g}× apart"
     figure.suptitle(f"{_title(table, size)}\n{len(points):,} candidates. {spread}", parse_math=False)
-    with atomic_file(path) as file:
-        figure.savefig(file, dpi=130, format="png")
+    save_figure(figure, path)
 
 
 def rank_correlation(

@@ -9,7 +9,7 @@ labels are used. Losses add over tensors; the choice is `heat_hf.search.ranks.al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -55,7 +55,6 @@ def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize],
         for (format, size), shape in shapes.items():
             if size == MatrixSize.of(linear):
                 curve += _curve(problem, linear.weight, format, shape, moments, roots)
-        curve = [(setting and replace(setting, execution=problem.execution), loss) for setting, loss in curve]
         kept = undominated(problem.costs, name, [*curve, (None, 0.0)])
         options[name] = tuple(setting for setting, _ in kept)
         losses.append(tuple(loss for _, loss in kept))
@@ -95,7 +94,8 @@ def _curve(
     def errors(ranks: Sequence[Rank]) -> list[float]:
         return rank_errors(codec, whitened, shape, ranks, problem.solver)
 
-    return [(setting, whole * error**2 / 2) for setting, error in setting_options(format, shape, problem.units, errors)]
+    options = setting_options(format, shape, problem.units, errors, execution=problem.execution)
+    return [(setting, whole * error**2 / 2) for setting, error in options]
 
 
 def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[Choice, float]:
