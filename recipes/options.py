@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from heat_hf import HeatConfig
+from heat_hf import FORMATS, HeatConfig
 from heat_hf.distillation import DistillationArguments
 from heat_hf.evaluation.tasks import TASKS, Task, find_task
 
@@ -62,7 +62,7 @@ class DataOptions:
 class CompressionOptions:
     """What the student is."""
 
-    decomposition: str = field(default="low_rank", metadata={"help": "low_rank, cp, tucker, ttm or mixed"})
+    decomposition: str = field(default="low_rank", metadata={"help": f"{', '.join(FORMATS)} or mixed"})
     rank_search: str = field(default="sensitivity", metadata={"help": "how ranks are found"})
     target_edp_ratio: float | None = field(default=None, metadata={"help": "EDP to keep, as a fraction of the dense one"})
     target_params_ratio: float | None = field(default=None, metadata={"help": "parameters to keep instead"})
