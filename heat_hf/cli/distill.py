@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from heat_hf.cli import options
+from heat_hf.cli.values import require_positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,17 +42,17 @@ def run(args: argparse.Namespace) -> int:
     """Distil a compressed model; run again after an interruption, it goes on from its last checkpoint."""
     import contextlib
     import shutil
-    from pathlib import Path
 
     from transformers import AutoTokenizer, DataCollatorWithPadding
-    from transformers.trainer_utils import get_last_checkpoint
 
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
+    from heat_hf.distillation.checkpoints import newest_checkpoint
     from heat_hf.encoders.batches import encode_rows
     from heat_hf.encoders.checkpoints.storage import check_target
     from heat_hf.encoders.rows import load_rows
     from heat_hf.reports.compression import CompressionReport
 
+    require_positive(args, "max_length", "train_rows")
     check_target(args.output, args.overwrite)
     report = CompressionReport.load(Path(args.model))
     checkpoints = Path(f"{args.output.rstrip('/')}.checkpoints")
@@ -62,11 +65,11 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     rows = encode_rows(load_rows(args.train_file, args.train_rows), tokenizer, args.max_length)
     student, teacher = _models(args)
-    trainer = DistillationTrainer(
-        student, teacher, training, rows, DataCollatorWithPadding(tokenizer), report, processing_class=tokenizer
-    )
     try:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
+        trainer = DistillationTrainer(
+            student, teacher, training, rows, DataCollatorWithPadding(tokenizer), report, processing_class=tokenizer
+        )
+        trainer.train(_checkpoint(newest_checkpoint(checkpoints), trainer.key, args.overwrite))
     finally:
         with contextlib.suppress(OSError):  # only an empty folder goes: Trainer makes it before the first checkpoint
             checkpoints.rmdir()
@@ -79,6 +82,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _checkpoint(newest: Path | None, key: Mapping[str, Any], overwrite: bool) -> str | None:
+    """Where to go on from; with `overwrite`, another training's checkpoints go."""
+    import shutil
+
+    from heat_hf.distillation.checkpoints import require_training
+
+    if newest is None:
+        return None
+    try:
+        require_training(newest, key)
+    except ValueError:
+        if not overwrite:
+            raise
+        for folder in newest.parent.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        return None
+    return str(newest)
+
+
 SHARED = (
     "max_steps", "recipe", "learning_rate", "logit_learning_rate", "layer_share", "targets", "teacher_cache_gib", "save_steps",
     "seed",
@@ -86,11 +108,21 @@ SHARED = (
 
 
 def _models(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Student and teacher, both of the class that the student's configuration names."""
+    """Student and teacher, both of the class that the student's configuration names.
+
+    Raises:
+        ValueError: if the teacher is compressed itself, or has no weights for a part of this class, as its head.
+    """
     from transformers import AutoConfig
 
     import heat_hf  # noqa: F401
+    from heat_hf.encoders.config import require_dense
     from heat_hf.encoders.linears import model_class_of
 
     loader = model_class_of(AutoConfig.from_pretrained(args.model))
-    return loader.from_pretrained(args.model), loader.from_pretrained(args.teacher)
+    require_dense(AutoConfig.from_pretrained(args.teacher))
+    teacher, info = loader.from_pretrained(args.teacher, output_loading_info=True)
+    if info["missing_keys"]:
+        lost = min(info["missing_keys"])
+        raise ValueError(f"--teacher {args.teacher} is no {loader.__name__} as the student is: it has no weights for {lost}")
+    return loader.from_pretrained(args.model), teacher

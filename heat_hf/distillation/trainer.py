@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, get_scheduler
 from transformers.modeling_utils import unwrap_model
 
 from heat_hf.distillation.arguments import DistillationArguments
+from heat_hf.distillation.checkpoints import mark, newest_checkpoint, require_training, training_key
 from heat_hf.distillation.checks import check_data, check_models
 from heat_hf.distillation.losses import layer_losses, output_losses, total
 from heat_hf.distillation.results import TrainedStudent
@@ -75,7 +76,44 @@ class DistillationTrainer(TeachingTrainer):
         self.model_accepts_loss_kwargs = False
         self._stage: Stage | None = None
         self._parts: dict[str, list[float]] = {}
+        self._key: dict[str, Any] | None = None
         self.add_callback(_FreshOptimizer(self))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that decides which weights the training ends with; taken before its first step, kept in every checkpoint."""
+        if self._key is None:
+            rows = self.train_dataset.rows if isinstance(self.train_dataset, _Numbered) else self.train_dataset
+            student = unwrap_model(self.model)  # type: ignore[arg-type]
+            self._key = training_key(student, self.teacher.model, self.args, rows)
+        return self._key
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:  # noqa: ANN401
+        """Trainer's, going on only from a whole checkpoint of this very training.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; True: the newest whole one in `args.output_dir`.
+            **kwargs: of Trainer.
+
+        Raises:
+            ValueError: if the checkpoint lacks a part, or is of a training with another student, teacher, data or arguments.
+        """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = newest_checkpoint(Path(str(self.args.output_dir)))  # type: ignore[assignment]
+            if checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to go on from")
+        if checkpoint is not None:
+            require_training(Path(str(checkpoint)), self.key)
+        _ = self.key
+        return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401
+        if self.args.should_save:
+            mark(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), self.key)
+        super()._save_checkpoint(model, trial)
 
     def stage_ends(self) -> list[int]:
         """Steps after which the stages end."""

@@ -102,7 +102,7 @@ def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         for key in sorted(row):
-            value = row[key].tolist() if isinstance(row[key], Tensor) else row[key]
+            value = row[key].tolist() if hasattr(row[key], "tolist") else row[key]
             digest.update(f"{key}{value}".encode())
     return digest.hexdigest()[:16]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 
 @dataclass
@@ -30,8 +31,11 @@ class TeachingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        positive = ["learning_rate", *(["num_train_epochs"] if self.max_steps <= 0 else [])]
+        positive += ["save_steps"] if self.save_strategy == SaveStrategy.STEPS else []
+        for name in (*positive, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 class TeachingTrainer(Trainer):

@@ -14,8 +14,8 @@ import torch
 Row = TypeVar("Row")
 
 
-def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> None:
-    """Make sure that what was found is of the search wanted, in all that `wanted` names.
+def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: str, what: str = "search") -> None:
+    """Make sure that what was found is of the search, or whatever it is, wanted, in all that `wanted` names.
 
     Raises:
         ValueError: if it is not; the message says in what they differ.
@@ -23,16 +23,16 @@ def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: st
     for name, value in wanted.items():
         if key.get(name) != value:
             raise ValueError(
-                f"{path} holds another search: its {name} is {key.get(name)!r}, wanted is {value!r}; "
-                f"name another file, or search again with overwrite (--overwrite)"
+                f"{path} holds another {what}: its {name} is {key.get(name)!r}, wanted is {value!r}; "
+                f"name another output, or start anew with overwrite (--overwrite)"
             )
 
 
-def _read_key(file: Path) -> dict[str, Any]:
-    """The key; an empty one, which is no search's, if the file is damaged."""
+def read_key(file: Path) -> dict[str, Any]:
+    """The key; an empty one, which nothing has, if the file is damaged or not there."""
     try:
         key = json.loads(file.read_text())
-    except ValueError:
+    except (ValueError, FileNotFoundError):
         return {}
     return key if isinstance(key, dict) else {}
 
@@ -68,12 +68,12 @@ class Journal:
             if self.main:
                 self._open(self.folder)
             self.wait()
-            require_same_key(_read_key(self.folder / "key.json"), self.key, str(self.folder))
+            require_same_key(read_key(self.folder / "key.json"), self.key, str(self.folder))
         return self
 
     def _open(self, folder: Path) -> None:
         file = folder / "key.json"
-        if self.overwrite and file.exists() and _read_key(file) != self.key:
+        if self.overwrite and file.exists() and read_key(file) != self.key:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():

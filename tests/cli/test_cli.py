@@ -281,11 +281,50 @@ def test_distill_trains_and_saves(checkpoint: Path, capsys: pytest.CaptureFixtur
     assert "distilled" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "change",
+    [("--learning-rate", "1e-3"), ("--seed", "5"), ("--batch-size", "3"), ("--train-rows", "3"), ("--max-length", "4")],
+)
+def test_an_interrupted_distillation_is_not_gone_on_with_as_another(
+    checkpoint: Path, change: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*distill(checkpoint), "--output", str(checkpoint.parent / f"cut{change[0]}")]
+    left = checkpoint.parent / f"cut{change[0]}.checkpoints"
+    with monkeypatch.context() as patched:
+        patched.setattr("heat_hf.distillation.DistillationTrainer.save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            main(command)
+    assert list(left.glob("checkpoint-*"))
+    assert main([*command, *change]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds another training" in error and "--overwrite" in error
+    assert list(left.glob("checkpoint-*")) and not left.with_suffix("").exists()
+    assert main([*command, *change, "--overwrite"]) == 0
+    assert not left.exists()
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_bad_input_to_distill(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command, out = distill(checkpoint), checkpoint.parent / "other"
+    headless = checkpoint.parent / "headless"
+    transformers.AutoModel.from_pretrained(checkpoint).save_pretrained(headless)
+    transformers.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(headless)
     for options, message in (
         (["--recipe", "none"], "recipe must be one of two-stage"),
         (["--learning-rate", "-1"], "learning_rate must be positive, got -1.0"),
+        (["--learning-rate", "inf"], "learning_rate must be positive, got inf"),
+        (["--batch-size", "0"], "per_device_train_batch_size must be positive, got 0"),
+        (["--max-steps", "-1", "--epochs", "0"], "num_train_epochs must be positive, got 0"),
+        (["--save-steps", "0"], "save_steps must be positive, got 0"),
+        (["--max-length", "-3"], "--max-length must be at least 1, got -3"),
+        (["--teacher", command[1]], "the model is compressed by heat_hf already"),
+        (
+            ["--teacher", str(headless)],
+            "is no BertForSequenceClassification as the student is: it has no weights for classifier",
+        ),
         (["--max-steps", "1"], "1 steps are too few for 2 stages"),
         (["--max-steps", "-1", "--epochs", "0.1"], "1 steps are too few for 2 stages"),
         (["--targets", "labels", "--train-file", str(checkpoint.parent / "sentences.txt")], "targets='labels' reads labels"),

@@ -1,0 +1,81 @@
+"""Checkpoints of a distillation: which are whole, and of which training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from heat_hf.distillation.arguments import DistillationArguments
+from heat_hf.encoders.batches import data_digest
+from heat_hf.encoders.checkpoints.names import STATE_NAME
+from heat_hf.encoders.checkpoints.storage import atomic_file
+from heat_hf.encoders.linears import tensors_digest
+from heat_hf.search.journal import read_key, require_same_key
+
+KEY_NAME = "heat_training.json"
+# What Trainer writes into a checkpoint, each one of these names; its state comes last, and only then older checkpoints go.
+PARTS = (("optimizer.pt", "optimizer.bin"), ("scheduler.pt",), ("rng_state.pth", "rng_state_0.pth"))
+# Arguments that say where results go, when they are shown or how fast they come, not what they are.
+_IMMATERIAL = (
+    "output_dir", "logging_", "log_", "save_", "hub_", "push_to_hub", "report_to", "run_name", "eval_", "per_device_eval_",
+    "disable_tqdm", "dataloader_num_workers", "dataloader_p", "do_", "project", "trackio", "resume_from", "local_rank", "ddp_",
+    "load_best", "metric_for", "greater_is", "label_names", "include_", "batch_eval", "prediction_", "skip_memory",
+)  # fmt: skip
+
+
+def training_key(student: Any, teacher: Any, args: DistillationArguments, rows: Any) -> dict[str, Any]:  # noqa: ANN401
+    """All that decides which weights a distillation ends with, as JSON.
+
+    Args:
+        student: the model before its training.
+        teacher: the dense model.
+        args: of the distillation.
+        rows: of the training data; one that cannot be indexed does not count.
+    """
+    sized = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
+    # New adapters start at random; what they have learned is in the checkpoint.
+    adapters = {
+        name for name, parameter in student.named_parameters() if parameter.requires_grad and hasattr(student, "peft_config")
+    }
+    arguments: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
+    key = {
+        "student": tensors_digest(tensor for name, tensor in student.state_dict().items() if name not in adapters),
+        "teacher": tensors_digest(teacher.state_dict().values()),
+        "training rows": data_digest(rows[row] for row in range(len(rows))) if sized else None,
+        "number of processes": args.world_size,
+        **{name: value for name, value in arguments.items() if not name.startswith(_IMMATERIAL)},
+    }
+    return json.loads(json.dumps(key, default=str))  # type: ignore[no-any-return]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written whole; None if there is none."""
+    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name[len("checkpoint-") :].isdecimal()]
+    newest = sorted(checkpoints, key=lambda path: int(path.name[len("checkpoint-") :]), reverse=True)
+    return next((path for path in newest if not missing_parts(path)), None)
+
+
+def missing_parts(checkpoint: Path) -> list[str]:
+    """What a checkpoint lacks to be gone on from; empty if it is whole."""
+    missing = [names[0] for names in PARTS if not any((checkpoint / name).is_file() for name in names)]
+    return missing if read_key(checkpoint / STATE_NAME) else [*missing, STATE_NAME]
+
+
+def mark(checkpoint: Path, key: Mapping[str, Any]) -> None:
+    """Say of which training a checkpoint is."""
+    with atomic_file(checkpoint / KEY_NAME) as file:
+        file.write_text(json.dumps(key))
+
+
+def require_training(checkpoint: Path, key: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint is whole, and of this training.
+
+    Raises:
+        ValueError: if it is not; the message says in what they differ.
+    """
+    missing = missing_parts(checkpoint)
+    if missing:
+        raise ValueError(f"{checkpoint} cannot be gone on from: it has no whole {missing[0]}; name an older checkpoint")
+    require_same_key(read_key(checkpoint / KEY_NAME), key, str(checkpoint), "training")
