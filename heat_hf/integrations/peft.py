@@ -7,15 +7,16 @@ for layers it does not know; other methods are refused.
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, cast
 
-from peft import LoraConfig
-from peft.tuners.ia3 import IA3Config, IA3Model
+from peft import LoraConfig, TrainableTokensConfig
+from peft.tuners.ia3 import IA3Model
 from peft.tuners.lora.layer import Linear
-from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTunerLayer, _ExcludedModule, _maybe_include_all_linear_layers
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import get_pattern_key
 from torch import nn
 
@@ -25,7 +26,7 @@ from heat_hf.formats.layer import FactorizedLinear
 _NEEDS_WEIGHT = ("pissa", "olora", "corda", "loftq", "eva")  # ways to begin that take a dense weight apart
 
 
-class LoraFactorizedLinear(Linear):  # type: ignore[misc]
+class LoraFactorizedLinear(Linear):
     """A layer of a format without linears inside, with LoRA beside it.
 
     Raises:
@@ -37,7 +38,7 @@ class LoraFactorizedLinear(Linear):  # type: ignore[misc]
         begin = str(config.init_lora_weights).lower()
         needs = "DoRA" if config.use_dora else begin if begin.startswith(_NEEDS_WEIGHT) else None
         if needs is not None:
-            raise ValueError(f"{needs} needs a dense weight: {_hint(self.get_base_layer())}, or plain LoRA")
+            raise ValueError(f"{needs} needs a dense weight, but this is a {_hint(self.get_base_layer())}, or use plain LoRA")
         super().update_layer(adapter_name, r, lora_alpha, config=config, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -46,26 +47,90 @@ class LoraFactorizedLinear(Linear):  # type: ignore[misc]
         Raises:
             ValueError: always: the cores cannot take in an adapter exactly.
         """
-        format = self.get_base_layer().setting.format
+        format = cast(FactorizedLinear, self.get_base_layer()).setting.format
         raise ValueError(
             f"a {format} layer cannot take in an adapter exactly: keep it beside, or call model.dequantize() before adding it"
         )
 
 
-def install(tuners: Any) -> None:  # noqa: ANN401
-    """Make every PEFT method find the linears of factorized layers, whoever adds or loads an adapter.
+def resolve_targets(tuner: Any, config: Any, model: nn.Module) -> None:  # noqa: ANN401
+    """Rewrite a configuration's targets as full module names, as PEFT does for "all-linear", where they mean factorized layers.
+
+    A low-rank layer becomes its two linears; another format's layer stays, and gets a LoRA layer of ours. Saved configurations
+    hold the result, so a saved adapter says exactly where it belongs.
 
     Args:
-        tuners: the module `peft.tuners.tuners_utils`.
+        tuner: PEFT's model, as `LoraModel`.
+        config: its configuration, changed in place.
+        model: which the adapter is injected into; left alone if it has no factorized layers.
+
+    Raises:
+        ValueError: if the method cannot adapt a layer of another format than low rank, or a loaded adapter was made for a
+            dense layer where there is a low-rank one.
     """
-    inject = tuners.BaseTuner.inject_adapter
-    if hasattr(inject, "__wrapped__"):
+    layers = _layers(model)
+    if not layers or not hasattr(config, "target_modules") or isinstance(config, TrainableTokensConfig):
         return
+    every = str(config.target_modules).lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+    config = tuner._prepare_adapter_config(config, tuner.get_model_config(model))
+    _maybe_include_all_linear_layers(config, model)
+    found = {name: tuner._check_target_module_exists(config, name) for name in _outer_names(model)}
+    left_out = {name for name in layers if isinstance(found[name], _ExcludedModule)}
+    chosen = {name for name, layer in layers.items() if found[name] or (every and not _linears(layer))} - left_out
+    if not chosen and not left_out:
+        return
+    _refuse(config, {name: layers[name] for name in chosen})
+    inside = {f"{name}.{child}": name for name, layer in layers.items() for child in _linears(layer)}
+    pairs = {child: name for child, name in inside.items() if name in chosen}
+    names = {name for name, match in found.items() if match and inside.get(name) not in left_out}
+    names = (names | chosen | set(pairs)) - set(pairs.values())
+    _resolve_patterns(config, names, pairs)
+    if config.peft_type == "IA3":
+        forward = functools.partial(IA3Model._check_target_module_feedforward, config)
+        config.feedforward_modules = {name for name in names if forward(pairs.get(name, name))}
+    config.target_modules = names
+    if config.peft_type == "LORA":
+        config._register_custom_module({FactorizedLinear: LoraFactorizedLinear})
 
-    @functools.wraps(inject)
-    def inject_adapter(self: BaseTuner, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        if factorized_layers(model):
-            resolve_targets(self, self.peft_config[adapter_name], model)
-        inject(self, model, adapter_name, *args, **kwargs)
 
-    tuners.BaseTuner.inject_adapter = inject_adapter
+def _layers(model: nn.Module) -> dict[str, FactorizedLinear]:
+    """Factorized layers by the names that PEFT knows them by: those of the adapters around them, if there are any."""
+    return {re.sub(r"(\.base_layer)+$", "", name): layer for name, layer in factorized_layers(model).items()}
+
+
+def _outer_names(model: nn.Module) -> list[str]:
+    """Names of all modules but those inside an adapter's layer."""
+    adapters = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return [name for name, _ in model.named_modules() if name and not name.startswith(adapters)]
+
+
+def _linears(layer: FactorizedLinear) -> tuple[str, ...]:
+    """Names of the linears inside a layer."""
+    return tuple(name for name, _ in layer.named_children())
+
+
+def _refuse(config: Any, chosen: Mapping[str, FactorizedLinear]) -> None:  # noqa: ANN401
+    """Raise where adapters cannot work, before the model is touched."""
+    for name, layer in chosen.items():
+        if not _linears(layer) and not isinstance(config, LoraConfig):
+            raise ValueError(f"{config.peft_type.value} needs linears, but {name} is a {_hint(layer)}, or use LoRA")
+        if _linears(layer) and config.inference_mode:  # so PEFT and Transformers mark what they load
+            raise ValueError(
+                f"the adapter was made for a dense {name}, which is a low-rank layer here, so it fits nowhere: merge it "
+                "into the dense model before compressing, or train a new adapter"
+            )
+
+
+def _resolve_patterns(config: Any, names: set[str], pairs: Mapping[str, str]) -> None:  # noqa: ANN401
+    """Ranks and scales given by a layer's name hold for its linears."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = getattr(config, field, None)
+        if patterns:
+            keys = {child: get_pattern_key(patterns.keys(), name) for child, name in pairs.items()}
+            inside = {re.escape(child): patterns[key] for child, key in keys.items() if key in patterns}
+            used = {get_pattern_key(patterns.keys(), name) for name in names}
+            setattr(config, field, {**inside, **{key: value for key, value in patterns.items() if key in used}})
+
+
+def _hint(layer: Any) -> str:  # noqa: ANN401
+    return f"{layer.setting.format} layer: compress with decomposition='low_rank', call model.dequantize() first"
