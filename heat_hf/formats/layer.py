@@ -187,7 +187,9 @@ def _empty_linear(
 ) -> nn.Linear:
     """A linear whose weights are not initialized: that would take time and random numbers."""
     linear = nn.Linear(columns, rows, bias, "meta", dtype)
-    return linear.to_empty(device=torch.get_default_device() if device is None else device)
+    for name, parameter in list(linear.named_parameters()):  # registered anew: accelerate may want them without memory
+        setattr(linear, name, nn.Parameter(torch.empty(parameter.shape, device=device, dtype=dtype)))
+    return linear
 
 
 def _is_plain(linear: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -32,6 +33,11 @@ class LoraFactorizedLinear(Linear):
     Raises:
         ValueError: for variants of LoRA that need a dense weight, which there is not.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():  # of a layer of unknown type, which is the one that this class is for
+            warnings.filterwarnings("ignore", "Unsupported layer type")
+            super().__init__(*args, **kwargs)
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **kwargs: Any) -> None:
         """Add an adapter."""
@@ -79,7 +85,7 @@ def resolve_targets(tuner: Any, config: Any, model: nn.Module) -> None:  # noqa:
     chosen = {name for name, layer in layers.items() if found[name] or (every and not _linears(layer))} - left_out
     if not chosen and not left_out:
         return
-    _refuse(config, {name: layers[name] for name in chosen})
+    _refuse(config, {name: layer for name, layer in layers.items() if name in chosen})
     inside = {f"{name}.{child}": name for name, layer in layers.items() for child in _linears(layer)}
     pairs = {child: name for child, name in inside.items() if name in chosen}
     names = {name for name, match in found.items() if match and inside.get(name) not in left_out}

@@ -1,4 +1,4 @@
-"""What other libraries do to a layer's modules and parameters: prune, parametrize, build without memory, write behind autograd."""
+"""What other libraries do to a layer's modules and parameters: pruning, parametrizations, hooks, writes unseen by autograd."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_what_is_not_plain_is_said() -> None:
     layer.right = nn.Sequential(layer.right)
     assert layer(torch.randn(3, 36)).shape == (3, 24)
     for ask in (layer.reconstruct, layer.to_linear, lambda: layer.cores):
-        with pytest.raises(ValueError, match="'right' of a low-rank layer is now a Sequential.*merge or remove adapters"):
+        with pytest.raises(ValueError, match=r"'right' of a low-rank layer is now a Sequential.*merge or remove adapters"):
             ask()
     layer.set_rank(2)
     with pytest.raises(ValueError, match=r"set_rank\(\[2\]\) needs plain linears"):
