@@ -195,4 +195,6 @@ def _empty_linear(
 def _is_plain(linear: nn.Module) -> bool:
     """Whether calling a linear does no more than to multiply with its weight."""
     hooks = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
-    return type(linear) is nn.Linear and not hooks and "forward" not in linear.__dict__
+    if type(linear) is not nn.Linear or hooks or "forward" in linear.__dict__:
+        return False
+    return type(linear.weight) in (nn.Parameter, Tensor)  # quantized ones are neither
