@@ -77,23 +77,33 @@ def resolve_targets(tuner: Any, config: Any, model: nn.Module) -> None:  # noqa:
     layers = _layers(model)
     if not layers or not hasattr(config, "target_modules") or isinstance(config, TrainableTokensConfig):
         return
+    found = _matches(tuner, config, model, layers)
+    left_out = {name: layer for name, layer in layers.items() if isinstance(found[name], _ExcludedModule)}
+    chosen = {name: layer for name, layer in layers.items() if found[name]}
+    if not chosen and not left_out:
+        return
+    _refuse(config, chosen)
+    owners, hidden = _linears(chosen), _linears(left_out)
+    names = {name for name, match in found.items() if match} | set(owners)
+    _rewrite(config, names - set(owners.values()) - set(hidden), owners)
+
+
+def _matches(tuner: Any, config: Any, model: nn.Module, layers: Mapping[str, FactorizedLinear]) -> dict[str, Any]:  # noqa: ANN401
+    """What PEFT says of each module's name; "all-linear" means the layers without linears inside, too."""
     every = str(config.target_modules).lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
     config = tuner._prepare_adapter_config(config, tuner.get_model_config(model))
     _maybe_include_all_linear_layers(config, model)
-    found = {name: tuner._check_target_module_exists(config, name) for name in _outer_names(model)}
-    left_out = {name for name in layers if isinstance(found[name], _ExcludedModule)}
-    chosen = {name for name, layer in layers.items() if found[name] or (every and not _linears(layer))} - left_out
-    if not chosen and not left_out:
-        return
-    _refuse(config, {name: layer for name, layer in layers.items() if name in chosen})
-    inside = {f"{name}.{child}": name for name, layer in layers.items() for child in _linears(layer)}
-    pairs = {child: name for child, name in inside.items() if name in chosen}
-    names = {name for name, match in found.items() if match and inside.get(name) not in left_out}
-    names = (names | chosen | set(pairs)) - set(pairs.values())
-    _resolve_patterns(config, names, pairs)
+    if every:
+        config.target_modules |= layers.keys() - set(_linears(layers).values())
+    return {name: tuner._check_target_module_exists(config, name) for name in _outer_names(model)}
+
+
+def _rewrite(config: Any, names: set[str], owners: Mapping[str, str]) -> None:  # noqa: ANN401
+    """Put full names where a configuration has patterns; `owners` are the layers that named linears are in."""
+    _resolve_patterns(config, names, owners)
     if config.peft_type == "IA3":
         forward = functools.partial(IA3Model._check_target_module_feedforward, config)
-        config.feedforward_modules = {name for name in names if forward(pairs.get(name, name))}
+        config.feedforward_modules = {name for name in names if forward(owners.get(name, name))}
     config.target_modules = names
     if config.peft_type == "LORA":
         config._register_custom_module({FactorizedLinear: LoraFactorizedLinear})
@@ -110,29 +120,30 @@ def _outer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_modules() if name and not name.startswith(adapters)]
 
 
-def _linears(layer: FactorizedLinear) -> tuple[str, ...]:
-    """Names of the linears inside a layer."""
-    return tuple(name for name, _ in layer.named_children())
+def _linears(layers: Mapping[str, FactorizedLinear]) -> dict[str, str]:
+    """Full names of the linears inside layers, and the layer's name for each."""
+    return {f"{name}.{child}": name for name, layer in layers.items() for child, _ in layer.named_children()}
 
 
 def _refuse(config: Any, chosen: Mapping[str, FactorizedLinear]) -> None:  # noqa: ANN401
     """Raise where adapters cannot work, before the model is touched."""
+    low_rank = set(_linears(chosen).values())
     for name, layer in chosen.items():
-        if not _linears(layer) and not isinstance(config, LoraConfig):
+        if name not in low_rank and config.peft_type != "LORA":
             raise ValueError(f"{config.peft_type.value} needs linears, but {name} is a {_hint(layer)}, or use LoRA")
-        if _linears(layer) and config.inference_mode:  # so PEFT and Transformers mark what they load
+        if name in low_rank and config.inference_mode:  # so PEFT and Transformers mark what they load
             raise ValueError(
                 f"the adapter was made for a dense {name}, which is a low-rank layer here, so it fits nowhere: merge it "
                 "into the dense model before compressing, or train a new adapter"
             )
 
 
-def _resolve_patterns(config: Any, names: set[str], pairs: Mapping[str, str]) -> None:  # noqa: ANN401
+def _resolve_patterns(config: Any, names: set[str], owners: Mapping[str, str]) -> None:  # noqa: ANN401
     """Ranks and scales given by a layer's name hold for its linears."""
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = getattr(config, field, None)
         if patterns:
-            keys = {child: get_pattern_key(patterns.keys(), name) for child, name in pairs.items()}
+            keys = {child: get_pattern_key(patterns.keys(), name) for child, name in owners.items()}
             inside = {re.escape(child): patterns[key] for child, key in keys.items() if key in patterns}
             used = {get_pattern_key(patterns.keys(), name) for name in names}
             setattr(config, field, {**inside, **{key: value for key, value in patterns.items() if key in used}})
