@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from heat_hf.formats.setting import TensorSetting
     from heat_hf.hardware import Cost, CostModel, Gemm, cost_model, load_accelerator
     from heat_hf.integrations.onnx import OnnxModel, export_onnx
-    from heat_hf.integrations.peft import load_adapter, lora_config
     from heat_hf.reports.card import Evaluation, Origin
     from heat_hf.reports.compression import CompressionReport
     from heat_hf.reports.model_page import report_page
@@ -76,8 +75,6 @@ __all__ = [
     "export_onnx",
     "joined_texts",
     "load_accelerator",
-    "load_adapter",
-    "lora_config",
     "plan_contraction",
     "push_folder",
     "report_page",
@@ -101,7 +98,6 @@ _MODULES = {
     "heat_hf.formats.setting": ("TensorSetting",),
     "heat_hf.hardware": ("Cost", "CostModel", "Gemm", "cost_model", "load_accelerator"),
     "heat_hf.integrations.onnx": ("OnnxModel", "export_onnx"),
-    "heat_hf.integrations.peft": ("load_adapter", "lora_config"),
     "heat_hf.reports.card": ("Evaluation", "Origin"),
     "heat_hf.reports.compression": ("CompressionReport",),
     "heat_hf.reports.model_page": ("report_page",),

@@ -10,11 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import BLOCKS, block_pattern, factorized_layers, resolve_names, runs
+from heat_hf.encoders.linears import BLOCKS, block_pattern, dense_linears, factorized_layers, resolve_names, runs
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
@@ -144,11 +143,12 @@ def _matrices(
     """Size and setting, if there is one, of every encoder linear and every factorized layer."""
     family = model.config.model_type in BLOCKS
     blocks = block_pattern(model) if family or not (settings or factorized_layers(model)) else r"(?!)"
+    linears = dense_linears(model)
     matrices: dict[str, tuple[MatrixSize, TensorSetting | None]] = {}
     for name, module in model.named_modules():
         if isinstance(module, FactorizedLinear):
             matrices[name] = MatrixSize.of(module), module.setting
-        elif isinstance(module, nn.Linear) and (name in settings or re.search(blocks, name)):
+        elif name in linears and (name in settings or re.search(blocks, name)):
             matrices[name] = MatrixSize.of(module), settings.get(name)
     return matrices
 

@@ -67,7 +67,7 @@ def encoder_linears(
             left to factorize.
     """
     # Subclasses are left alone: their owners (as nn.MultiheadAttention does) may read `weight` without calling them.
-    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    linears = {name: module for name, module in dense_linears(model).items() if type(module) is nn.Linear}
     if not linears:
         raise ValueError(f"{type(model).__name__} has no linear layers to factorize")
     if modules is None:
@@ -77,6 +77,12 @@ def encoder_linears(
     if not chosen:
         raise ValueError("no linear layer is left to factorize: every match of `modules` is also in `exclude`")
     return {name: linear for name, linear in linears.items() if name in chosen}
+
+
+def dense_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """All linear layers by module name, shared ones once, less those that are the cores of a low-rank layer."""
+    cores = {child for layer in factorized_layers(model).values() for child in layer.children()}
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module not in cores}
 
 
 def _matching(argument: str, pattern: str, names: Iterable[str]) -> list[str]:
@@ -144,7 +150,7 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str
     Raises:
         ValueError: if a name of the base model is not found.
     """
-    linears = {name for name, module in model.named_modules() if type(module) is nn.Linear}
+    linears = {name for name, module in dense_linears(model).items() if type(module) is nn.Linear}
     prefix = f"{model.base_model_prefix}."
     here = base_prefix(model)
     resolved, missing = {}, []

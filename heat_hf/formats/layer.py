@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,23 @@ from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 
 DEFAULT_TOKENS = 128
+LOW_RANK = "low_rank"
 
 
 class FactorizedLinear(nn.Module):
     """y = x·W′ᵀ + b, with W′ held as the cores of a factorization (paper, section 2.1).
 
+    Other libraries find in it what they know. A low-rank layer is two plain linears, `left(right(x))`: quantizers, adapters,
+    pruning and offloading take them as any other. The other formats hold their cores as the layer's own parameters, `core_0`
+    and so on, and `bias`. Nothing is kept between forward passes, so weights may change in any way at any time.
+
     There is no `weight`: code that asks a dense layer for one fails instead of silently working on a copy. `reconstruct`
     returns W′.
+
+    Attributes:
+        setting: format, tensorization shape, rank and execution.
+        active: the setting less the slices that `set_rank` leaves out.
+        right, left: of a low-rank layer, linears from N to r without a bias, and from r to M.
 
     Args:
         setting: format, tensorization shape, rank and execution.
@@ -40,11 +51,14 @@ class FactorizedLinear(nn.Module):
         self.tokens = tokens
         self.in_features = setting.shape.columns
         self.out_features = setting.shape.rows
-        self.cores = nn.ParameterList(
-            [nn.Parameter(torch.empty(extents, device=device, dtype=dtype)) for extents in setting.core_shapes]
-        )
-        self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
-        self._folded: tuple[object, dict[int, Tensor]] | None = None
+        if setting.format == LOW_RANK:
+            (rank,) = setting.rank
+            self.right = _empty_linear(self.in_features, rank, False, device, dtype)
+            self.left = _empty_linear(rank, self.out_features, bias, device, dtype)
+        else:
+            for number, extents in enumerate(setting.core_shapes):
+                self.register_parameter(f"core_{number}", nn.Parameter(torch.empty(extents, device=device, dtype=dtype)))
+            self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
         self.set_rank(None)
 
     @classmethod
@@ -60,6 +74,28 @@ class FactorizedLinear(nn.Module):
                 layer.bias.copy_(linear.bias)
         layer.train(linear.training)
         return layer
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        """The bias of a low-rank layer is that of `left`."""
+        left = self.__dict__["_modules"].get("left") if name == "bias" else None
+        return super().__getattr__(name) if left is None else left.bias
+
+    @property
+    def cores(self) -> tuple[Tensor, ...]:
+        """The cores, in the format's order.
+
+        Raises:
+            ValueError: if a linear of a low-rank layer was replaced by something that is none, as an adapter.
+        """
+        if "left" not in self._modules:
+            return tuple(getattr(self, f"core_{number}") for number in range(len(self.setting.core_shapes)))
+        for name, child in (("right", self.right), ("left", self.left)):
+            if not isinstance(child, nn.Linear):
+                raise ValueError(
+                    f"the linear {name!r} of a low-rank layer is now a {type(child).__name__}, which has no plain weight: "
+                    "merge or remove adapters first, and quantize last"
+                )
+        return self.left.weight, self.right.weight
 
     def set_rank(self, rank: Sequence[int] | int | None, slices: Mapping[str, Tensor] | None = None, gain: float = 1.0) -> None:
         """Use only some slices of the cores from now on, as a SubNet of the Rank SuperNet does (section 2.2.2).
@@ -86,7 +122,7 @@ class FactorizedLinear(nn.Module):
 
     def active_cores(self) -> tuple[Tensor, ...]:
         """The cores, cut to the active rank, the gain in the first one."""
-        cores, codec, shape = tuple(self.cores), self.setting.codec, self.setting.shape
+        cores, codec, shape = self.cores, self.setting.codec, self.setting.shape
         if self.slices is not None:
             for position, indices in enumerate(codec.subscripts(shape).cores):
                 for axis, index in enumerate(indices):
@@ -103,34 +139,38 @@ class FactorizedLinear(nn.Module):
 
     def to_linear(self) -> nn.Linear:
         """A dense layer with the weight W′ and the same bias."""
-        device, dtype = self.cores[0].device, self.cores[0].dtype
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device, dtype)
         with torch.no_grad():
-            linear.weight.copy_(self.reconstruct())
+            weight = self.reconstruct()
+            linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
+            linear.weight.copy_(weight)
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
         return linear.train(self.training)
 
-    def _operands(self) -> dict[int, Tensor]:
-        """The cores after the plan's precomputed steps; these are kept between forward passes at inference."""
-        cores = self.active_cores()
-        if not self.plan.precomputed or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.plan.precompute(cores)
-        key = (
-            self.plan,
-            self.gain,
-            id(self.slices),
-            *((core.data_ptr(), core._version) for core in self.cores if not core.is_inference()),
-        )
-        if self._folded is None or self._folded[0] != key:
-            self._folded = key, self.plan.precompute(cores)
-        return self._folded[1]
-
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to x of extents (…, N); the result has extents (…, M)."""
+        """Apply the layer to x of extents (…, N); the result has extents (…, M).
+
+        Raises:
+            ValueError: if only some slices are active (`set_rank`), and the linears of a low-rank layer are not plain ones.
+        """
+        if "left" in self._modules and self._through_linears():
+            return self.left(self.right(x))  # type: ignore[no-any-return]
         folded = x.reshape(-1, *self.setting.shape.in_modes)
-        y = self.plan.contract({0: folded}, self._operands(), self.bias)
+        y = self.plan.contract({0: folded}, self.plan.precompute(self.active_cores()), self.bias)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _through_linears(self) -> bool:
+        """Whether a low-rank layer calls its linears; it may read their weights itself only where calling does no more."""
+        whole = self.active is self.setting and self.slices is None and self.gain == 1.0
+        if whole and len(self.plan.steps) == 2 and not any(step.static for step in self.plan.steps):
+            return True
+        plain = _is_plain(self.right) and _is_plain(self.left)
+        if not (whole or plain):
+            raise ValueError(
+                f"set_rank({list(self.active.rank)}) needs plain linears in a low-rank layer, without hooks, adapters or "
+                "quantization: take these off, or call set_rank(None)"
+            )
+        return not plain
 
     def extra_repr(self) -> str:
         """Format, shape, rank and compression ratio."""
@@ -140,3 +180,21 @@ class FactorizedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"format={s.format}, shape={s.shape}, rank={rank}, execution={s.execution}, ratio={s.ratio:.3f}"
         )
+
+
+def _empty_linear(
+    columns: int, rows: int, bias: bool, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Linear:
+    """A linear whose weights are not initialized: that would take time and random numbers."""
+    linear = nn.Linear(columns, rows, bias, "meta", dtype)
+    for name, parameter in list(linear.named_parameters()):  # registered anew: accelerate may want them without memory
+        setattr(linear, name, nn.Parameter(torch.empty(parameter.shape, device=device, dtype=dtype)))
+    return linear
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether calling a linear does no more than to multiply with its weight."""
+    hooks = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+    if type(linear) is not nn.Linear or hooks or "forward" in linear.__dict__:
+        return False
+    return type(linear.weight) in (nn.Parameter, Tensor)  # quantized ones are neither

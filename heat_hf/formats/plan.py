@@ -30,7 +30,8 @@ class Step:
         left_indices, right_indices, result_indices: einsum indices, in memory order.
         extents: extent of each index of the step.
         static: no operand depends on the input x.
-        precomputed: done once before inference, at no cost for a forward pass.
+        precomputed: can be done once before inference, as accelerators and ONNX Runtime do; costs count it so. A layer in
+            torch does it in every forward pass, so that weights may change in any way.
         kernel: "linear" where the memory order of all three makes the step one matrix product of the flattened left operand
             with the transposed right one, "matmul" for the right one as it is; "einsum" otherwise.
     """

@@ -1,4 +1,4 @@
-"""Registers the quantization method with Transformers, without importing Transformers.
+"""Registers the quantization method with Transformers, and factorized layers with PEFT, without importing either.
 
 Transformers looks a method up in two dictionaries of one module, its registry. If the registry is loaded already, the method
 is entered at once; else when it is loaded, by whomever. What is entered stands for a class, and imports it when Transformers
@@ -8,8 +8,9 @@ imported.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -19,6 +20,7 @@ from typing import Any
 from heat_hf.encoders.checkpoints.names import METHOD
 
 REGISTRY = "transformers.quantizers.auto"
+TUNERS = "peft.tuners.tuners_utils"
 
 
 class _LazyClass:
@@ -39,11 +41,12 @@ class _LazyClass:
 
 
 def install() -> None:
-    """Register the method now, or once Transformers' registry is imported. Doing it again changes nothing."""
+    """Register now what is imported already, and the rest once it is imported. Doing it again changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    if REGISTRY in sys.modules:
-        _register(import_module(REGISTRY))  # waits where another thread is in the middle of importing it
+    for name, register in _REGISTER.items():
+        if name in sys.modules:
+            register(import_module(name))  # waits where another thread is in the middle of importing it
 
 
 def _register(registry: ModuleType) -> None:
@@ -51,11 +54,38 @@ def _register(registry: ModuleType) -> None:
     registry.AUTO_QUANTIZER_MAPPING[METHOD] = _LazyClass("heat_hf.integrations.transformers", "HeatQuantizer")
 
 
+def _present_layers(tuners: ModuleType) -> None:
+    """Let every method of PEFT ask which modules its targets mean, when it is made and when it gets another adapter.
+
+    PEFT has no registry for this: a configuration can be told of foreign layers, but saved ones forget it.
+    """
+    base = tuners.BaseTuner
+    if hasattr(base, "_heat_hf"):
+        return
+    make, inject = base.__init__, base.inject_adapter
+
+    @functools.wraps(make)
+    def __init__(self: Any, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, N807
+        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
+        import_module("heat_hf.integrations.peft").resolve_targets(self, config, model)
+        make(self, model, peft_config, adapter_name, *args, **kwargs)
+
+    @functools.wraps(inject)
+    def inject_adapter(self: Any, model: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        import_module("heat_hf.integrations.peft").resolve_targets(self, self.peft_config[adapter_name], model)
+        inject(self, model, adapter_name, *args, **kwargs)
+
+    base.__init__, base.inject_adapter, base._heat_hf = __init__, inject_adapter, True
+
+
+_REGISTER: dict[str, Callable[[ModuleType], None]] = {REGISTRY: _register, TUNERS: _present_layers}
+
+
 class _Finder(MetaPathFinder):
-    """Finds the registry as the finders after this one do, and registers the method once it is loaded."""
+    """Finds these modules as the finders after this one do, and registers what is ours once one is loaded."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+        if fullname not in _REGISTER:
             return None
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]
         spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target)) is not None), None)
@@ -65,7 +95,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Loads the registry as its own loader does, then registers the method. An error while loading is passed on."""
+    """Loads a module as its own loader does, then registers what is ours. An error while loading is passed on."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -78,4 +108,4 @@ class _Loader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
-        _register(module)
+        _REGISTER[module.__name__](module)

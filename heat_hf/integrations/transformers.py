@@ -113,7 +113,7 @@ def _require_loaded(model: PreTrainedModel) -> None:
     """Raise if a core was not in the checkpoint: Transformers would only log that it is uninitialized."""
     for name, layer in factorized_layers(model).items():
         for parameter_name, parameter in layer.named_parameters():
-            if not getattr(parameter, "_is_hf_initialized", False):
+            if not (parameter.is_meta or getattr(parameter, "_is_hf_initialized", False)):  # meta: offloaded
                 raise ValueError(f"the checkpoint has no weights for {name}.{parameter_name}: it is damaged")
 
 

@@ -1,0 +1,114 @@
+"""Weight quantizers on low-rank layers: torchao, quanto and torch's own find their linears as they find any."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import small_model, token_ids
+from torch import nn
+
+from heat_hf import HeatCompressor, HeatConfig
+from heat_hf.encoders.linears import factorized_layers
+
+
+def compressed(decomposition: str = "low_rank", execution: str = "auto") -> Any:
+    model = small_model("bert")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(8)
+    config = HeatConfig(decomposition=decomposition, target_params_ratio=0.6, accelerator=None, execution=execution)
+    HeatCompressor(model).compress(config)
+    return model
+
+
+def said(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=token_ids())[0]
+
+
+def close(quantized: torch.Tensor, expected: torch.Tensor) -> None:
+    """As close as int8 comes; and not the same, so that something was quantized."""
+    assert 0 < (quantized - expected).norm() < 0.1 * expected.norm()
+
+
+def linears(model: nn.Module) -> list[nn.Module]:
+    return [child for layer in factorized_layers(model).values() for child in layer.children()]
+
+
+executions = pytest.mark.parametrize("execution", ["auto", "reconstruct"])
+
+
+@executions
+@pytest.mark.parametrize("way", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_torchao(way: str, execution: str, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = compressed(execution=execution)
+    expected, quantized = said(model), copy.deepcopy(model)
+    quantization.quantize_(quantized, getattr(quantization, way)())
+    assert all(type(child.weight.data) is not torch.Tensor for child in linears(quantized))
+    close(said(quantized), expected)
+    torch.save(quantized.state_dict(), tmp_path / "weights")
+    other = copy.deepcopy(model)
+    other.load_state_dict(torch.load(tmp_path / "weights"), assign=True)
+    assert torch.equal(said(other), said(quantized))
+
+
+@executions
+def test_quanto(execution: str, tmp_path: Path) -> None:
+    quanto = pytest.importorskip("optimum.quanto")
+    from safetensors.torch import load_file, save_file
+
+    model = compressed(execution=execution)
+    expected, quantized = said(model), copy.deepcopy(model)
+    quanto.quantize(quantized, weights=quanto.qint8)
+    quanto.freeze(quantized)
+    assert all(isinstance(child, quanto.QLinear) for child in linears(quantized))
+    close(said(quantized), expected)
+    save_file(quantized.state_dict(), tmp_path / "weights.safetensors")
+    other = copy.deepcopy(model)
+    quanto.requantize(other, load_file(tmp_path / "weights.safetensors"), quanto.quantization_map(quantized), device="cpu")
+    assert torch.equal(said(other), said(quantized))
+
+
+@executions
+def test_dynamic_quantization(execution: str, tmp_path: Path) -> None:
+    model = compressed(execution=execution)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+        assert all(not isinstance(child, nn.Linear) for child in linears(quantized)) and linears(quantized)
+        close(said(quantized), said(model))
+        torch.save(quantized.state_dict(), tmp_path / "weights")
+        other = torch.ao.quantization.quantize_dynamic(compressed(), {nn.Linear}, dtype=torch.qint8)
+        other.load_state_dict(torch.load(tmp_path / "weights", weights_only=False))
+    assert torch.equal(said(other), said(quantized))
+    with pytest.raises(ValueError, match="has no plain weight"):
+        quantized.dequantize()
+
+
+def test_torchao_after_training_adapters() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    peft = pytest.importorskip("peft")
+    model = compressed()
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    expected = said(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], r=2))
+    torch.testing.assert_close(said(adapted), expected)
+    adapted(input_ids=token_ids())[0].square().sum().backward()
+    assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_B" in name)
+
+
+def test_one_model_with_both() -> None:
+    """Of a mixed model, the low-rank layers are quantized, the others are as they were."""
+    quantization = pytest.importorskip("torchao.quantization")
+    model = compressed("cp")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    for name, layer in factorized_layers(model).items():
+        assert all(torch.equal(core, before[f"{name}.core_{number}"]) for number, core in enumerate(layer.cores))
