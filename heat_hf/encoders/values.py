@@ -1,0 +1,51 @@
+"""Values that people give: shown in a message, and checked. Every check returns the value as JSON can hold it."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+SHOWN = 80  # characters of a value in a message
+
+
+def shown(value: object) -> str:
+    """A value for a message: one line, not long, whatever the value is."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - another's __repr__, or an integer of more digits than Python prints
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def whole(name: str, value: Any, least: int, most: int) -> int:  # noqa: ANN401
+    """A whole number within bounds, both included; NumPy's, too.
+
+    Raises:
+        ValueError: for anything else, truth values included.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most:,}, got {shown(value)}")
+    return int(value)
+
+
+def real(name: str, value: Any, below: float, what: str) -> float:  # noqa: ANN401
+    """A number above 0 and below a limit; NumPy's, too.
+
+    Args:
+        name: of the value.
+        value: to check.
+        below: the limit.
+        what: the value must be, for the message.
+
+    Raises:
+        ValueError: for anything else, NaN, infinity and truth values included.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    # Compared as it is: an integer may be too large for a float.
+    if not number or not 0 < value < below:
+        raise ValueError(f"{name} must be {what}, got {shown(value)}")
+    found = float(value)
+    if not 0 < found < math.inf:
+        raise ValueError(f"{name} must be {what}, got {shown(value)}")
+    return found
