@@ -14,12 +14,13 @@ from heat_hf.formats import TensorShape
 
 Check = Callable[[str, Any], Any]  # name, value → the value as JSON can hold it; raises ValueError
 
-MOST_TOKENS = 2**20  # of one forward pass; more are never run at once, and take the cost model minutes
+MOST_TOKENS = 2**18  # of one forward pass, 512 times 512; with many more the cost model takes minutes
 MOST_ITERATIONS = 100_000
 MOST_SEED = 2**32 - 1  # as NumPy and Transformers have it
 MOST_EXTENT = 2**31 - 1
 MOST_MODES = 12  # of a shape; the search for a contraction path grows exponentially with them
 MOST_BUDGETS = 1000
+_MODE = re.compile(r"\s*[0-9]{1,9}\s*")
 NAME_LENGTH = 64  # characters of a module's name, about
 MOST_WAYS = 10**8  # in which an expression may match that many characters
 
@@ -104,23 +105,30 @@ def rank(name: str, value: Any) -> int | list[int]:  # noqa: ANN401
 
 def shape(name: str, value: Any) -> str | list[int] | list[list[int]]:  # noqa: ANN401
     """A tensorization shape as a person writes it; whether it fits a matrix is seen later."""
-    wrong = ValueError(
-        f"{name} must be a shape of up to {MOST_MODES} modes, as '384:16x24' or [[384], [16, 24]], got {shown(value)}"
-    )
     if isinstance(value, TensorShape):
         value = [value.out_modes, value.in_modes]
+    sides = _sides(value)
+    if sides is None or not 0 < sum(map(len, sides)) <= MOST_MODES:
+        raise ValueError(
+            f"{name} must be a shape of up to {MOST_MODES} modes, as '384:16x24' or [[384], [16, 24]], got {shown(value)}"
+        )
+    found = [[whole(f"a mode of {name}", mode, 1, MOST_EXTENT) for mode in side] for side in sides]
     if isinstance(value, str):
-        modes = re.split("[:x]", value)
-        if len(modes) > MOST_MODES or value.count(":") > 1 or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", mode) for mode in modes):
-            raise wrong
         return value
-    if not isinstance(value, (list, tuple)) or not value:
-        raise wrong
-    sides = value if all(isinstance(side, (list, tuple)) for side in value) else [value]
-    if len(sides) > 2 or (sides is value and len(sides) != 2) or not 0 < sum(map(len, sides)) <= MOST_MODES:
-        raise wrong
-    found = [[whole(f"{name}, a mode of it,", mode, 1, MOST_EXTENT) for mode in side] for side in sides]
-    return found if sides is value else found[0]
+    return found if len(found) == 2 else found[0]
+
+
+def _sides(value: Any) -> list[list[Any]] | None:  # noqa: ANN401
+    """Modes of rows and of columns, or of both in one list; None where it is neither."""
+    if isinstance(value, str):
+        value = [[int(mode) if _MODE.fullmatch(mode) else mode for mode in side.split("x")] for side in value.split(":")]
+        return value if len(value) <= 2 else None
+    if not isinstance(value, (list, tuple)):
+        return None
+    nested = [isinstance(side, (list, tuple)) for side in value]
+    if len(value) == 2 and all(nested):
+        return [list(side) for side in value]
+    return None if any(nested) else [list(value)]
 
 
 def patterns(name: str, value: Any) -> list[str]:  # noqa: ANN401

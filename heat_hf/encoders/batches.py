@@ -41,7 +41,9 @@ def calibration_batches(
             row.
     """
     rows = as_rows(dataset, name)
-    if all(isinstance(row, Mapping) and isinstance(row.get("input_ids"), Tensor) and row["input_ids"].dim() > 1 for row in rows):
+    if all(
+        isinstance(row, Mapping) and isinstance(row.get("input_ids"), Tensor) and row["input_ids"].dim() > 1 for row in rows
+    ):
         return [_batch(row, f"batch {number} of {name}") for number, row in enumerate(rows)]
     if tokenizer is None:
         raise ValueError(f"{name} needs a tokenizer, and the checkpoint has none: pass batches of tensors")
@@ -66,22 +68,25 @@ def _batch(batch: Mapping[str, Any], name: str) -> Batch:
     return tensors
 
 
-def require_vocabulary(batches: Iterable[Batch], size: int | None, name: str = "calibration_dataset") -> None:
+def require_vocabulary(batches: Iterable[Mapping[str, Any]], size: int | None, name: str = "calibration_dataset") -> None:
     """Refuse token ids that a model has no embedding for.
 
     Args:
-        batches: model inputs.
+        batches: model inputs, or encoded rows.
         size: of the vocabulary; None if it is not known.
         name: of the argument, for messages.
 
     Raises:
-        ValueError: naming batch and token.
+        ValueError: naming batch or row, and token.
     """
     for number, batch in enumerate(batches):
         ids = batch.get("input_ids")
-        wrong = None if ids is None or size is None else ids[(ids < 0) | (ids >= size)]
-        if wrong is not None and wrong.numel():
-            raise ValueError(f"{name} has the token {int(wrong[0])} in batch {number}; the model has the tokens 0 to {size - 1}")
+        if ids is None or size is None:
+            continue
+        least, most = (int(ids.min()), int(ids.max())) if isinstance(ids, Tensor) else (min(ids), max(ids))
+        if least < 0 or most >= size:
+            token, what = most if most >= size else least, "batch" if isinstance(ids, Tensor) else "row"
+            raise ValueError(f"{name} has the token {token} in {what} {number}; the model has the tokens 0 to {size - 1}")
 
 
 def encode_rows(
@@ -89,6 +94,7 @@ def encode_rows(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int = 128,
     name: str = "the dataset",
+    classes: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Tokenize rows, each as one input: a sentence, the one or two text columns of a row, or its `input_ids`.
 
@@ -97,9 +103,11 @@ def encode_rows(
         tokenizer: the model's.
         max_length: tokens after which a row is cut.
         name: of the argument, for messages.
+        classes: numbers of labels that are words, where labels are read; else such labels are left out.
 
     Raises:
-        ValueError: if there are no rows, or one has neither text nor `input_ids`; the message names the row.
+        ValueError: if there are no rows, or one has neither text nor `input_ids`, or a label that is no class; the message
+            names the row.
     """
     most = min(max_length, tokenizer.model_max_length)
     least = tokenizer.num_special_tokens_to_add(pair=False)
@@ -113,7 +121,11 @@ def encode_rows(
         else:
             ids = {"input_ids": tokenizer(*_texts(row, where)[:2], truncation=True, max_length=most)["input_ids"]}
         label = next((row[key] for key in ("label", "labels") if isinstance(row, Mapping) and key in row), None)
-        encoded.append(ids if not isinstance(label, int) else {**ids, "labels": label})
+        if isinstance(label, str) and classes is not None:
+            if label not in classes:
+                raise ValueError(f"{where} has the label {shown(label)}; the model has {', '.join(map(str, classes))}")
+            label = classes[label]
+        encoded.append({**ids, "labels": int(label)} if isinstance(label, int) else ids)
     return encoded
 
 
@@ -159,6 +171,14 @@ def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
             value = row[key].tolist() if isinstance(row[key], Tensor) else row[key]
             digest.update(f"{key}{value}".encode())
     return digest.hexdigest()[:16]
+
+
+def tokens(batch: Batch) -> int:
+    """Number of a batch's tokens that are not padding."""
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() == 2:
+        return int(mask.bool().sum())
+    return next(iter(batch.values())).shape[:2].numel()
 
 
 def sequences(batch: Batch) -> int:

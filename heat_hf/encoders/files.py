@@ -64,7 +64,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\n")
 
 
-def _parquet(file: Path, rows: int | None) -> Any:  # noqa: ANN401
+def _parquet(file: Path, _rows: int | None) -> Any:  # noqa: ANN401
     from pyarrow import parquet
 
     _require_text(file, b"PAR1")
@@ -78,7 +78,7 @@ def _require_text(file: Path, start: bytes) -> None:
 
 
 def _separated(delimiter: str) -> Callable[[Path, int | None], Any]:
-    def read(file: Path, rows: int | None) -> Any:  # noqa: ANN401
+    def read(file: Path, _rows: int | None) -> Any:  # noqa: ANN401
         import pyarrow
         from pyarrow import csv
 
@@ -125,7 +125,7 @@ def _json(file: Path, rows: int | None) -> Any:  # noqa: ANN401
 
 def _require_row(row: object, where: str) -> None:
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is {shown(row)}, not a row with columns, as {{\"text\": …}}")
+        raise ValueError(f'{where} is {shown(row)}, not a row with columns, as {{"text": …}}')
 
 
 def _of_rows(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401

@@ -23,9 +23,9 @@ def as_rows(data: Any, name: str) -> list[Any]:  # noqa: ANN401
     """Bring whatever a user hands over to a list of rows: texts, or mappings from column names to values.
 
     Args:
-        data: a list, a generator or another iterable of texts or of mappings; a `datasets.Dataset` or `IterableDataset`; a table
-            of pandas, Polars or PyArrow; a mapping from column names to lists of the same length, as a slice of a `Dataset` is;
-            or batches of tensors, as a `DataLoader` gives them.
+        data: a list, a generator or another iterable of texts or of mappings; a `datasets.Dataset` or `IterableDataset`; a
+            table of pandas, Polars or PyArrow; a mapping from column names to lists of the same length, as a slice of a
+            `Dataset` is; or batches of tensors, as a `DataLoader` gives them.
         name: of the argument, for messages.
 
     Returns:

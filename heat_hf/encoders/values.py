@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from typing import Any
 
@@ -13,7 +12,7 @@ def shown(value: object) -> str:
     """A value for a message: one line, not long, whatever the value is."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # noqa: BLE001 - another's __repr__, or an integer of more digits than Python prints
+    except Exception:  # another's __repr__, or an integer of more digits than Python prints
         text = f"a {type(value).__name__} that cannot be printed"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
@@ -24,7 +23,7 @@ def whole(name: str, value: Any, least: int, most: int) -> int:  # noqa: ANN401
     Raises:
         ValueError: for anything else, truth values included.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most:,}, got {shown(value)}")
     return int(value)
 
@@ -42,10 +41,9 @@ def real(name: str, value: Any, below: float, what: str) -> float:  # noqa: ANN4
         ValueError: for anything else, NaN, infinity and truth values included.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    # Compared as it is: an integer may be too large for a float.
     if not number or not 0 < value < below:
         raise ValueError(f"{name} must be {what}, got {shown(value)}")
-    found = float(value)
-    if not 0 < found < math.inf:
-        raise ValueError(f"{name} must be {what}, got {shown(value)}")
-    return found
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be {what}, got {shown(value)}") from error
