@@ -29,13 +29,13 @@ def read_table(file: Path, rows: int | None = None) -> Any:  # noqa: ANN401
 
     try:
         table = READERS[file.suffix](file, rows)
-    except OSError:  # first: some of PyArrow's errors are both
-        raise
     except RecursionError as error:
         raise ValueError(f"{file} is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text in UTF-8: {error.reason} at byte {error.start}") from error
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the system; PyArrow has OSErrors of its own for damaged files
+            raise
         reason = " ".join(str(error).split())[: 3 * SHOWN]
         raise ValueError(f"{file} cannot be read as {file.suffix[1:]}: {reason}") from error
     twice = {name for name in table.column_names if table.column_names.count(name) > 1}
