@@ -48,7 +48,7 @@ BAD: dict[str, list[Any]] = {
     "sequence_length": [0, -3, 2.0, "128", True, HUGE, 10**6, None, float("nan"), [128]],
     "batch_size": [0, 1.5, "1", False, 10**400, None],
     "accelerator": [1, True, "", ["simba-l"], b"simba-l", 2.5],
-    "modules": ["query", [1], {"query"}, ["("], [b"query"], [None], ["(a+)+$"], [".*" * 9], ["((x){999}){999}"], ["(?:a|ab)*c"]],
+    "modules": ["query", [1], {"query"}, ["("], [b"query"], [None], ["(a+)+$"], [".*" * 9], ["((x){999}){999}"], ["(a|ab)*c"]],
     "exclude": ["query", None, {"a": 1}, ["*"], [["a"]], ["(" * 9999]],
     "calibration_memory": ["disk", None, 1, {}],
     "seed": ["abc", float("nan"), [1], -1, 2**32, HUGE, None, True, 1.0],
@@ -153,14 +153,11 @@ def random_configurations(folder: Path, count: int) -> Counter[str]:
         try:
             config = HeatConfig(**{"max_sweeps": 3, "refinement_steps": 2, **options})
             report = HeatCompressor(model).compress(config, calibration, target)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:  # a table or an accelerator that is not there
             assert "\n" not in str(error), options
             assert not factorized_layers(model), options
             assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items()), options
             assert not list(folder.iterdir()), options
-            counts["refused"] += 1
-        except OSError as error:
-            assert "nowhere.parquet" in str(error) or "table" in str(error), options
             counts["refused"] += 1
         else:
             json.loads((target / "heat_report.json").read_text(), parse_constant=pytest.fail)
