@@ -58,7 +58,7 @@ def load_dense(
         OSError: if there is no such checkpoint, or its weights are pickled.
         ValueError: if it is compressed or quantized, an adapter that cannot be merged, or pickled weights are asked for.
     """
-    if use_safetensors is False:
+    if use_safetensors is not None and not use_safetensors:
         raise ValueError("use_safetensors=False asks for pickled weights, which can run code: heat_hf reads safetensors alone")
     hub = {key: kwargs[key] for key in PLACE if key in kwargs}
     code = {key: kwargs[key] for key in CODE if key in kwargs}
@@ -76,6 +76,8 @@ def load_dense(
 
 
 def _load_weights(loader: Any, model: str | os.PathLike[str], place: Mapping[str, Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    if not hasattr(loader, "_model_mapping"):  # only the Auto classes take it: others load no code
+        options = {key: value for key, value in options.items() if key != "code_revision"}
     try:
         return loader.from_pretrained(model, use_safetensors=True, **place, **options)
     except OSError as error:
