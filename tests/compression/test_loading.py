@@ -12,6 +12,7 @@ import transformers
 from conftest import small_model
 
 from heat_hf import HeatCompressor, HeatConfig
+from heat_hf.cli import main
 from heat_hf.encoders.linears import model_class_of
 
 CODE = """
@@ -82,7 +83,7 @@ def test_subfolder(minilm: str, tmp_path: Path) -> None:
     compressor = HeatCompressor.from_pretrained(tmp_path, subfolder="inner/model")
     assert isinstance(compressor.model, transformers.BertForSequenceClassification)
     assert compressor.tokenizer is not None
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises((OSError, ValueError), match=r"nowhere|config.json"):
         HeatCompressor.from_pretrained(tmp_path, subfolder="nowhere")
 
 
@@ -101,7 +102,8 @@ def test_options_reach_all_that_is_loaded(name: str, tmp_path: Path, monkeypatch
 
         monkeypatch.setattr(loader, "from_pretrained", recorded)
     HeatCompressor.from_pretrained(tmp_path, **{name: value})
-    assert seen == dict.fromkeys(("AutoConfig", "AutoTokenizer", "BertForSequenceClassification"), value)
+    own_code = name == "code_revision"  # a class of Transformers has no code to load
+    assert seen == {"AutoConfig": value, "AutoTokenizer": value, "BertForSequenceClassification": None if own_code else value}
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -121,7 +123,20 @@ def test_pickled_weights(sharded: bool, subfolder: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [False, 0])
 def test_pickled_weights_that_are_asked_for(value: object, tmp_path: Path) -> None:
     small_model("bert").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="use_safetensors=.* asks for pickled weights"):
+    with pytest.raises(ValueError, match=r"use_safetensors=.* asks for pickled weights"):
         HeatCompressor.from_pretrained(tmp_path, use_safetensors=value)
     HeatCompressor.from_pretrained(tmp_path, use_safetensors=True)
     HeatCompressor.from_pretrained(tmp_path, use_safetensors=None)
+
+
+def test_the_command_line_loads_code_that_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = with_code(tmp_path / "checkpoint" / "inner", head=True)
+    (folder / "modeling_own.py").rename(folder.parent / "modeling_own.py")  # where Transformers looks for it
+    options = ["--target-params-ratio", "0.5", "--modules", "layer", "--output", str(tmp_path / "out")]
+    command = ["compress", str(folder.parent), "--subfolder", "inner", *options]
+    assert main([*command, "--trust-remote-code"]) == 0
+    assert (tmp_path / "out" / "modeling_own.py").is_file()
+    capsys.readouterr()
+    assert main([*command[:-1], str(tmp_path / "other")]) == 2
+    assert "trust_remote_code" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
