@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from heat_hf.cli import options
-from heat_hf.cli.values import heat_config, rows_of, show, statistics_of
+from heat_hf.cli.values import heat_config, loading, rows_of, show, statistics_of
 from heat_hf.compression.config import CALIBRATION_MEMORY
 from heat_hf.formats import FORMATS
 from heat_hf.formats.setting import EXECUTIONS
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--execution", default="auto", choices=EXECUTIONS, help="default: %(default)s")
     options.add_tokens(run)
     options.add_accelerator(run, "for EDP figures; ")
+    options.add_loading(parser.add_argument_group("loading"))
     out = parser.add_argument_group("output")
     options.add_output(out, "DIR", "where to save; appears only when all is done")
     options.add_overwrite(out)
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("--output is missing: name the folder to save to, or use --dry-run")
         check_target(args.output, args.overwrite)
     rows = rows_of(args, "calibration")
-    compressor = HeatCompressor.from_pretrained(args.model)
+    compressor = HeatCompressor.from_pretrained(args.model, **loading(args))
     statistics = statistics_of(args, compressor, config, rows)
     if args.dry_run:
         report = compressor.plan(config, rows, variant, statistics=statistics)

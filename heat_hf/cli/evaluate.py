@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import show
+from heat_hf.cli.values import loading, show
 from heat_hf.evaluation.tasks import TASKS, evaluate_task, find_task
 
 
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, metavar="N", help="use only the first rows")
     parser.add_argument("--baseline", metavar="MODEL", help="also score this model, as the one it is compared with")
     parser.add_argument("--latency", action="store_true", help="also time a forward pass of 8 × 128 tokens")
+    options.add_loading(parser)
     options.add_json(parser, "the scores")
 
 
@@ -36,10 +37,12 @@ def run(args: argparse.Namespace) -> int:
     task = find_task(args.task)
     rows = load_rows(args.data, args.rows)
     names = [args.model, *([args.baseline] if args.baseline else [])]
-    models = {name: _load(task.model_class, name) for name in names}
+    # Where the baseline is, its name says alone.
+    how = {name: loading(args) if name == args.model else {"trust_remote_code": args.trust_remote_code} for name in names}
+    models = {name: _load(task.model_class, name, how[name]) for name in names}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how[name])
         scores = evaluate_task(model, tokenizer, args.task, rows, args.columns)
         counted = getattr(model, "num_parameters", None)  # of an exported model there is none
         results[name] = {**scores, **({"parameters": counted()} if counted else {})}
@@ -50,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(loader: Any, name: str) -> Any:  # noqa: ANN401
+def _load(loader: Any, name: str, how: dict[str, Any]) -> Any:  # noqa: ANN401
     from pathlib import Path
 
     from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel
 
-    return (OnnxModel(name) if (Path(name) / MODEL_NAME).is_file() else loader.from_pretrained(name)).eval()
+    return (OnnxModel(name) if (Path(name) / MODEL_NAME).is_file() else loader.from_pretrained(name, **how)).eval()
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from heat_hf.cli import options
-from heat_hf.cli.values import show
+from heat_hf.cli.values import loading, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder, dense or compressed")
     options.add_output(parser, "DIR", "for model.onnx, with configuration and tokenizer", required=True)
     parser.add_argument("--int8", action="store_true", help="quantize the weights, per channel, and activations as they come")
-    parser.add_argument("--revision", help="branch, tag or commit of the model; default: main")
+    options.add_loading(parser)
     options.add_overwrite(parser)
     options.add_json(parser, "what was written")
 
@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.integrations.onnx import OPSET, export_onnx
 
     check_target(args.output, args.overwrite)
-    config = AutoConfig.from_pretrained(args.model, revision=args.revision)
-    model = model_class_of(config).from_pretrained(args.model, revision=args.revision)
-    tokenizer = AutoTokenizer.from_pretrained(args.model, revision=args.revision)
+    config = AutoConfig.from_pretrained(args.model, **loading(args))
+    model = model_class_of(config).from_pretrained(args.model, **loading(args))
+    tokenizer = AutoTokenizer.from_pretrained(args.model, **loading(args))
     path = export_onnx(model, tokenizer, args.output, args.int8, args.overwrite)
     size = path.stat().st_size
     written = {"file": str(path), "bytes": size, "opset": OPSET, "int8": args.int8}

@@ -43,6 +43,14 @@ def add_matrices(group: Group, chosen: str = "factorize", others: str = "dense")
     group.add_argument("--exclude", nargs="+", default=[], metavar="REGEX", help=f"linears to leave {others}")
 
 
+def add_loading(group: Group) -> None:
+    """`--revision`, `--subfolder`, `--trust-remote-code`, `--code-revision`: of the checkpoint, and whether its code runs."""
+    group.add_argument("--revision", metavar="R", help="branch, tag or commit of the model (default: main)")
+    group.add_argument("--subfolder", metavar="DIR", help="of the checkpoint, where the Transformer is")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
+    group.add_argument("--code-revision", metavar="R", help="of that code (default: the model's)")
+
+
 def add_seed(group: Group) -> None:
     """`--seed`: of everything random."""
     group.add_argument("--seed", type=int, default=0)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import heat_config, require_positive, rows_of, show, statistics_of
+from heat_hf.cli.values import heat_config, loading, require_positive, rows_of, show, statistics_of
 from heat_hf.formats import FORMATS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES
 
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("what is fed, and the hardware")
     options.add_tokens(run)
     options.add_accelerator(run)
+    options.add_loading(parser.add_argument_group("loading"))
     out = parser.add_argument_group("output")
     options.add_output(out, "RECORD", "JSON file; an interrupted search goes on from there", required=True)
     options.add_overwrite(out, "another record")
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     config = heat_config(args)
     rows = {f"{name}_dataset": rows_of(args, name) for name in ("calibration", "train", "eval")}
     supernet: dict[str, Any] = {"arguments": _arguments(args)} if RANK_SEARCHES[args.rank_search].needs_training else {}
-    compressor = HeatCompressor.from_pretrained(args.model)
+    compressor = HeatCompressor.from_pretrained(args.model, **loading(args))
     supernet["statistics"] = statistics_of(args, compressor, config, rows["calibration_dataset"])
     record = compressor.search_ranks(config, output=args.output, overwrite=args.overwrite, **rows, **supernet)
     show(args, record.to_dict(), str(record))

@@ -7,7 +7,7 @@ import os
 import sys
 
 from heat_hf.cli import options
-from heat_hf.cli.values import require_positive, show
+from heat_hf.cli.values import loading, require_positive, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_accelerator(run)
     run.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: its cores, shared)")
     options.add_cache(run, "other searches")
+    options.add_loading(parser.add_argument_group("loading"))
     out = parser.add_argument_group("output")
     options.add_output(out, "TABLE", "Parquet file; an interrupted search goes on from there", required=True)
     options.add_overwrite(out, "another table")
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     require_positive(args, "sequence_length", "batch_size", "workers")
-    model = HeatCompressor.from_pretrained(args.model).model
+    model = HeatCompressor.from_pretrained(args.model, **loading(args)).model
     table = search_shapes(
         model,
         args.accelerator,

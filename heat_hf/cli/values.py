@@ -58,6 +58,12 @@ def heat_config(args: argparse.Namespace) -> HeatConfig:
     return HeatConfig(**{name: parse_pairs(value, read[name]) if name in read else value for name, value in given.items()})
 
 
+def loading(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_loading` ask for, as `from_pretrained` takes it; nobody is asked whether code may run."""
+    given = {name: getattr(args, name) for name in ("revision", "subfolder", "code_revision") if getattr(args, name)}
+    return {**given, "trust_remote_code": args.trust_remote_code}
+
+
 def rows_of(args: argparse.Namespace, name: str) -> Dataset | None:
     """The rows that `--NAME-file` and `--NAME-rows` ask for; None without a file.
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,14 +17,14 @@ from transformers import (
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.job import Job
-from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches
-from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
+from heat_hf.compression.loading import load_dense
+from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches, require_vocabulary
+from heat_hf.encoders.checkpoints.adapter import merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
-from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
+from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
 from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.config import require_dense
-from heat_hf.encoders.linears import model_class_of
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import task_of
@@ -74,10 +72,12 @@ class HeatCompressor:
                 warning says so.
             tokenizer: default: the checkpoint's own, if it has one.
             model_class: default: the class named in the checkpoint's config.json.
-            **kwargs: passed to the model's `from_pretrained`, for example `revision`, `token` or `dtype`.
+            **kwargs: passed to the model's `from_pretrained`, for example `dtype`. `revision`, `token`, `cache_dir`,
+                `local_files_only`, `subfolder`, `trust_remote_code` and `code_revision` count for configuration and tokenizer,
+                too.
 
         Raises:
-            OSError: if there is no such checkpoint.
+            OSError: if there is no such checkpoint, or its weights are pickled.
             ValueError: if it is compressed or quantized already, is an adapter that cannot be merged, or an object of another
                 library.
         """
@@ -89,24 +89,9 @@ class HeatCompressor:
                     "of a SentenceTransformer, name the folder or id that it was loaded from"
                 )
             return cls(merged, tokenizer)
-        hub: dict[str, Any] = {
-            key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs
-        }
-        if has_adapter(model, **hub):
-            options = {key: value for key, value in kwargs.items() if key not in hub}
-            merged, base, words = load_merged(model, model_class, hub, **options)
-            compressor = cls(merged.eval(), tokenizer or _load_tokenizer(words.name, words.hub))
-            compressor.encoder = sentence_encoder(base.name, **base.hub)
-            return compressor
-        encoder = sentence_encoder(model, **hub)
-        if encoder.subfolder:
-            kwargs = {**kwargs, "subfolder": encoder.subfolder}
-            hub["subfolder"] = encoder.subfolder
-        config = AutoConfig.from_pretrained(model, **hub)
-        require_dense(config)
-        loaded = (model_class or model_class_of(config)).from_pretrained(model, use_safetensors=True, **kwargs)
-        compressor = cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
-        compressor.encoder = encoder
+        found = load_dense(model, tokenizer, model_class, **kwargs)
+        compressor = cls(found.model, found.tokenizer)
+        compressor.encoder = found.encoder
         return compressor
 
     def statistics_of(self, config: HeatConfig, calibration_dataset: Any) -> Statistics:  # noqa: ANN401
@@ -203,9 +188,18 @@ class HeatCompressor:
         config.method.require(True, train is not None and evaluation is not None)
         if self.tokenizer is None:
             raise ValueError(f"rank_search={config.rank_search!r} needs a tokenizer, and the checkpoint has none")
-        rows, held_out = (encode_rows(data, self.tokenizer, config.sequence_length) for data in (train, evaluation))
+        length, vocabulary = config.sequence_length, self._vocabulary
+        classes: Any = self.model.config.label2id
+        rows = encode_rows(train, self.tokenizer, length, "train_dataset")
+        held_out = encode_rows(evaluation, self.tokenizer, length, "eval_dataset", classes)
+        for encoded, name in ((rows, "train_dataset"), (held_out, "eval_dataset")):
+            require_vocabulary(encoded, vocabulary, name)
         quality = Quality(self.model, pad_batches(held_out, self.tokenizer, batch_size=128))
         return Training(rows, DataCollatorWithPadding(self.tokenizer), quality, arguments, evolution)
+
+    @property
+    def _vocabulary(self) -> int | None:
+        return getattr(self.model.config, "vocab_size", None)
 
     def _job(
         self,
@@ -218,6 +212,7 @@ class HeatCompressor:
         batches = None
         if dataset is not None and config.uses_calibration:
             batches = calibration_batches(dataset, self.tokenizer, max_length=config.sequence_length)
+            require_vocabulary(batches, self._vocabulary)
         return Job(self.model, config, batches, statistics, cost_model, training)
 
     def compress(
@@ -328,11 +323,3 @@ class HeatCompressor:
         card = model_card(self.report, about, evaluations)
         files = {**saved_files(self.report, card), **files}
         save_compressed(self.model, self.tokenizer, folder, files, overwrite, **kwargs)
-
-
-def _load_tokenizer(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
-    folder = Path(model) / hub.get("subfolder", "")
-    if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-        return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **hub)
-    return tokenizer

@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from heat_hf.compression import fields
 from heat_hf.encoders.checkpoints.names import METHOD
+from heat_hf.encoders.values import shown, whole
 from heat_hf.formats import FORMATS, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
 from heat_hf.search.ranks.budgets import TARGETS
@@ -93,23 +95,14 @@ class HeatConfig:
     refinement_steps: int = 40
 
     def __post_init__(self) -> None:
-        if self.decomposition != MIXED:
-            get_format(self.decomposition)
-        for name in ("sequence_length", "batch_size", "max_sweeps", "refinement_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        for name, allowed in (("execution", EXECUTIONS), ("calibration_memory", CALIBRATION_MEMORY)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        get_rank_search(self.rank_search)
+        for name, check in CHECKS.items():
+            setattr(self, name, check(name, getattr(self, name)))
+        whole("batch_size × sequence_length", self.tokens, 1, fields.MOST_TOKENS)
         if self.loss_aware and self.activation_aware is False:
             raise ValueError("loss_aware=True needs calibration data, which activation_aware=False leaves out")
         self._check_search(self.method)
         self._check_size()
         self._check_accelerator()
-        for name in ("modules", "exclude"):
-            _check_patterns(name, getattr(self, name))
 
     def _check_search(self, method: RankSearch) -> None:
         search = f"rank_search={self.rank_search!r}"
@@ -129,8 +122,6 @@ class HeatConfig:
         if len(given) > 1 or not (given or self.method.budget_optional):
             values = ", ".join(f"{name}={value!r}" for name, value in sizes.items())
             raise ValueError(f"give exactly one of {', '.join(TARGETS)} and rank, got {values}")
-        for name in TARGETS:
-            _check_target(name, sizes[name])
 
     def _check_accelerator(self) -> None:
         needs = {f"rank_search={self.rank_search!r}": self.method.needs_table, "cost_table": self.cost_table is not None}
@@ -200,19 +191,38 @@ class HeatConfig:
         return {name: value for name, value in data.items() if value is not None}
 
 
-def _check_target(name: str, value: Any) -> None:  # noqa: ANN401
-    if isinstance(value, (list, tuple)) and (not value or len(set(value)) != len(value)):
-        raise ValueError(f"{name} must be one number, or a list of different ones, got {value!r}")
-    numbers = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    for number in numbers:
-        real = isinstance(number, (int, float)) and not isinstance(number, bool)
-        if name == "target_latency":
-            if not real or not 0 < number < math.inf:
-                raise ValueError(f"{name} must be a positive number of seconds, got {number!r}")
-        elif not real or not 0 < number < 1:
-            raise ValueError(f"{name} must be between 0 and 1, both excluded (at 1 the model would not shrink), got {number!r}")
+def _decomposition(name: str, value: Any) -> str:  # noqa: ANN401
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be one of {', '.join((*FORMATS, MIXED))}, got {shown(value)}")
+    if value != MIXED:
+        get_format(value)
+    return value
 
 
-def _check_patterns(name: str, patterns: Any) -> None:  # noqa: ANN401
-    if isinstance(patterns, str) or (patterns is not None and not all(isinstance(p, str) for p in patterns)):
-        raise ValueError(f"{name} must be a list of regular expressions, got {patterns!r}")
+_POSITIVE = fields.number(1, fields.MOST_TOKENS)
+_ITERATIONS = fields.number(1, fields.MOST_ITERATIONS)
+_FRACTION = fields.optional(fields.targets(1, "between 0 and 1, both excluded (at 1 the model would not shrink)"))
+# What every field may hold. Run in this order, so that a value that another depends on is known to be good.
+CHECKS: dict[str, fields.Check] = {
+    "decomposition": _decomposition,
+    "rank_search": fields.choice(lambda: RANK_SEARCHES),
+    "target_params_ratio": _FRACTION,
+    "target_edp_ratio": _FRACTION,
+    "target_latency": fields.optional(fields.targets(math.inf, "a positive number of seconds")),
+    "rank": fields.optional(fields.by_size(fields.rank)),
+    "shape": fields.optional(fields.by_size(fields.shape)),
+    "cost_table": fields.optional(fields.path),
+    "activation_aware": fields.optional(fields.truth),
+    "loss_aware": fields.optional(fields.truth),
+    "match_variance": fields.truth,
+    "execution": fields.choice(lambda: EXECUTIONS),
+    "sequence_length": _POSITIVE,
+    "batch_size": _POSITIVE,
+    "accelerator": fields.optional(fields.path),
+    "modules": fields.optional(fields.patterns),
+    "exclude": fields.patterns,
+    "calibration_memory": fields.choice(lambda: CALIBRATION_MEMORY),
+    "seed": fields.number(0, fields.MOST_SEED),
+    "max_sweeps": _ITERATIONS,
+    "refinement_steps": _ITERATIONS,
+}

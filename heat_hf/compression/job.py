@@ -16,9 +16,10 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached, report_of
+from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import block_of, encoder_linears, runs, swap_module
+from heat_hf.encoders.linears import block_of, encoder_linears, resolve_names, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, require_finite
 from heat_hf.formats.layer import FactorizedLinear
@@ -61,10 +62,13 @@ class Job:
 
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
-        """The layers to choose for, by name; their weights are finite."""
+        """The layers to choose for, by name; all of the model's parameters are finite."""
         linears = encoder_linears(self.model, self.config.modules, self.config.exclude)
-        for name, linear in linears.items():
-            require_finite(f"the weight of {name}", linear.weight)
+        for name, parameter in self.model.named_parameters():
+            module, _, kind = name.rpartition(".")
+            if parameter.is_meta:
+                raise ValueError(f"the {kind} of {module} is not in memory: load the model without offloading")
+            require_finite(f"the {kind} of {module}", parameter)
         return linears
 
     @cached_property
@@ -185,12 +189,14 @@ class Job:
         """Refuse what cannot work before any work.
 
         Raises:
-            ValueError: if calibration data is missing, weights are not finite, or the accelerator is unknown.
+            ValueError: if calibration data is missing, weights are not finite, the accelerator is unknown, or the model does
+                not run with factorized layers.
         """
         for name in ("activation_aware", "loss_aware"):
             if getattr(self.config, name) and not self._calibrated:
                 raise ValueError(f"{name}=True needs a calibration_dataset")
-        _ = self.linears, self.cost_model
+        _ = self.cost_model
+        require_runs(self.model, self.linears, self.calibration[0] if self.calibration else None)
 
     def settings(self, variant: Variant | None = None) -> Settings:
         """What every matrix gets: a variant's settings, or what the method finds.
@@ -199,10 +205,12 @@ class Job:
             ValueError: if the request cannot be met, asks for several variants, or the variant is of another model.
         """
         if variant is not None:
-            names = set(self.linears) ^ set(variant.settings)
-            if names:
-                raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {min(names)!r}")
-            return variant.settings
+            # A record of a model with a head is also one of the model without, and the other way round.
+            names = resolve_names(self.model, variant.settings, f"variant {variant.name}")
+            others = set(self.linears) ^ set(names.values())
+            if others:
+                raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {min(others)!r}")
+            return {name: variant.settings[saved] for saved, name in names.items()}
         self.config.require_one_budget()
         (variant_found,) = self._search(None, overwrite=False).variants
         return variant_found.settings
@@ -268,12 +276,19 @@ class Job:
                     reached[name] = Reached(setting, self._decompose(name, setting, statistics))
                     progress.update()
         report = self._report(reached, self.calibration_rows)
-        for name, result in reached.items():
-            if result.setting is not None and result.factorization is not None:
-                linear = self.linears[name]
-                layer = FactorizedLinear.from_linear(linear, result.setting, result.factorization, self.config.tokens)
-                swap_module(self.model, linear, layer)
-        self._attach(settings, report)
+        layers = {
+            name: FactorizedLinear.from_linear(self.linears[name], result.setting, result.factorization, self.config.tokens)
+            for name, result in reached.items()
+            if result.setting is not None and result.factorization is not None
+        }
+        try:
+            for name, layer in layers.items():
+                swap_module(self.model, self.linears[name], layer)
+            self._attach(settings, report)
+        except BaseException:
+            for name, layer in layers.items():
+                swap_module(self.model, layer, self.linears[name])
+            raise
         return report
 
     def _moments_by_group(self, names: Sequence[str]) -> Iterator[tuple[Sequence[str], Statistics | None]]:
@@ -294,11 +309,11 @@ class Job:
         if statistics is not None:
             moments = statistics.moments(name, config.uses_gradients)
         result = decompose(setting.codec, weight, setting.shape, setting.rank, config.solver, *moments)
-        if not config.match_variance:
-            return result
-        cores = match_variance(weight, result.cores, setting.codec, setting.shape)
-        error, output_error = approximation_errors(setting.codec, weight, cores, setting.shape, moments[0])
-        return replace(result, cores=cores, relative_error=error, output_error=output_error)
+        if config.match_variance:
+            cores = match_variance(weight, result.cores, setting.codec, setting.shape)
+            error, output_error = approximation_errors(setting.codec, weight, cores, setting.shape, moments[0])
+            result = replace(result, cores=cores, relative_error=error, output_error=output_error)
+        return result if statistics is None or statistics.spans(name) else replace(result, output_error=None)
 
     def _attach(self, settings: Settings, report: CompressionReport) -> None:
         """Make the model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.stages import LABEL_COLUMNS, Stage
+from heat_hf.encoders.rows import require_rows
 from heat_hf.evaluation.tasks.token_classification import IGNORED
 
 
@@ -48,6 +49,7 @@ def check_data(rows: Any, config: Any, args: DistillationArguments) -> None:  # 
         config: of the student.
         args: of the distillation.
     """
+    require_rows(rows, "train_dataset")
     if not hasattr(rows, "__len__"):
         return
     if len(rows) == 0:

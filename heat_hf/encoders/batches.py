@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from heat_hf.encoders.rows import as_rows
+from heat_hf.encoders.values import shown
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -21,56 +24,108 @@ def calibration_batches(
     tokenizer: PreTrainedTokenizerBase | None,
     batch_size: int = 32,
     max_length: int = 128,
+    name: str = "calibration_dataset",
 ) -> list[Batch]:
     """Bring calibration data to batches of model inputs, sorted by length so that little is padded.
 
     Args:
-        dataset: sentences; or rows (for example a `datasets.Dataset`) with text columns or with `input_ids`; or batches of
-            tensors (for example a `DataLoader`), which are taken as they are.
+        dataset: rows, see `as_rows`: sentences, rows with text columns or with `input_ids`, or batches of tensors, which are
+            taken as they are.
         tokenizer: needed for everything but batches of tensors.
         batch_size: rows in a batch.
         max_length: tokens after which a row is cut.
+        name: of the argument, for messages.
 
     Raises:
-        ValueError: if the data is empty, has none of these forms, or needs a tokenizer that is not there.
+        ValueError: if the data is empty, has none of these forms, or needs a tokenizer that is not there; the message names the
+            row.
     """
-    rows = list(dataset)
-    if not rows:
-        raise ValueError("calibration_dataset is empty")
+    rows = as_rows(dataset, name)
     if all(
-        isinstance(row, Mapping) and isinstance(row.get("input_ids"), Tensor) and row["input_ids"].dim() == 2 for row in rows
+        isinstance(row, Mapping) and isinstance(row.get("input_ids"), Tensor) and row["input_ids"].dim() > 1 for row in rows
     ):
-        return [{key: value for key, value in row.items() if isinstance(value, Tensor)} for row in rows]
+        return [_batch(row, f"batch {number} of {name}") for number, row in enumerate(rows)]
     if tokenizer is None:
-        raise ValueError("calibration_dataset needs a tokenizer, and the checkpoint has none: pass batches of tensors")
-    if all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
-        return pad_batches(encode_rows(rows, tokenizer, max_length), tokenizer, batch_size)
-    texts = [text for row in rows for text in _texts(row)]
-    return pad_batches(encode_rows(texts, tokenizer, max_length), tokenizer, batch_size)
+        raise ValueError(f"{name} needs a tokenizer, and the checkpoint has none: pass batches of tensors")
+    if not all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+        rows = [text for number, row in enumerate(rows) for text in _texts(row, f"row {number} of {name}")]
+        if not any(text.strip() for text in rows):
+            raise ValueError(f"{name} holds {len(rows)} texts, all of them empty")
+    return pad_batches(encode_rows(rows, tokenizer, max_length, name), tokenizer, batch_size)
 
 
-def encode_rows(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_length: int = 128) -> list[dict[str, Any]]:  # noqa: ANN401
+def _batch(batch: Mapping[str, Any], name: str) -> Batch:
+    """The tensors of a batch, checked as far as that is possible without a model."""
+    tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+    ids, mask = tensors["input_ids"], tensors.get("attention_mask")
+    if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        raise ValueError(f"{name} must have token ids, rows × tokens, got {tuple(ids.shape)} of {ids.dtype}")
+    if mask is not None and mask.dim() == 2:
+        if mask.shape != ids.shape:
+            raise ValueError(f"{name} has {tuple(ids.shape)} token ids and an attention_mask of {tuple(mask.shape)}")
+        if not mask.bool().any(1).all():
+            raise ValueError(f"{name} has a row of padding alone: its attention_mask is 0 everywhere")
+    return tensors
+
+
+def require_vocabulary(batches: Iterable[Mapping[str, Any]], size: int | None, name: str = "calibration_dataset") -> None:
+    """Refuse token ids that a model has no embedding for.
+
+    Args:
+        batches: model inputs, or encoded rows.
+        size: of the vocabulary; None if it is not known.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: naming batch or row, and token.
+    """
+    for number, batch in enumerate(batches):
+        ids = batch.get("input_ids")
+        if ids is None or size is None:
+            continue
+        least, most = (int(ids.min()), int(ids.max())) if isinstance(ids, Tensor) else (min(ids), max(ids))
+        if least < 0 or most >= size:
+            token, what = most if most >= size else least, "batch" if isinstance(ids, Tensor) else "row"
+            raise ValueError(f"{name} has the token {token} in {what} {number}; the model has the tokens 0 to {size - 1}")
+
+
+def encode_rows(
+    dataset: Any,  # noqa: ANN401
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int = 128,
+    name: str = "the dataset",
+    classes: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
     """Tokenize rows, each as one input: a sentence, the one or two text columns of a row, or its `input_ids`.
 
     Args:
-        dataset: sentences or rows; a whole number in a column `label` or `labels` is kept as `labels`.
+        dataset: rows, see `as_rows`; a whole number in a column `label` or `labels` is kept as `labels`.
         tokenizer: the model's.
         max_length: tokens after which a row is cut.
+        name: of the argument, for messages.
+        classes: numbers of labels that are words, where labels are read; else such labels are left out.
 
     Raises:
-        ValueError: if there are no rows, or one has neither text nor `input_ids`.
+        ValueError: if there are no rows, or one has neither text nor `input_ids`, or a label that is no class; the message
+            names the row.
     """
-    rows = list(dataset)
-    if not rows:
-        raise ValueError("the dataset is empty")
+    most = min(max_length, tokenizer.model_max_length)
+    least = tokenizer.num_special_tokens_to_add(pair=False)
+    if most <= least:
+        raise ValueError(f"rows of {most} tokens have no text beside the {least} tokens that the tokenizer adds")
     encoded = []
-    for row in rows:
+    for number, row in enumerate(as_rows(dataset, name)):
+        where = f"row {number} of {name}"
         if isinstance(row, Mapping) and "input_ids" in row:
-            ids: dict[str, Any] = {"input_ids": [int(i) for i in row["input_ids"]][:max_length]}
+            ids: dict[str, Any] = {"input_ids": _token_ids(row["input_ids"], where)[:most]}
         else:
-            ids = {"input_ids": tokenizer(*_texts(row)[:2], truncation=True, max_length=max_length)["input_ids"]}
-        label = next((row[name] for name in ("label", "labels") if isinstance(row, Mapping) and name in row), None)
-        encoded.append(ids if not isinstance(label, int) else {**ids, "labels": label})
+            ids = {"input_ids": tokenizer(*_texts(row, where)[:2], truncation=True, max_length=most)["input_ids"]}
+        label = next((row[key] for key in ("label", "labels") if isinstance(row, Mapping) and key in row), None)
+        if isinstance(label, str) and classes is not None:
+            if label not in classes:
+                raise ValueError(f"{where} has the label {shown(label)}; the model has {', '.join(map(str, classes))}")
+            label = classes[label]
+        encoded.append({**ids, "labels": int(label)} if isinstance(label, int) else ids)
     return encoded
 
 
@@ -80,16 +135,27 @@ def pad_batches(encoded: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBas
     return [dict(tokenizer.pad(ordered[i : i + batch_size], return_tensors="pt")) for i in range(0, len(ordered), batch_size)]
 
 
-def _texts(row: Any) -> list[str]:  # noqa: ANN401
+def _token_ids(values: Any, where: str) -> list[int]:  # noqa: ANN401
+    """Token ids of a row, whatever sequence they are in."""
+    found = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(found, (list, tuple)) or not found or not all(type(i) is int and 0 <= i < 2**31 for i in found):
+        raise ValueError(f"{where} must have token ids in input_ids, got {shown(values)}")
+    return list(found)
+
+
+def _texts(row: Any, where: str) -> list[str]:  # noqa: ANN401
     if isinstance(row, str):
-        return [row]
-    texts = [row[name] for name in TEXT_COLUMNS if name in row] if isinstance(row, Mapping) else []
-    if not texts or not all(isinstance(text, str) for text in texts):
+        return [str(row)]
+    texts = {key: row[key] for key in TEXT_COLUMNS if key in row}
+    wrong = next((key for key, text in texts.items() if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{where} must have a text in column {wrong!r}, got {shown(texts[wrong])}")
+    if not texts:
         raise ValueError(
-            f"calibration_dataset must hold strings, rows with a column of {', '.join(TEXT_COLUMNS)} or input_ids, "
-            f"or batches of tensors; got {row!r:.200}"
+            f"{where} must be a text, or have a column of {', '.join(TEXT_COLUMNS)} or input_ids; its columns are "
+            f"{', '.join(map(str, row)) or 'none'}"
         )
-    return texts
+    return list(texts.values())
 
 
 def model_inputs(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
@@ -105,6 +171,14 @@ def data_digest(rows: Iterable[Mapping[str, Any]]) -> str:
             value = row[key].tolist() if hasattr(row[key], "tolist") else row[key]
             digest.update(f"{key}{value}".encode())
     return digest.hexdigest()[:16]
+
+
+def tokens(batch: Batch) -> int:
+    """Number of a batch's tokens that are not padding."""
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.dim() == 2:
+        return int(mask.bool().sum())
+    return next(iter(batch.values())).shape[:2].numel()
 
 
 def sequences(batch: Batch) -> int:

@@ -138,11 +138,16 @@ def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._is_hf_initialized = True  # type: ignore[assignment]
 
 
-def resolve_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the compressed checkpoint") -> dict[str, str]:
     """Map tensor names of a saved model to module names of this one.
 
     The classes may differ: a checkpoint saved with a head loads headless and the other way round, so names are tried with and
     without the base model's prefix. Names outside the base model that this class lacks belong to another head.
+
+    Args:
+        model: with dense layers.
+        names: of linear layers in a saved model.
+        what: has these names, for the message.
 
     Returns:
         Saved name → name here, without names of other heads.
@@ -164,8 +169,7 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str
     lost = [name for name in missing if name.startswith(prefix) or not resolved]
     if lost:
         raise ValueError(
-            f"the compressed checkpoint does not fit {type(model).__name__}: it has no linear layer {lost[0]!r} "
-            f"({len(lost)} such names)"
+            f"{what} does not fit {type(model).__name__}: it has no linear layer {lost[0]!r} ({len(lost)} such names)"
         )
     return resolved
 
@@ -176,8 +180,12 @@ def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:
 
 
 def model_class_of(config: Any) -> Any:  # noqa: ANN401
-    """The Transformers class that a checkpoint's configuration names; `AutoModel` if it names none that is known."""
+    """The Transformers class that a checkpoint's configuration names; `AutoModel` if it names none that is known.
+
+    A class of the checkpoint's own code is loaded by the `Auto…` class that its configuration says.
+    """
     import transformers
 
-    names = getattr(config, "architectures", None) or []
-    return getattr(transformers, names[0], transformers.AutoModel) if names else transformers.AutoModel
+    name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
+    own = {str(place).rpartition(".")[2]: auto for auto, place in (getattr(config, "auto_map", None) or {}).items()}
+    return getattr(transformers, own.get(name, name), transformers.AutoModel)

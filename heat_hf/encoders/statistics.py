@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from heat_hf.encoders.batches import Batch, data_digest, model_inputs, sequences
+from heat_hf.encoders.batches import Batch, data_digest, model_inputs, sequences, tokens
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.encoders.linears import tensors_digest
 from heat_hf.encoders.signals import output_signals, random_probe
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GRADIENT_ROWS = 1024  # a backward pass costs as much as two forward passes, and G needs fewer rows than C
-FILE_VERSION = "1"
+FILE_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Statistics:
         data_digest: of the batches.
         model_digest: of the model's parameters, in their order; names do not matter.
         seed: of the random directions in output space.
+        tokens: of the data, without padding. C of a layer with more inputs than that is singular.
     """
 
     second_moments: Mapping[str, Tensor]
@@ -53,6 +54,7 @@ class Statistics:
     data_digest: str
     model_digest: str
     seed: int = 0
+    tokens: int = 0
 
     @classmethod
     def collect(
@@ -86,12 +88,17 @@ class Statistics:
             data_digest(batches),
             tensors_digest(model.parameters()),
             seed,
+            sum(map(tokens, batches)),
         )
 
     @property
     def has_gradients(self) -> bool:
         """Whether there is a G for every layer."""
         return set(self.second_moments) == set(self.output_moments)
+
+    def spans(self, name: str) -> bool:
+        """Whether there are tokens enough to tell a layer's inputs apart; else C is singular, and errors in it mean nothing."""
+        return self.tokens >= len(self.second_moments[name])
 
     def moments(self, name: str, gradients: bool = True) -> tuple[Tensor, Tensor | None]:
         """C and, if asked for, G of a layer."""
@@ -132,7 +139,8 @@ class Statistics:
         shared = {name: first.setdefault(id(moment), name) for name, moment in self.second_moments.items()}
         tensors = {f"C.{name}": self.second_moments[name].contiguous() for name in first.values()}
         tensors |= {f"G.{name}": moment.contiguous() for name, moment in self.output_moments.items()}
-        about = {"rows": self.rows, "data_digest": self.data_digest, "model_digest": self.model_digest, "seed": self.seed}
+        names = ("rows", "data_digest", "model_digest", "seed", "tokens")
+        about = {name: getattr(self, name) for name in names}
         header = {"heat_statistics": FILE_VERSION, "about": json.dumps(about), "shared": json.dumps(shared)}
         with atomic_file(path) as file:
             save_file(tensors, file, metadata=header)
@@ -182,10 +190,22 @@ def _run(
             given = model_inputs(batch, device)
             inputs.mask = outputs.mask = _padding_mask(given)
             with torch.set_grad_enabled(number in probed):
-                answer = model(**given)
+                answer = _answer(model, given, number)
                 if number in probed:
                     outputs.add(output_signals(answer, given, model.config), sequences(batch))
             inputs.seen.clear()
+
+
+def _answer(model: PreTrainedModel, given: Mapping[str, Tensor], number: int) -> Any:  # noqa: ANN401
+    """The model's outputs; what it does not understand is an error of the data, as too many tokens or an unknown column."""
+    try:
+        return model(**given)
+    except (IndexError, TypeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        what = ", ".join(f"{key} of {tuple(value.shape)}" for key, value in given.items())
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the model does not run with batch {number} of the calibration data, {what}: {reason}") from error
 
 
 def _padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -208,7 +228,9 @@ class _Inputs:
     sums: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     leader: dict[str, str] = field(default_factory=dict)
-    seen: dict[int, tuple[Tensor, str]] = field(default_factory=dict)  # keeps tensors alive, so that their ids stay theirs
+    seen: dict[tuple[int, int], tuple[Tensor, str]] = field(
+        default_factory=dict
+    )  # keeps tensors alive, so that their ids stay theirs
     mask: Tensor | None = None
 
     def hook(self, name: str) -> Callable[..., None]:
@@ -217,7 +239,8 @@ class _Inputs:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
             if name not in self.leader:
-                self.leader[name] = self.seen.setdefault(id(x), (x, name))[1]
+                version = 0 if x.is_inference() else x._version  # changed in place, it is another input
+                self.leader[name] = self.seen.setdefault((id(x), version), (x, name))[1]
             if self.leader[name] == name:
                 product, rows = _outer(x.detach(), self.mask)
                 self.sums[name] = self.sums[name].add_(product) if name in self.sums else product
@@ -247,13 +270,15 @@ class _Outputs:
         self.reached: list[tuple[str, Tensor]] = []
         self.mask: Tensor | None = None
 
-    def hook(self, name: str) -> Callable[..., None]:
+    def hook(self, name: str) -> Callable[..., Tensor | None]:
         """To be called after the layer."""
 
-        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
-            if torch.is_grad_enabled():
-                # Where parameters are frozen, nothing before this has a graph; it starts here.
-                self.reached.append((name, output if output.requires_grad else output.requires_grad_()))
+        def keep(_module: nn.Module, _args: object, output: Tensor) -> Tensor | None:
+            if not torch.is_grad_enabled():
+                return None
+            # Where parameters are frozen, nothing before this has a graph; it starts here.
+            self.reached.append((name, output if output.requires_grad else output.requires_grad_()))
+            return output.clone()  # the model may change it in place, and the gradient is asked for before that
 
         return keep
 

@@ -190,9 +190,13 @@ def test_forms_of_data(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     [
         ([], True, "calibration_dataset is empty"),
         (SENTENCES, False, "needs a tokenizer"),
-        ([1, 2], True, "must hold strings"),
-        ([{"label": 1}], True, "must hold strings"),
-        ([{"sentence": None}], True, "must hold strings"),
+        ([1, 2], True, "must hold texts or rows with columns: row 0 is 1"),
+        (
+            [{"label": 1}],
+            True,
+            "row 0 of calibration_dataset must be a text, or have a column of .*; its columns are label",
+        ),
+        (["a", {"sentence": None}], True, "row 1 of calibration_dataset must have a text in column 'sentence', got None"),
     ],
 )
 def test_bad_data(data: list, with_tokenizer: bool, message: str, tokenizer: transformers.PreTrainedTokenizerBase) -> None:

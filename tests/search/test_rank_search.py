@@ -286,7 +286,7 @@ def test_several_budgets_are_not_compressed_at_once() -> None:
 
 def test_a_variant_of_another_model_is_refused() -> None:
     record = search_ranks(small_model("distilbert"), config(), BATCHES)
-    with pytest.raises(ValueError, match="variant HEAT-a1 does not fit the model"):
+    with pytest.raises(ValueError, match="variant HEAT-a1 does not fit BertForSequenceClassification"):
         HeatCompressor(small_model("bert")).compress(config(), BATCHES, variant=record.variants[0])
     with pytest.raises(ValueError, match="no variant 'HEAT-a9'; there are HEAT-a1, HEAT-a2"):
         record.variant("HEAT-a9")

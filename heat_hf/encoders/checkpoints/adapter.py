@@ -78,7 +78,8 @@ def load_merged(
     base_hub |= {} if config.revision is None else {"revision": config.revision}
     labels = _labels(str(weights)) if "num_labels" not in kwargs else None
     options = {**kwargs, **base_hub, **({} if labels is None else {"num_labels": labels})}
-    loader = model_class or _class_of(config) or model_class_of(AutoConfig.from_pretrained(base, **base_hub))
+    code = {key: kwargs[key] for key in ("trust_remote_code", "code_revision") if key in kwargs}
+    loader = model_class or _class_of(config) or model_class_of(AutoConfig.from_pretrained(base, **base_hub, **code))
     dense = loader.from_pretrained(base, use_safetensors=True, **options)
     merged = merge(PeftModel.from_pretrained(dense, model, config=config, **hub), str(model))
     logger.warning("the adapter %s was merged into %s; what is compressed is the merged model", model, base)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 METHOD = "heat"  # quant_method of the configuration
 REPORT_NAME = "heat_report.json"
 CARD_NAME = "README.md"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 STATE_NAME = "trainer_state.json"  # as Trainer's checkpoints have it
 
 
@@ -16,3 +19,16 @@ def package_version() -> str:
         return version("heat-hf")
     except PackageNotFoundError:
         return "0+source"
+
+
+def pickled_weights(model: str | os.PathLike[str], **hub: Any) -> str | None:
+    """Name of a checkpoint's weights file that is a pickle; None if it has none.
+
+    Args:
+        model: folder or Hub id.
+        **hub: revision, token, cache_dir, local_files_only, subfolder.
+    """
+    from transformers.utils.hub import cached_file
+
+    missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+    return next((name for name in PICKLES if cached_file(str(model), name, **missing, **hub) is not None), None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Task, check_columns, loading
+from heat_hf.evaluation.tasks.base import Task, check_columns, check_texts, loading
 from heat_hf.evaluation.tasks.question_answering import QuestionAnswering
 from heat_hf.evaluation.tasks.sentence_similarity import SentenceSimilarity
 from heat_hf.evaluation.tasks.text_classification import TextClassification
@@ -61,25 +63,49 @@ def evaluate_task(
         model: a headless encoder for "sentence-similarity", else with the task's head.
         tokenizer: the model's tokenizer.
         task: a key of `TASKS`.
-        rows: a `datasets.Dataset`, or a mapping from column names to lists.
+        rows: a `datasets.Dataset`, a mapping from column names to lists, or whatever else `as_rows` takes.
         columns: first text, second text ("" for none) and reference column; default: the task's.
 
     Returns:
         Metric name → value, and "rows".
 
     Raises:
-        ValueError: for an unknown task, a missing column, or empty data.
+        ValueError: for an unknown task, a missing column, empty data, a row without text or reference, or a score that is not
+            a number.
     """
+    from heat_hf.encoders.rows import as_rows, columns_of
     from heat_hf.evaluation.metrics import load_metric
 
     chosen = find_task(task)
     columns = chosen.columns if columns is None else columns
+    rows = as_rows(rows, "the data")
     check_columns(rows, columns)
-    first, second, references = (list(rows[name]) if name else None for name in columns)
-    if not first or references is None:
-        raise ValueError("the data has no rows, or no reference column was named")
-    predictions, references = chosen.predict(model, tokenizer, first, second), chosen.references(model, references)
+    if not columns[0] or not columns[2]:
+        raise ValueError(f"columns must name a first text and a reference, got {list(columns)}")
+    given = dict(zip(filter(None, columns), columns_of(rows, list(filter(None, columns)), "the data"), strict=True))
+    first, second, references = (given.get(name) for name in columns)
+    assert first is not None
+    assert references is not None
+    for name in filter(None, columns[:2]):
+        check_texts(given[name], name, chosen.words)
+    with _named(columns[2]):
+        references = chosen.references(model, references)
+    predictions = chosen.predict(model, tokenizer, first, second)
     scores: dict[str, float] = {}
     for metric in chosen.metrics:
-        scores.update(load_metric(metric).compute(predictions=predictions, references=references))
+        with _named(columns[2]):
+            scores.update(load_metric(metric).compute(predictions=predictions, references=references))
+    for name, score in scores.items():
+        if not math.isfinite(score):
+            raise ValueError(f"{name} of these {len(first)} rows is not a number: all answers or references are the same")
     return {**scores, "rows": len(first)}
+
+
+@contextmanager
+def _named(column: str) -> Iterator[None]:
+    """Errors about values of the reference column name it, in one line."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"the references in column {column!r} are not what the task takes: {reason:.200}") from error

@@ -30,6 +30,7 @@ class Task(ABC):
         main: the score that decides.
         percent: whether that score is between 0 and 100 rather than between 0 and 1.
         pipeline: Transformers' pipeline for it, shown on cards; "" where there is none.
+        words: whether texts are lists of words.
         fine_tunes: whether its rows can make a teacher of an encoder.
     """
 
@@ -40,6 +41,7 @@ class Task(ABC):
     main: ClassVar[str]
     percent: ClassVar[bool] = False
     pipeline: ClassVar[str] = ""
+    words: ClassVar[bool] = False
     fine_tunes: ClassVar[bool] = True
 
     @property
@@ -109,16 +111,37 @@ def loading(name: str, model_class: str = "AutoModel") -> str:
 
 
 def check_columns(rows: Any, columns: Sequence[str], what: str = "the data") -> None:  # noqa: ANN401
-    """Raise ValueError if the columns are not three, or rows lack one.
+    """Raise ValueError if the columns are not three names, or rows lack one.
 
     Args:
-        rows: a `datasets.Dataset`, or a mapping from column names to lists.
+        rows: see `heat_hf.encoders.rows.as_rows`.
         columns: first text, second text ("" for none) and reference, "" for none.
         what: the rows are, for the message.
     """
-    if len(columns) != 3:
-        raise ValueError(f"columns must name first text, second text (may be empty) and reference, got {list(columns)!r}")
-    present = getattr(rows, "column_names", None) or list(rows)
+    from heat_hf.encoders.rows import column_names, require_rows
+    from heat_hf.encoders.values import shown
+
+    if not isinstance(columns, (list, tuple)) or len(columns) != 3 or not all(isinstance(name, str) for name in columns):
+        raise ValueError(f"columns must name first text, second text (may be empty) and reference, got {shown(columns)}")
+    require_rows(rows, what)
+    present = column_names(rows, what)
     missing = [name for name in columns if name and name not in present]
     if missing:
-        raise ValueError(f"{what} has no column {missing[0]!r}; it has {', '.join(present)}")
+        raise ValueError(f"{what} has no column {missing[0]!r}; it has {', '.join(present) or 'texts without columns'}")
+
+
+def check_texts(values: Sequence[Any], column: str, words: bool) -> None:
+    """Raise ValueError if a value of a text column is no text, or no list of words.
+
+    Args:
+        values: of the column.
+        column: its name.
+        words: whether texts are lists of words.
+    """
+    from heat_hf.encoders.values import shown
+
+    for row, value in enumerate(values):
+        split = isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(word, str) for word in value)
+        if not (split if words else isinstance(value, str)):
+            what = "a list of words" if words else "a text"
+            raise ValueError(f"column {column!r} must have {what} in every row, got {shown(value)} in row {row}")

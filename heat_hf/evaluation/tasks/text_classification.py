@@ -31,6 +31,16 @@ class TextClassification(Task):
                 classes[row] = number
         return classes
 
+    def references(self, model: Model, references: list[Any]) -> list[Any]:
+        """Numbers of the classes; names are those of the model's.
+
+        Raises:
+            KeyError: for another name.
+        """
+        config: Any = model.config
+        numbers = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+        return [numbers[label] if isinstance(label, str) else label for label in references]
+
     def labels(self, rows: Any, columns: Columns) -> list[str]:  # noqa: ANN401
         """Names of the classes: the data set's, or the numbers in it."""
         feature = rows.features[columns[2]]

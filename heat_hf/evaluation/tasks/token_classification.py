@@ -22,6 +22,7 @@ class TokenClassification(Task):
     metrics = ("entities",)
     main = "f1"
     pipeline = "token-classification"
+    words = True
 
     def predict(self, model: Model, tokenizer: Tokenizer, first: Sequence[Any], second: Second) -> list[list[str]]:
         """Name of each word's class; words that were cut off get class 0.
