@@ -323,7 +323,9 @@ class Job:
             accelerator=report.accelerator,
             heat_version=report.heat_version,
         )
-        AutoHfQuantizer.from_config(config, pre_quantized=True).attach(self.model)
+        quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
+        quantizer.report = report
+        quantizer.attach(self.model)
 
 
 def _blocks(names: Iterable[str]) -> list[list[str]]:

@@ -20,6 +20,7 @@ from typing import Any
 from heat_hf.encoders.checkpoints.names import METHOD
 
 REGISTRY = "transformers.quantizers.auto"
+MODELS = "transformers.modeling_utils"
 TUNERS = "peft.tuners.tuners_utils"
 
 
@@ -78,7 +79,31 @@ def _present_layers(tuners: ModuleType) -> None:
     base.__init__, base.inject_adapter, base._heat_hf = __init__, inject_adapter, True
 
 
-_REGISTER: dict[str, Callable[[ModuleType], None]] = {REGISTRY: _register, TUNERS: _present_layers}
+def _save_by_layers(models: ModuleType) -> None:
+    """Let what a model is saved as follow from its layers, not from where it came from.
+
+    Transformers asks only a model's own quantizer, which a copy, a model around it or an unpickled one need not have.
+    """
+    for name in ("save_pretrained", "push_to_hub"):
+        method = getattr(models.PreTrainedModel, name)
+        if not hasattr(method, "_heat_hf"):
+            setattr(models.PreTrainedModel, name, _wrapped(method, name))
+
+
+def _wrapped(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return getattr(import_module("heat_hf.integrations.saving"), name)(method, self, *args, **kwargs)
+
+    wrapper._heat_hf = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+_REGISTER: dict[str, Callable[[ModuleType], None]] = {
+    REGISTRY: _register,
+    MODELS: _save_by_layers,
+    TUNERS: _present_layers,
+}
 
 
 class _Finder(MetaPathFinder):
