@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,34 @@ def test_unmerging_gives_back_the_weights() -> None:
     model.unmerge_adapter()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["import peft, heat_hf", "import heat_hf, peft", "import peft.tuners.tuners_utils, heat_hf"])
+def test_either_is_imported_first(order: str, tmp_path: Path) -> None:
+    compressed().save_pretrained(tmp_path)
+    program = (
+        f"{order}\nfrom transformers import AutoModel\nfrom peft import LoraConfig, get_peft_model\n"
+        f"model = get_peft_model(AutoModel.from_pretrained({str(tmp_path)!r}), LoraConfig(target_modules=['query']))\n"
+        "print(len(model.targeted_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "4"
+
+
+def test_corda_by_the_names_of_linears() -> None:
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+
+    model = compressed()
+    before = said(model)
+    names = ["query.left", "query.right"]
+    options = {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="kpm"), "r": 2}
+    config = LoraConfig(target_modules=names, **options)
+    rows = token_ids(4, 40)
+    preprocess_corda(model, config, run_model=lambda: [model(input_ids=row[None]) for row in rows])  # it wants row by row
+    torch.testing.assert_close(said(get_peft_model(model, config)), before, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="preprocess_corda"):
+        get_peft_model(compressed(), LoraConfig(target_modules=["query"], **options))
 
 
 def test_dequantizing_with_adapters_is_refused() -> None:
