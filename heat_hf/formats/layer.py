@@ -82,7 +82,7 @@ class FactorizedLinear(nn.Module):
 
     @property
     def cores(self) -> tuple[Tensor, ...]:
-        """The cores, in the format's order.
+        """The cores, in the format's order; of quantized linears, the numbers that these compute with.
 
         Raises:
             ValueError: if a linear of a low-rank layer was replaced by something that is none, as an adapter.
@@ -95,7 +95,7 @@ class FactorizedLinear(nn.Module):
                     f"the linear {name!r} of a low-rank layer is now a {type(child).__name__}, which has no plain weight: "
                     "merge or remove adapters first, and quantize last"
                 )
-        return self.left.weight, self.right.weight
+        return _dense(self.left.weight), _dense(self.right.weight)
 
     def set_rank(self, rank: Sequence[int] | int | None, slices: Mapping[str, Tensor] | None = None, gain: float = 1.0) -> None:
         """Use only some slices of the cores from now on, as a SubNet of the Rank SuperNet does (section 2.2.2).
@@ -190,6 +190,12 @@ def _empty_linear(
     for name, parameter in list(linear.named_parameters()):  # registered anew: accelerate may want them without memory
         setattr(linear, name, nn.Parameter(torch.empty(parameter.shape, device=device, dtype=dtype)))
     return linear
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """The weight itself, or the numbers that a quantized one (torchao's, quanto's) stands for."""
+    own = type(weight).dequantize is not Tensor.dequantize
+    return weight.dequantize() if own else weight
 
 
 def _is_plain(linear: nn.Module) -> bool:

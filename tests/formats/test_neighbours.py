@@ -105,6 +105,16 @@ def test_autocast_leaves_nothing_behind(name: str, execution: str) -> None:
         assert torch.equal(layer(x), before) and layer(x).dtype == torch.float32
 
 
+def test_autocast_before_and_after_products_of_cores() -> None:
+    layer, x = folded(), torch.randn(3, 36)
+    with torch.inference_mode():
+        before = layer(x)
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype):
+                assert (layer(x) - before).norm() < 0.05 * before.norm()
+            assert torch.equal(layer(x), before)
+
+
 @formats
 def test_pruning(name: str) -> None:
     layer, x = layer_for(name), torch.randn(3, 36)

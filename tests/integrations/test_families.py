@@ -18,7 +18,7 @@ from torch import nn
 
 from heat_hf import FactorizedLinear, HeatCompressor, HeatConfig
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.linears import encoder_linears, factorized_layers
+from heat_hf.encoders.linears import dense_linears, encoder_linears, factorized_layers
 from heat_hf.formats import FORMATS
 
 
@@ -200,6 +200,15 @@ def test_patterns_choose_and_exclude(bert: transformers.PreTrainedModel) -> None
     everything = set(encoder_linears(bert))
     assert set(encoder_linears(bert, exclude=[r"attention\."])) == {n for n in everything if ".attention." not in n}
     assert list(encoder_linears(bert, modules=["classifier"])) == ["classifier"]
+
+
+def test_linears_inside_a_low_rank_layer_are_none_of_the_model() -> None:
+    model = small_model("bert")
+    HeatCompressor(model).compress(HeatConfig(target_params_ratio=0.5, exclude=["key"], accelerator=None))
+    assert set(dense_linears(model)) == {n for n in dense_linears(small_model("bert")) if "key" in n or "layer." not in n}
+    assert all(name.endswith("key") for name in encoder_linears(model)) and encoder_linears(model)
+    with pytest.raises(ValueError, match="matches no linear layer"):
+        encoder_linears(model, modules=["right"])
 
 
 def test_damaged_checkpoints(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 import transformers
 from conftest import small_model, token_ids
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from students import apart, pair, train
 
 from heat_hf import HeatCompressor, HeatConfig
@@ -253,71 +255,36 @@ def test_unmerging_gives_back_the_weights() -> None:
         torch.testing.assert_close(value, weights[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("order", ["import peft, heat_hf", "import heat_hf, peft", "import peft.tuners.tuners_utils, heat_hf"])
+def test_either_is_imported_first(order: str, tmp_path: Path) -> None:
+    compressed().save_pretrained(tmp_path)
+    program = (
+        f"{order}\nfrom transformers import AutoModel\nfrom peft import LoraConfig, get_peft_model\n"
+        f"model = get_peft_model(AutoModel.from_pretrained({str(tmp_path)!r}), LoraConfig(target_modules=['query']))\n"
+        "print(len(model.targeted_module_names))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "4"
+
+
+def test_corda_by_the_names_of_linears() -> None:
+    from peft.tuners.lora.config import CordaConfig
+    from peft.tuners.lora.corda import preprocess_corda
+
+    model = compressed()
+    before = said(model)
+    names = ["query.left", "query.right"]
+    options = {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="kpm"), "r": 2}
+    config = LoraConfig(target_modules=names, **options)
+    rows = token_ids(4, 40)
+    preprocess_corda(model, config, run_model=lambda: [model(input_ids=row[None]) for row in rows])  # it wants row by row
+    torch.testing.assert_close(said(get_peft_model(model, config)), before, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="preprocess_corda"):
+        get_peft_model(compressed(), LoraConfig(target_modules=["query"], **options))
+
+
 def test_dequantizing_with_adapters_is_refused() -> None:
     model = compressed()
     model.add_adapter(LoraConfig(target_modules=BOTH, r=2))
     with pytest.raises(ValueError, match="merge or remove adapters first"):
         model.dequantize()
-
-
-def tuned(minilm: str, folder: Path, **options: Any) -> torch.Tensor:
-    """A LoRA adapter with a head of three classes on the real MiniLM, saved; returns what it says."""
-    torch.manual_seed(0)
-    dense = transformers.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=3)
-    targets = {"target_modules": ["query", "value"], "init_lora_weights": False, "task_type": "SEQ_CLS"}
-    model = get_peft_model(dense, LoraConfig(**{**targets, **options}))
-    with torch.no_grad():
-        said = model.eval()(**batch_of(minilm)).logits
-    model.save_pretrained(folder)
-    return said
-
-
-def batch_of(minilm: str) -> Any:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
-    return tokenizer(["A man is playing a guitar.", "Nobody sings."], return_tensors="pt", padding=True)
-
-
-def test_a_checkpoint_with_an_adapter_is_merged_and_compressed(
-    minilm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    expected = tuned(minilm, tmp_path / "adapter")
-    compressor = HeatCompressor.from_pretrained(tmp_path / "adapter")
-    assert f"was merged into {minilm}" in caplog.text
-    assert type(compressor.model).__name__ == "BertForSequenceClassification" and compressor.tokenizer is not None
-    torch.testing.assert_close(compressor.model(**batch_of(minilm)).logits, expected, rtol=1e-4, atol=1e-4)
-    report = compressor.compress(HeatConfig(target_params_ratio=0.9), save_directory=tmp_path / "out")
-    assert report.base_model == str(tmp_path / "adapter") and len(report.tensors) == 36
-    assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file(), "what sentence-transformers has beside the dense model"
-    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    torch.testing.assert_close(loaded(**batch_of(minilm)).logits, compressor.model(**batch_of(minilm)).logits)
-
-
-def test_a_model_with_added_adapters_is_merged(minilm: str) -> None:
-    encoder = transformers.AutoModel.from_pretrained(minilm).eval()
-    plain = encoder(**batch_of(minilm)).last_hidden_state
-    encoder.add_adapter(LoraConfig(target_modules=["query", "dense"], init_lora_weights=False))
-    with torch.no_grad():
-        expected = encoder.eval()(**batch_of(minilm)).last_hidden_state
-    compressor = HeatCompressor.from_pretrained(encoder)
-    assert not hasattr(compressor.model, "peft_config")
-    found = compressor.model(**batch_of(minilm)).last_hidden_state
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, plain, atol=1e-2)
-    report = compressor.compress(HeatConfig(target_params_ratio=0.5))
-    assert len(report.tensors) == 36
-
-
-def test_a_peft_model_is_merged(minilm: str) -> None:
-    model = get_peft_model(transformers.AutoModel.from_pretrained(minilm), LoraConfig(target_modules=["query"]))
-    assert HeatCompressor.from_pretrained(model).model is model.get_base_model()
-
-
-def test_adapters_that_cannot_be_merged(minilm: str, tmp_path: Path) -> None:
-    dense = transformers.AutoModel.from_pretrained(minilm)
-    prompts = get_peft_model(dense, PromptTuningConfig("FEATURE_EXTRACTION", num_virtual_tokens=2))
-    with pytest.raises(ValueError, match="PROMPT_TUNING, which cannot be merged"):
-        HeatCompressor.from_pretrained(prompts)
-    tuned(minilm, tmp_path / "adapter")
-    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
-    with pytest.raises(OSError, match=r"adapter_model\.safetensors"):
-        HeatCompressor.from_pretrained(tmp_path / "adapter")

@@ -53,6 +53,8 @@ def test_torchao(way: str, execution: str, tmp_path: Path) -> None:
     quantization.quantize_(quantized, getattr(quantization, way)())
     assert all(type(child.weight.data) is not torch.Tensor for child in linears(quantized))
     close(said(quantized), expected)
+    if way == "Int8WeightOnlyConfig":  # with activations as they are
+        torch.testing.assert_close(said(copy.deepcopy(quantized).dequantize()), said(quantized), rtol=1e-4, atol=1e-4)
     torch.save(quantized.state_dict(), tmp_path / "weights")
     other = copy.deepcopy(model)
     other.load_state_dict(torch.load(tmp_path / "weights"), assign=True)
@@ -70,6 +72,9 @@ def test_quanto(execution: str, tmp_path: Path) -> None:
     quanto.freeze(quantized)
     assert all(isinstance(child, quanto.QLinear) for child in linears(quantized))
     close(said(quantized), expected)
+    for layer in factorized_layers(quantized).values():
+        x = torch.randn(3, layer.in_features)
+        torch.testing.assert_close(layer.to_linear()(x), layer(x), rtol=1e-4, atol=1e-4)
     save_file(quantized.state_dict(), tmp_path / "weights.safetensors")
     other = copy.deepcopy(model)
     quanto.requantize(other, load_file(tmp_path / "weights.safetensors"), quanto.quantization_map(quantized), device="cpu")
