@@ -150,7 +150,7 @@ def test_outputs_changed_in_place(in_place: Any, plain: Any, frozen: bool) -> No
             layer.attention.self.query = InPlace(layer.attention.self.query, change)
         found.append(Statistics.collect(model, encoder_linears(model), [{"input_ids": token_ids(12, 9)}]))
     for name, moment in found[1].output_moments.items():
-        torch.testing.assert_close(found[0].output_moments[name], moment)
+        assert (found[0].output_moments[name] - moment).norm() <= 1e-4 * moment.norm()
         torch.testing.assert_close(found[0].second_moments[name], found[1].second_moments[name])
 
 
