@@ -297,7 +297,7 @@ class CompressionReport:
 
     @property
     def few_tokens(self) -> str:
-        """A sentence if calibration data has fewer tokens than a layer has inputs; errors on it, left out, would say nothing."""
+        """A sentence if calibration data has fewer tokens than a layer has inputs; errors on it would say nothing."""
         blind = sum(bool(t.relative_error) and t.output_error is None for t in self.tensors)
         if not self.calibration_rows or not blind:
             return ""
