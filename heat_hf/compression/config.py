@@ -55,15 +55,16 @@ class HeatConfig:
         match_variance: scale W′ to the variance of W (paper, section 2.2.2).
         execution: how factorized layers compute, see `TensorSetting`.
         sequence_length: tokens of an input; contraction paths are chosen, and costs reported, for this many.
-        batch_size: times so many inputs.
+        batch_size: times so many inputs; together at most 262,144 tokens.
         accelerator: hardware for which energy, time and EDP are reported: a shipped name or a .yaml file; None for no such
             report.
         modules: regular expressions, searched in the names of the model's linear layers, that choose what to factorize.
-            Default: the linears of the Transformer blocks of a known model family.
+            Default: the linears of the Transformer blocks of a known model family. One that may take for ever, by repetitions
+            inside one another, is refused.
         exclude: regular expressions for linears to leave dense.
         calibration_memory: "model" collects all second moments in one pass over the calibration data; "layer" takes one pass
             per Transformer block and holds the moments of one block at a time.
-        seed: of decompositions that start at random, see `Solver`.
+        seed: of decompositions that start at random, see `Solver`; from 0 to 2³² − 1.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
 

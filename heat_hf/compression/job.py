@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +39,8 @@ from heat_hf.search.shapes.table import CostTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,8 @@ class Job:
                     reached[name] = Reached(setting, self._decompose(name, setting, statistics))
                     progress.update()
         report = self._report(reached, self.calibration_rows)
+        if report.few_tokens:
+            logger.warning(report.few_tokens)
         layers = {
             name: FactorizedLinear.from_linear(self.linears[name], result.setting, result.factorization, self.config.tokens)
             for name, result in reached.items()

@@ -292,15 +292,17 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        return table + self._hardware_line() + (warning if more else "") + self._few_tokens_line()
+        few = self.few_tokens and f"\n{self.few_tokens}"
+        return table + self._hardware_line() + (warning if more else "") + few
 
-    def _few_tokens_line(self) -> str:
-        """Where calibration data has fewer tokens than a layer has inputs, an error on it says nothing, and is left out."""
-        blind = sum(t.setting is not None and t.relative_error is not None and t.output_error is None for t in self.tensors)
+    @property
+    def few_tokens(self) -> str:
+        """A sentence if calibration data has fewer tokens than a layer has inputs; errors on it would say nothing."""
+        blind = sum(bool(t.relative_error) and t.output_error is None for t in self.tensors)
         if not self.calibration_rows or not blind:
             return ""
         return (
-            f"\nThe calibration data has fewer tokens than {blind} of {len(self.tensors)} matrices have inputs; "
+            f"The calibration data has fewer tokens than {blind} of {len(self.tensors)} matrices have inputs; "
             "their output errors would say nothing. Take more rows."
         )
 

@@ -150,7 +150,7 @@ def test_outputs_changed_in_place(in_place: Any, plain: Any, frozen: bool) -> No
             layer.attention.self.query = InPlace(layer.attention.self.query, change)
         found.append(Statistics.collect(model, encoder_linears(model), [{"input_ids": token_ids(12, 9)}]))
     for name, moment in found[1].output_moments.items():
-        torch.testing.assert_close(found[0].output_moments[name], moment)
+        assert (found[0].output_moments[name] - moment).norm() <= 1e-4 * moment.norm()
         torch.testing.assert_close(found[0].second_moments[name], found[1].second_moments[name])
 
 
@@ -185,12 +185,14 @@ def test_deberta(tmp_path: Path) -> None:
     assert report.output_error < 1
 
 
-def test_too_few_tokens_are_said() -> None:
+def test_too_few_tokens_are_said(caplog: pytest.LogCaptureFixture) -> None:
     """Fewer tokens than a layer has inputs: an error on these is no evidence, and none is given."""
     for rows, blind in ((1, 12), (4, 2), (12, 0)):  # 9, 36 and 108 tokens; inputs are 24, and 48 of the two output layers
         report = HeatCompressor(small_model("bert")).compress(HALF, [{"input_ids": token_ids(rows, 9)}])
         assert sum(tensor.output_error is None for tensor in report.tensors) == blind
         assert (f"fewer tokens than {blind} of 12 matrices have inputs" in str(report)) == bool(blind)
+        assert (report.few_tokens in caplog.messages) == bool(blind)
+        caplog.clear()
     assert report.output_error is not None
 
 
