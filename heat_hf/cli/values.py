@@ -35,14 +35,6 @@ def parse_rank(text: str) -> int | list[int]:
     return ranks[0] if len(ranks) == 1 else ranks
 
 
-def require_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raise ValueError if one of these options is given and below 1."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-
-
 def heat_config(args: argparse.Namespace) -> HeatConfig:
     """The configuration that the options ask for: each of its fields that is an option of the verb, the others as they are.
 
