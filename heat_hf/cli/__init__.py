@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from heat_hf.cli import compress, cost, distill, evaluate, export, push, report, search
@@ -114,7 +113,7 @@ def _kept(args: argparse.Namespace | None) -> str:
 def _terminable() -> Iterator[None]:
     """SIGTERM raises `Terminated` in the block, unless somebody else handles it."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(*_: object) -> None:
         raise Terminated
 
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
