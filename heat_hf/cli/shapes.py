@@ -77,7 +77,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _layers(text: str) -> int | None:
-    return None if text == "all" else options.COUNT(text)
+    if text == "all":
+        return None
+    try:
+        return options.COUNT(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or all") from error
 
 
 def _own_cores() -> int:

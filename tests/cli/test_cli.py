@@ -233,8 +233,14 @@ def test_compress_with_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "message"),
     [
         (["search", "shapes", "{model}", "--output", "t", "--formats", "svd"], "unknown decomposition 'svd'"),
-        (["search", "shapes", "{model}", "--output", "t", "--layers", "some"], "--layers must be a positive integer or all"),
-        (["search", "shapes", "{model}", "--output", "t", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (
+            ["search", "shapes", "{model}", "--output", "t", "--layers", "some"],
+            "argument --layers: must be a whole number from 1",
+        ),
+        (
+            ["search", "shapes", "{model}", "--output", "t", "--workers", "0"],
+            "argument --workers: must be a whole number from 1",
+        ),
         (["search", "shapes", "{model}", "--output", "t", "--orders", "12"], "cannot be folded to order 12"),
         (["search", "shapes", "{model}", "--output", "t", "--accelerator", "tpu"], "tpu"),
         (["report", "shapes"], "name a MODEL, or: shapes TABLE"),
