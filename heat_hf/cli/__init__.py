@@ -6,14 +6,36 @@ Parsing takes names alone: neither torch nor Transformers is loaded before a ver
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
 from heat_hf.cli import compress, cost, distill, evaluate, export, push, report, search
 from heat_hf.encoders.checkpoints.names import package_version
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143
+BAD_INPUT_ERRORS = (ValueError, OSError, ImportError, OverflowError, MemoryError, RecursionError)
+READERS = ("safetensors", "safetensors_rust", "datasets", "pyarrow", "huggingface_hub", "yaml", "csv", "_csv")
+"""Libraries that read what the user names: their errors are about that, whatever class they have."""
+KEPT = (".partial", ".checkpoints")  # after the output's name: what an interrupted command leaves to go on from
+
+
+class Terminated(BaseException):
+    """SIGTERM, so that what is half written is removed on the way out, as after Ctrl-C."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are raised, to be told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,7 @@ VERBS = {
 
 def build_parser(prog: str = "heat-hf") -> argparse.ArgumentParser:
     """The parser of `heat-hf`."""
-    parser = argparse.ArgumentParser(prog=prog, description="Hardware-efficient tensor factorization of Transformer encoders.")
+    parser = Parser(prog=prog, description="Hardware-efficient tensor factorization of Transformer encoders.")
     parser.add_argument("--version", action="version", version=f"heat-hf {package_version()}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
@@ -48,10 +70,57 @@ def build_parser(prog: str = "heat-hf") -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "heat-hf") -> int:
-    """Entry point; returns the exit code: 0 for success, 2 for bad input, which gets one line on standard error."""
-    args = build_parser(prog).parse_args(argv)
+    """Entry point.
+
+    Returns:
+        The exit code: 0 for success; 2 for bad input, 130 after Ctrl-C and 143 after SIGTERM, with one line on standard error;
+        141 if nobody reads what is printed.
+    """
+    args = None
     try:
-        return VERBS[args.verb].run(args)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return BAD_INPUT
+        with _terminable():
+            args = build_parser(prog).parse_args(argv)
+            code = VERBS[args.verb].run(args)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush fails, too
+        return BROKEN_PIPE
+    except (KeyboardInterrupt, Terminated) as stop:
+        word, code = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+        return _tell(prog, f"{word}{_kept(args)}", code)
+    except Exception as error:
+        if not isinstance(error, BAD_INPUT_ERRORS) and type(error).__module__.split(".")[0] not in READERS:
+            raise
+        return _tell(prog, str(error) or type(error).__name__, BAD_INPUT)
+
+
+def _tell(prog: str, text: str, code: int) -> int:
+    print(f"{prog}: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _kept(args: argparse.Namespace | None) -> str:
+    """What the same command goes on from."""
+    output = getattr(args, "output", None)
+    kept = (
+        [] if output is None else [f"{output.rstrip('/')}{end}" for end in KEPT if Path(f"{output.rstrip('/')}{end}").exists()]
+    )
+    return f"; the same command goes on from {' and '.join(kept)}" if kept else ""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the block, unless somebody else handles it."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,13 +8,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import parse_rank, require_positive, show
+from heat_hf.cli.values import parse_rank, show
 from heat_hf.formats.setting import EXECUTIONS
 
 if TYPE_CHECKING:
     from heat_hf.hardware.analytic import AnalyticModel
     from heat_hf.hardware.cascade import Cascade
     from heat_hf.hardware.mapper import Mapper
+
+MOST_DIGITS = 60  # of all extents together: int() refuses thousands
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--constraints", metavar="NAME", help="keep to a part of the mapping space, as timeloop on simba-l")
     run.add_argument("--objective", default="edp", help="edp, energy or latency (default: %(default)s)")
     run.add_argument("--unfused", action="store_true", help="send every intermediate through DRAM")
+    run.add_argument("--unpadded", action="store_true", help="fill no operand up with zeros, as Timeloop does not")
     run.add_argument("--count", nargs="+", default=[], metavar="WHAT", help="also count attention, embeddings, elementwise")
     options.add_cache(run, "later runs")
     out = parser.add_argument_group("output")
@@ -52,21 +55,20 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.hardware.analytic import cost_accelerator
     from heat_hf.reports.cost import describe_mapper
 
-    plain, padded = (
-        cost_accelerator(args.accelerator, args.constraints, args.objective, padding, args.cache, fused=not args.unfused)
-        for padding in (False, True)
+    costs = cost_accelerator(
+        args.accelerator, args.constraints, args.objective, not args.unpadded, args.cache, fused=not args.unfused
     )
-    accelerator = plain.accelerator
-    data, text, parts = (_model if args.model else _product)(args, plain, padded)
+    accelerator = costs.accelerator
+    data, text, parts = (_model if args.model else _product)(args, costs)
     if args.plot:
         from heat_hf.reports.cost import plot_cost
 
         plot_cost(parts, accelerator, f"{_name(args)} on {accelerator.name}", args.plot)
         print(f"drawn to {args.plot}", file=sys.stderr)
     if args.export:
-        _export(args, parts, plain.mapper)
+        _export(args, parts, costs.mapper)
     note = f"{accelerator.name}, digest {accelerator.digest}. {accelerator.technology}"
-    show(args, {**describe_mapper(plain.mapper), **data}, f"{text}\n\n{note}")
+    show(args, {**describe_mapper(costs.mapper), **data}, f"{text}\n\n{note}")
     return 0
 
 
@@ -78,7 +80,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--count needs a MODEL")
     _check_factorization(args)
     _check_export(args)
-    require_positive(args, "sequence_length", "batch_size")
 
 
 def _check_factorization(args: argparse.Namespace) -> None:
@@ -112,25 +113,22 @@ def _name(args: argparse.Namespace) -> str:
 
 def _integers(option: str, text: str, names: str) -> list[int]:
     match = re.fullmatch("x".join([r"(\d+)"] * names.count("x")) + r"x(\d+)", text)
-    if match is None:
-        raise ValueError(f"{option} must be {names}, integers with x between, got {text!r}")
-    return [int(group) for group in match.groups()]
+    numbers = [] if match is None or len(text) > MOST_DIGITS else [int(group) for group in match.groups()]
+    if not numbers or not all(1 <= number <= options.LARGEST for number in numbers):
+        raise ValueError(f"{option} must be {names}, integers with x between, from 1 to {options.LARGEST}, got {text!r}")
+    return numbers
 
 
-def _product(
-    args: argparse.Namespace, plain: AnalyticModel, padded: AnalyticModel
-) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
+def _product(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
     from heat_hf.formats.size import MatrixSize
     from heat_hf.reports.cost import cost_data, level_table, mapping_text, step_parts, step_table, total_line, totals
 
-    cost, padded_cost = _cascade(args, plain), _cascade(args, padded)
-    lines = [step_table(cost), level_table(cost, plain.accelerator), mapping_text(cost), total_line("total", cost)]
-    data = {**cost_data(cost), "padded": totals(padded_cost)}
-    if padded_cost.edp < cost.edp:
-        lines.append(total_line("with zeros filled up", padded_cost))
+    cost = _cascade(args, costs)
+    lines = [step_table(cost), level_table(cost, costs.accelerator), mapping_text(cost), total_line("total", cost)]
+    data = cost_data(cost)
     if args.format:
         size = MatrixSize(*_integers("--matrix", args.matrix, "OUTxIN"))
-        dense = plain.cascade_of(size, args.sequence_length * args.batch_size)
+        dense = costs.cascade_of(size, args.sequence_length * args.batch_size)
         data["dense"] = totals(dense)
         lines.append(f"{total_line('dense', dense)}\nEDP of dense: {cost.edp / dense.edp:.4f}")
     return data, "\n\n".join(lines), step_parts(cost)
@@ -156,26 +154,20 @@ def _cascade(args: argparse.Namespace, model: AnalyticModel) -> Cascade:
     return model.cascade_of(setting, tokens)
 
 
-def _model(
-    args: argparse.Namespace, plain: AnalyticModel, padded: AnalyticModel
-) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
+def _model(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
     from heat_hf.encoders.cost import EXTRAS, model_cost
-    from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line, totals
+    from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line
 
-    plain_cost, padded_cost = (
-        model_cost(args.model, costs, args.sequence_length, args.batch_size, args.count) for costs in (plain, padded)
-    )
-    total, dense, padded_total = plain_cost.total, plain_cost.dense, padded_cost.total
-    lines = [layer_table(plain_cost), level_table(total, plain.accelerator), total_line("total", total)]
-    if padded_total.edp < total.edp:
-        lines.append(total_line("with zeros filled up", padded_total))
-    if plain_cost.factorized:
+    cost = model_cost(args.model, costs, args.sequence_length, args.batch_size, args.count)
+    total, dense = cost.total, cost.dense
+    lines = [layer_table(cost), level_table(total, costs.accelerator), total_line("total", total)]
+    if cost.factorized:
         lines.append(f"{total_line('dense', dense)}\nEDP gain: {dense.edp / total.edp:.2f}×")
     left_out = [name for name in EXTRAS if name not in args.count]
     if left_out:
         lines.append(f"Linear layers of the Transformer blocks. Not counted: {', '.join(left_out)}; see --count.")
-    data = {**model_data(plain_cost), "padded": totals(padded_total), "not_counted": left_out}
-    return data, "\n\n".join(lines), model_parts(plain_cost)
+    data = {**model_data(cost), "not_counted": left_out}
+    return data, "\n\n".join(lines), model_parts(cost)
 
 
 def _export(args: argparse.Namespace, parts: dict[str, Cascade], mapper: Mapper) -> None:

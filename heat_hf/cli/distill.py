@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import require_positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="Hub id or folder of the dense model it came from")
     text = "sentences or pairs; labels are not needed"
     options.add_rows(parser, "train", text, rows_text="rows of it to use", required=True)
-    parser.add_argument("--max-length", type=int, default=128, metavar="L", help="tokens of a row (default: %(default)s)")
+    parser.add_argument(
+        "--max-length", type=options.COUNT, default=128, metavar="L", help="tokens of a row (default: %(default)s)"
+    )
     how = parser.add_argument_group("training")
     how.add_argument("--recipe", default="two-stage", help="two-stage, one-stage, layers, logits … (default: %(default)s)")
     how.add_argument("--epochs", type=float, default=2.0, help="of both stages together (default: %(default)s)")
@@ -52,7 +53,6 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.encoders.rows import load_rows
     from heat_hf.reports.compression import CompressionReport
 
-    require_positive(args, "max_length", "train_rows")
     check_target(args.output, args.overwrite)
     report = CompressionReport.load(Path(args.model))
     checkpoints = Path(f"{args.output.rstrip('/')}.checkpoints")

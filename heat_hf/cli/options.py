@@ -3,9 +3,52 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 Group = argparse._ActionsContainer  # a parser, or a group of its arguments
+LARGEST = 2**24  # of what is counted: rows, tokens, steps; more than any machine has the memory or the time for
+
+
+def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
+    """A whole number in a range, as the type of an option."""
+
+    def read(text: str) -> int:
+        if len(text) > 20 or not text.removeprefix("-").isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def real(least: float, most: float) -> Callable[[str], float]:
+    """A number between two others, neither of them, as the type of an option."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least < value < most:
+            raise argparse.ArgumentTypeError(f"must be between {least:g} and {most:g}, got {text!r}")
+        return value
+
+    return read
+
+
+COUNT = whole(1)
+SEED = whole(0, 2**32 - 1)
+
+
+def output_path(text: str) -> str:
+    """Where a result may go, as the type of an option: not nowhere, and not below a file."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must name a place to write to, got {text!r}")
+    file = next((folder for folder in Path(text).absolute().parents if folder.exists() and not folder.is_dir()), None)
+    if file is not None:
+        raise argparse.ArgumentTypeError(f"must not lie below a file, got {text!r}, and {file} is one")
+    return text
 
 
 def add_targets(group: Group, texts: Mapping[str, str], several: bool = False) -> None:
@@ -17,8 +60,9 @@ def add_targets(group: Group, texts: Mapping[str, str], several: bool = False) -
         several: whether a target may have several values.
     """
     for name, text in texts.items():
+        limits = real(0, math.inf) if name == "latency" else real(0, 1)
         metavar = "S" if name == "latency" and not several else "R"
-        group.add_argument(f"--target-{name}", type=float, nargs="+" if several else None, metavar=metavar, help=text)
+        group.add_argument(f"--target-{name}", type=limits, nargs="+" if several else None, metavar=metavar, help=text)
 
 
 def add_shape(group: Group) -> None:
@@ -53,7 +97,7 @@ def add_loading(group: Group) -> None:
 
 def add_seed(group: Group) -> None:
     """`--seed`: of everything random."""
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=SEED, default=0)
 
 
 def add_rows(
@@ -72,7 +116,7 @@ def add_rows(
     group.add_argument(f"--{name}-file", required=required, metavar="FILE", help=text)
     default = "default: all" if rows is None else "default: %(default)s"
     group.add_argument(
-        f"--{name}-rows", type=int, default=rows, metavar="N", help=f"{rows_text} ({default})" if rows_text else default
+        f"--{name}-rows", type=COUNT, default=rows, metavar="N", help=f"{rows_text} ({default})" if rows_text else default
     )
 
 
@@ -85,8 +129,8 @@ def add_statistics(group: Group) -> None:
 
 def add_tokens(group: Group) -> None:
     """`--sequence-length` and `--batch-size`: tokens of a forward pass."""
-    group.add_argument("--sequence-length", type=int, default=128, metavar="L", help="default: %(default)s")
-    group.add_argument("--batch-size", type=int, default=1, metavar="B", help="default: %(default)s")
+    group.add_argument("--sequence-length", type=COUNT, default=128, metavar="L", help="default: %(default)s")
+    group.add_argument("--batch-size", type=COUNT, default=1, metavar="B", help="default: %(default)s")
 
 
 def add_accelerator(group: Group, use: str = "") -> None:
@@ -101,7 +145,7 @@ def add_cache(group: Group, users: str) -> None:
 
 def add_output(group: Group, metavar: str, text: str, required: bool = False) -> None:
     """`--output`: where the result goes."""
-    group.add_argument("--output", required=required, metavar=metavar, help=text)
+    group.add_argument("--output", type=output_path, required=required, metavar=metavar, help=text)
 
 
 def add_overwrite(group: Group, replaced: str = "a non-empty DIR") -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import heat_config, loading, require_positive, rows_of, show, statistics_of
+from heat_hf.cli.values import heat_config, loading, rows_of, show, statistics_of
 from heat_hf.formats import FORMATS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES
 
@@ -22,11 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder of the dense checkpoint")
     what = parser.add_argument_group("what is searched")
     what.add_argument(
-        "--method",
-        dest="rank_search",
-        metavar="METHOD",
-        default="sensitivity",
-        help=f"{', '.join(METHODS)} (default: %(default)s)",
+        "--rank-search", metavar="METHOD", default="sensitivity", help=f"{', '.join(METHODS)} (default: %(default)s)"
     )
     what.add_argument("--decomposition", default="low_rank", help=f"{', '.join(FORMATS)}, {MIXED} (default: %(default)s)")
     targets = {
@@ -45,10 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_rows(data, "train", "to distil the SuperNet on (default: the calibration file)")
     options.add_rows(data, "eval", "to score SubNets on, with a column label or without", 1000)
     train = parser.add_argument_group("the SuperNet")
-    train.add_argument("--steps", type=int, default=600, metavar="N", help="of its training (default: %(default)s)")
-    train.add_argument("--train-batch-size", type=int, default=32, metavar="B", help="default: %(default)s")
-    train.add_argument("--learning-rate", type=float, default=1e-4, metavar="R", help="default: %(default)s")
-    train.add_argument("--subnets", type=int, metavar="N", help="SubNets to evaluate (default: 200 for each core, said)")
+    train.add_argument("--steps", type=options.COUNT, default=600, metavar="N", help="of its training (default: %(default)s)")
+    train.add_argument("--train-batch-size", type=options.COUNT, default=32, metavar="B", help="default: %(default)s")
+    train.add_argument("--learning-rate", type=options.real(0, 1), default=1e-4, metavar="R", help="default: %(default)s")
+    train.add_argument(
+        "--subnets", type=options.COUNT, metavar="N", help="SubNets to evaluate (default: 200 for each core, said)"
+    )
     run = parser.add_argument_group("what is fed, and the hardware")
     options.add_tokens(run)
     options.add_accelerator(run)
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.compression.compressor import HeatCompressor
 
     if args.rank_search not in METHODS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {args.rank_search!r}")
+        raise ValueError(f"--rank-search must be one of {', '.join(METHODS)}, got {args.rank_search!r}")
     config = heat_config(args)
     rows = {f"{name}_dataset": rows_of(args, name) for name in ("calibration", "train", "eval")}
     supernet: dict[str, Any] = {"arguments": _arguments(args)} if RANK_SEARCHES[args.rank_search].needs_training else {}
@@ -83,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
 def _arguments(args: argparse.Namespace) -> SuperNetArguments:
     from heat_hf.search.ranks.supernet import SuperNetArguments, default_subnets
 
-    require_positive(args, "steps", "train_batch_size", "subnets")
     subnets = args.subnets or default_subnets()
     if args.subnets is None:
         print(f"evaluating {subnets} SubNets, 200 for each core; the paper takes 2,560 (--subnets)", file=sys.stderr)

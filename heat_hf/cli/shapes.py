@@ -7,7 +7,7 @@ import os
 import sys
 
 from heat_hf.cli import options
-from heat_hf.cli.values import loading, require_positive, show
+from heat_hf.cli.values import loading, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,20 +15,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder of the dense checkpoint")
     space = parser.add_argument_group("what is tried")
     space.add_argument("--formats", nargs="+", metavar="F", help="default: all")
-    space.add_argument("--orders", nargs="+", type=int, metavar="D", help="numbers of modes (default: 2 to 4, as possible)")
-    space.add_argument("--top-k", type=int, default=3, metavar="K", help="factorizations of a side kept (default: %(default)s)")
     space.add_argument(
-        "--budgets", type=int, default=9, metavar="B", help="sizes tried of a shape (default: at least %(default)s)"
+        "--orders", nargs="+", type=options.COUNT, metavar="D", help="numbers of modes (default: 2 to 4, as possible)"
     )
     space.add_argument(
-        "--layers", default="1", metavar="N|all", help="matrices of one size to decompose (default: %(default)s)"
+        "--top-k", type=options.COUNT, default=3, metavar="K", help="factorizations of a side kept (default: %(default)s)"
+    )
+    space.add_argument(
+        "--budgets", type=options.COUNT, default=9, metavar="B", help="sizes tried of a shape (default: at least %(default)s)"
+    )
+    space.add_argument(
+        "--layers", type=_layers, default="1", metavar="N|all", help="matrices of one size to decompose (default: %(default)s)"
     )
     options.add_matrices(space)
     options.add_seed(space)
     run = parser.add_argument_group("what is fed, and where it runs")
     options.add_tokens(run)
     options.add_accelerator(run)
-    run.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: its cores, shared)")
+    run.add_argument(
+        "--workers", type=options.COUNT, metavar="N", help="processes on this machine (default: its cores, shared)"
+    )
     options.add_cache(run, "other searches")
     options.add_loading(parser.add_argument_group("loading"))
     out = parser.add_argument_group("output")
@@ -49,10 +55,9 @@ def run(args: argparse.Namespace) -> int:
         orders=None if args.orders is None else tuple(args.orders),
         top_k=args.top_k,
         budgets=args.budgets,
-        layers=_layers(args.layers),
+        layers=args.layers,
         seed=args.seed,
     )
-    require_positive(args, "sequence_length", "batch_size", "workers")
     model = HeatCompressor.from_pretrained(args.model, **loading(args)).model
     table = search_shapes(
         model,
@@ -75,9 +80,10 @@ def run(args: argparse.Namespace) -> int:
 def _layers(text: str) -> int | None:
     if text == "all":
         return None
-    if not text.isdecimal():
-        raise ValueError(f"--layers must be a positive integer or all, got {text!r}")
-    return int(text)
+    try:
+        return options.COUNT(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or all") from error
 
 
 def _own_cores() -> int:

@@ -35,14 +35,6 @@ def parse_rank(text: str) -> int | list[int]:
     return ranks[0] if len(ranks) == 1 else ranks
 
 
-def require_positive(args: argparse.Namespace, *names: str) -> None:
-    """Raise ValueError if one of these options is given and below 1."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-
-
 def heat_config(args: argparse.Namespace) -> HeatConfig:
     """The configuration that the options ask for: each of its fields that is an option of the verb, the others as they are.
 
@@ -52,7 +44,9 @@ def heat_config(args: argparse.Namespace) -> HeatConfig:
     import dataclasses
 
     from heat_hf.compression.config import HeatConfig
+    from heat_hf.hardware import load_accelerator
 
+    load_accelerator(args.accelerator)  # raises now, rather than once the model is loaded
     read: dict[str, Callable[[str], Any]] = {"rank": parse_rank, "shape": str}
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(HeatConfig) if hasattr(args, field.name)}
     return HeatConfig(**{name: parse_pairs(value, read[name]) if name in read else value for name, value in given.items()})

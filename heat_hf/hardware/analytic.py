@@ -77,7 +77,7 @@ class AnalyticModel(CostModel):
 
 
 def cost_model(accelerator: str | os.PathLike[str] | CostModel, cache: str | os.PathLike[str] | None = None) -> CostModel:
-    """The cost model of searches and reports: operands may be filled up with zeros, as ranks found by ratio are often odd.
+    """The cost model of searches, reports and `heat-hf cost`: `cost_accelerator` as it is, or the user's own.
 
     Args:
         accelerator: a shipped name or a .yaml file; a cost model is returned as it is.
@@ -88,7 +88,7 @@ def cost_model(accelerator: str | os.PathLike[str] | CostModel, cache: str | os.
         ValueError: if its description cannot work.
     """
     if isinstance(accelerator, (str, os.PathLike)):
-        return cost_accelerator(accelerator, padding=True, cache=cache)
+        return cost_accelerator(accelerator, cache=cache)
     return accelerator
 
 
@@ -96,17 +96,18 @@ def cost_accelerator(
     accelerator: str | os.PathLike[str],
     constraints: str | None = None,
     objective: Objective = "edp",
-    padding: bool = False,
+    padding: bool = True,
     cache: str | os.PathLike[str] | None = None,
     fused: bool = True,
 ) -> AnalyticModel:
-    """The analytic model of a described accelerator, with every choice there is.
+    """The analytic model of a described accelerator, with every choice there is. Its defaults are what a cost means here.
 
     Args:
         accelerator: a shipped name or a .yaml file.
         constraints: name of one of its constraints; default: the whole mapping space.
         objective: of mappings: "edp", "energy" or "latency".
-        padding: whether operands may be filled up with zeros.
+        padding: whether operands may be filled up with zeros where that pays, as any hardware can; else factors divide the
+            products' extents, as Timeloop's do.
         cache: folder in which mappings are kept for later runs and other processes.
         fused: keep intermediates on chip where that pays.
 

@@ -177,7 +177,18 @@ class _Lined(dict[str, Any]):
 
 
 class _Loader(yaml.SafeLoader):
+    """What a description needs of YAML: no tags that make objects, no aliases (a few lines of them are a billion nodes)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value) for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(str(key.value)) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
         mapping = _Lined({str(key): value for key, value in super().construct_mapping(node, deep=True).items()})
         mapping.line = node.start_mark.line + 1
         return mapping
@@ -189,8 +200,10 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _Loader.
 def _read(text: str, source: str) -> Accelerator:
     try:
         data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(
+            f"{source} is not YAML of the kind that describes accelerators: {' '.join(str(error).split())}"
+        ) from error
     reader = _Reader(source)
     data = reader.mapping(data, "the file", FIELDS, {"constraints"})
     bits = reader.mapping(data["word_bits"], "word_bits", set(WORDS), set())

@@ -36,7 +36,7 @@ def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLik
 
 
 def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
-    """What the page shows; energies in µJ, times in µs, EDP in nJ·s. See `report_page`."""
+    """What the page shows; totals in the units of the report. See `report_page`."""
     report, name = CompressionReport.from_pretrained(model), _name(model)
     scores = _scores(model)
     others = []
@@ -105,12 +105,8 @@ def _totals(report: CompressionReport) -> list[dict[str, Any]]:
         ("parameters of the matrices", "", report.dense_parameters, report.parameters),
         ("MACs a token in the matrices", "", sum(t.dense_parameters for t in runs), sum(t.macs for t in runs)),
     ]
-    cost = report.hardware
-    if cost is not None:
-        totals += [("time of the matrices", "µs", cost.dense.seconds * 1e6, cost.now.seconds * 1e6)]
-        if cost.dense.energy_pJ is not None and cost.now.energy_pJ is not None:
-            totals.insert(-1, ("energy of the matrices", "µJ", cost.dense.energy_pJ * 1e-6, cost.now.energy_pJ * 1e-6))
-            totals.append(("EDP of the matrices", "nJ·s", cost.dense.edp * 1e9, cost.now.edp * 1e9))
+    if report.hardware is not None:
+        totals += [(f"{name} of the matrices", unit, before, after) for name, unit, before, after in report.hardware.rows()]
     return [{"label": label, "unit": unit, "dense": before, "now": after} for label, unit, before, after in totals]
 
 

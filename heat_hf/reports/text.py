@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
+
+WIDTH = 180  # where there is no terminal to ask
 
 
 def text_table(
@@ -11,7 +15,7 @@ def text_table(
     groups: Iterable[Iterable[Sequence[str]]],
     title: str | None = None,
     left: Sequence[int] = (0,),
-    width: int = 180,
+    width: int | None = None,
 ) -> str:
     """A table with rules between groups of rows.
 
@@ -20,7 +24,7 @@ def text_table(
         groups: rows of cells; a short row is filled up.
         title: line above the table.
         left: positions of left-aligned columns; the others are right-aligned.
-        width: most characters in a line.
+        width: most characters in a line; default: the terminal's, or 180 where standard output is none.
     """
     from rich.console import Console
     from rich.table import Table
@@ -33,5 +37,9 @@ def text_table(
             table.add_row(*row)
         table.add_section()
     text = io.StringIO()
-    Console(file=text, width=width).print(table)
+    Console(file=text, width=width or _width()).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH

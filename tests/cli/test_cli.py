@@ -159,10 +159,8 @@ def test_bad_input(checkpoint: Path, capsys: pytest.CaptureFixture[str], argumen
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["fly"], ["compress"], ["compress", "m", "--execution", "fast"]):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert stop.value.code == 2
-    capsys.readouterr()
+        assert main(arguments) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_help_says_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,8 +233,14 @@ def test_compress_with_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "message"),
     [
         (["search", "shapes", "{model}", "--output", "t", "--formats", "svd"], "unknown decomposition 'svd'"),
-        (["search", "shapes", "{model}", "--output", "t", "--layers", "some"], "--layers must be a positive integer or all"),
-        (["search", "shapes", "{model}", "--output", "t", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (
+            ["search", "shapes", "{model}", "--output", "t", "--layers", "some"],
+            "argument --layers: must be a whole number from 1",
+        ),
+        (
+            ["search", "shapes", "{model}", "--output", "t", "--workers", "0"],
+            "argument --workers: must be a whole number from 1",
+        ),
         (["search", "shapes", "{model}", "--output", "t", "--orders", "12"], "cannot be folded to order 12"),
         (["search", "shapes", "{model}", "--output", "t", "--accelerator", "tpu"], "tpu"),
         (["report", "shapes"], "name a MODEL, or: shapes TABLE"),
@@ -319,7 +323,7 @@ def test_bad_input_to_distill(checkpoint: Path, capsys: pytest.CaptureFixture[st
         (["--batch-size", "0"], "per_device_train_batch_size must be positive, got 0"),
         (["--max-steps", "-1", "--epochs", "0"], "num_train_epochs must be positive, got 0"),
         (["--save-steps", "0"], "save_steps must be positive, got 0"),
-        (["--max-length", "-3"], "--max-length must be at least 1, got -3"),
+        (["--max-length", "-3"], "argument --max-length"),
         (["--teacher", command[1]], "the model is compressed by heat_hf already"),
         (
             ["--teacher", str(headless)],

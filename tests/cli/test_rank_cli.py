@@ -84,7 +84,7 @@ def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     monkeypatch.setattr("heat_hf.evaluation.quality.Quality.__call__", by_size)
     record = checkpoint.parent / "ranks.json"
     rows = str(checkpoint.parent / "rows.csv")
-    options = ["--method", "supernet", "--eval-file", rows, "--steps", "2", "--subnets", "30", "--train-batch-size", "4"]
+    options = ["--rank-search", "supernet", "--eval-file", rows, "--steps", "2", "--subnets", "30", "--train-batch-size", "4"]
     assert main(search(checkpoint, *options, "--target-edp-ratio", "0.9", "--output", str(record))) == 0
     assert "predicted accuracy" in capsys.readouterr().out
     assert main(["report", "ranks", str(record), "--output", str(checkpoint.parent / "drawn")]) == 0
@@ -95,13 +95,19 @@ def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target-edp-ratio", "1.2"], "target_edp_ratio must be between 0 and 1"),
+        (["--target-edp-ratio", "1.2"], "--target-edp-ratio: must be between 0 and 1"),
         (["--target-edp-ratio", "0.00001"], "must lie between"),
         ([], "exactly one of target_params_ratio, target_edp_ratio, target_latency and rank"),
-        (["--target-edp-ratio", "0.5", "--method", "pareto"], "--method must be one of"),
-        (["--target-edp-ratio", "0.5", "--method", "supernet", "--steps", "0"], "--steps must be at least 1"),
+        (["--target-edp-ratio", "0.5", "--rank-search", "pareto"], "--rank-search must be one of"),
+        (
+            ["--target-edp-ratio", "0.5", "--rank-search", "supernet", "--steps", "0"],
+            "argument --steps: must be a whole number from 1",
+        ),
         (["--target-edp-ratio", "0.5", "--decomposition", "svd"], "unknown decomposition 'svd'"),
-        (["--target-edp-ratio", "0.5", "--decomposition", "mixed", "--method", "uniform"], "needs rank_search='sensitivity'"),
+        (
+            ["--target-edp-ratio", "0.5", "--decomposition", "mixed", "--rank-search", "uniform"],
+            "needs rank_search='sensitivity'",
+        ),
     ],
 )
 def test_bad_input_to_the_search(
@@ -125,7 +131,7 @@ def test_bad_input_to_the_search(
 )
 def test_bad_input_to_compress(checkpoint: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
     record = str(checkpoint.parent / "ranks.json")
-    assert main(search(checkpoint, "--method", "uniform", "--target-edp-ratio", "0.8", "--output", record)) == 0
+    assert main(search(checkpoint, "--rank-search", "uniform", "--target-edp-ratio", "0.8", "--output", record)) == 0
     capsys.readouterr()
     command = ["compress", str(checkpoint), *(option.format(record=record) for option in options), "--dry-run"]
     assert main(command) == 2

@@ -47,7 +47,7 @@ def test_the_page_has_the_figures_of_the_report(folder: Path) -> None:
     totals = {own["label"]: (own["dense"], own["now"]) for own in data["totals"]}
     assert totals["parameters of the model"] == (report.model_parameters, report.compressed_model_parameters)
     assert report.hardware is not None
-    assert totals["EDP of the matrices"] == pytest.approx((report.hardware.dense.edp * 1e9, report.hardware.now.edp * 1e9))
+    assert totals["EDP of the matrices"] == pytest.approx((report.hardware.dense.edp * 1e6, report.hardware.now.edp * 1e6))
     assert [own["name"] for own in data["tensors"]] == [tensor.name for tensor in report.tensors]
     assert {own["block"] for own in data["tensors"]} == {"0", "1"}
 

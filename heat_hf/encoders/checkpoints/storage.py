@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+OLD = ".replaced"  # in the scratch directory: the directory whose place the new one takes
 
 
 def check_target(target: str | os.PathLike[str], overwrite: bool, size: int = 0) -> Path:
@@ -23,13 +28,16 @@ def check_target(target: str | os.PathLike[str], overwrite: bool, size: int = 0)
         OSError: if the place cannot be written or has too little room.
     """
     path = Path(target).absolute()
+    if path.parent.is_dir():
+        _remove_leftovers(path.parent, path.name)  # which may put back what is at the target
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; name a directory")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise FileExistsError(f"{path} is not empty; pass overwrite (--overwrite) to replace it")
     parent = next(folder for folder in path.parents if folder.exists())
     try:
-        Path(tempfile.mkdtemp(prefix=".heat-hf-", dir=parent)).rmdir()
+        with _scratch(parent, path.name):
+            pass
     except OSError as error:
         raise OSError(error.errno, f"cannot write into {parent}: {error.strerror}") from error
     free = shutil.disk_usage(parent).free
@@ -47,16 +55,11 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(target).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        temporary.chmod(0o666 & ~_umask())
+    with _scratch(path.parent, path.name) as scratch:
+        temporary = scratch / path.name
+        temporary.touch()
         yield temporary
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -64,35 +67,69 @@ def atomic_directory(target: str | os.PathLike[str], overwrite: bool) -> Iterato
     """A temporary directory beside `target` that takes its place when the block ends, or vanishes if it fails.
 
     Raises:
+        FileExistsError: as `check_target`; also if another process has written there meanwhile.
         OSError: as `check_target`.
     """
     path = check_target(target, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        temporary.chmod(0o777 & ~_umask())
+    with _scratch(path.parent, path.name) as scratch:
+        temporary = scratch / path.name
+        temporary.mkdir()
         yield temporary
-        _replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _replace(temporary, path, scratch / OLD, overwrite)
 
 
-def _replace(new: Path, path: Path) -> None:
-    if not path.exists():
-        new.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-    path.rename(old)  # onto an empty directory: allowed, and atomic
+def _replace(new: Path, path: Path, old: Path, overwrite: bool) -> None:
+    if overwrite:
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(old)
     try:
-        new.rename(path)
-    except OSError:
-        old.rename(path)
+        new.rename(path)  # onto nothing or an empty directory: anything else was written while this ran
+    except OSError as error:
+        if path.is_dir() and any(path.iterdir()):
+            raise FileExistsError(f"{path} was written by another process meanwhile") from error
+        if old.exists():
+            old.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def _scratch(parent: Path, name: str) -> Iterator[Path]:
+    """A locked directory for what will be `parent / name`; it goes with the block, or with the next one if the process dies.
+
+    The lock is the process's life: the kernel lets go of it however the process ends, so what can be locked is left over.
+    """
+    _remove_leftovers(parent, name)
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=_prefix(name), dir=parent))
+        try:
+            lock = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for left over before it was locked
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if scratch.exists():
+            break
+        os.close(lock)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def _prefix(name: str) -> str:
+    return f".{name}.heat-hf-"
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove what killed processes left of `parent / name`; a directory that was moved away to be replaced goes back first."""
+    for scratch in parent.glob(f"{glob.escape(_prefix(name))}*"):
+        with contextlib.suppress(OSError):  # it is in use, or somebody else's, or another process removes it just now
+            lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if (scratch / OLD).is_dir() and not (parent / name).exists():
+                    (scratch / OLD).rename(parent / name)
+                shutil.rmtree(scratch)
+            finally:
+                os.close(lock)

@@ -71,7 +71,7 @@ def draw_attention(
     figure = Figure(figsize=(1.6 + size * len(heads), 0.6 + (size + 0.25) * len(maps)), layout="constrained")
     panels = figure.subplots(len(maps), len(heads), squeeze=False)
     for axes, (block, head) in zip(panels[0], heads, strict=True):
-        axes.set_title(f"block {block + 1}, head {head + 1}", fontsize=9)
+        axes.set_title(f"block {block}, head {head}", fontsize=9)
     for row, (label, attention) in zip(panels, maps.items(), strict=True):
         for axes, (block, head) in zip(row, heads, strict=True):
             axes.imshow(attention[block, head].float().numpy(), vmin=0, vmax=1, cmap="viridis", aspect="equal")
