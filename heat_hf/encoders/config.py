@@ -12,6 +12,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from heat_hf.encoders.checkpoints.names import METHOD, package_version
 from heat_hf.formats.setting import TensorSetting
 
+MOST_TENSORS = 20_000  # more than any encoder has; reading stays a matter of seconds
+
 
 @dataclass
 class FactorizedConfig(QuantizationConfigMixin):
@@ -38,6 +40,10 @@ class FactorizedConfig(QuantizationConfigMixin):
     def __post_init__(self) -> None:
         if not self.tensors or not isinstance(self.tensors, Mapping):
             raise ValueError("the checkpoint's quantization_config has method 'heat' but no tensors: it is damaged")
+        if len(self.tensors) > MOST_TENSORS:
+            raise ValueError(
+                f"the quantization_config has {len(self.tensors)} tensors, more than {MOST_TENSORS}: it is damaged"
+            )
         self.tensors = {
             name: setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
             for name, setting in self.tensors.items()

@@ -17,6 +17,7 @@ EXECUTIONS = get_args(Execution)
 # Elements a step reads and writes cost time as well as its MACs. On CPUs one element moved takes about as long as this
 # many MACs; `benchmarks/linear.py` measures both ways of execution side by side.
 MACS_PER_ELEMENT = 16
+MOST_MODES = 12  # of a setting that is read: the search for a contraction path grows exponentially with them
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class TensorSetting:
             shape = TensorShape(tuple(rows), tuple(columns))
         except (TypeError, ValueError) as error:
             raise ValueError(f"shape of a tensor setting must be [[row modes], [column modes]], got {data!r}") from error
+        if shape.order > MOST_MODES:
+            raise ValueError(f"shape of a tensor setting has {shape.order} modes, more than {MOST_MODES}: {shape}")
         return cls(data["format"], shape, data["rank"], data.get("execution", "auto"))
 
 

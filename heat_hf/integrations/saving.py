@@ -64,13 +64,18 @@ def save_pretrained(
     options = {**{name: value for name, value in given.items() if name not in ("self", "kwargs")}, **given.get("kwargs", {})}
     push = options.pop("push_to_hub", False)
     options.pop("save_directory")
-    with atomic_directory(folder, overwrite=True) as scratch, _described(model.config, quantization):
-        save(model, scratch, **options)
-        checkpoint = _TRAINER_CHECKPOINT.fullmatch(Path(folder).name)
-        _point(scratch, _weights_name(scratch, rename=not checkpoint))
+    checkpoint = _TRAINER_CHECKPOINT.fullmatch(Path(folder).name)
+    with atomic_directory(folder, overwrite=True) as scratch:
+        with _undescribed(model.config):
+            save(model, scratch, **options)
+        quantization.weights_file = _weights_name(scratch, rename=not checkpoint)
+        _describe(scratch, quantization)
         for name, content in ({} if checkpoint else _known_files(model, Path(folder).name)).items():
             (scratch / name).write_bytes(content)
+        for path in scratch.iterdir():  # safetensors writes files that only their owner may read
+            path.chmod(scratch.stat().st_mode & 0o666)
         _keep_others(Path(folder), scratch)
+    model.config.quantization_config = quantization  # so that a configuration saved by itself still fits the folder
     if push:
         hub = {key: options[key] for key in ("commit_message", "private", "token", "revision", "create_pr") if key in options}
         model.push_to_hub(options.get("repo_id", Path(folder).name), **hub)
@@ -125,25 +130,22 @@ def _held(config: PreTrainedConfig) -> list[tuple[PreTrainedConfig, dict[str, An
 
 
 @contextmanager
-def _described(config: PreTrainedConfig, quantization: FactorizedConfig | None) -> Iterator[None]:
-    """A configuration that says of factorized weights this, and nothing else; as before when the block ends."""
+def _undescribed(config: PreTrainedConfig) -> Iterator[None]:
+    """A configuration that says nothing of factorized weights; as before when the block ends."""
     before = _held(config)
     for inner, held in before:
         for name in held:
             del vars(inner)[name]
-    if quantization is not None:
-        config.quantization_config = quantization
     try:
         yield
     finally:
-        vars(config).pop("quantization_config", None)
         for inner, held in before:
             vars(inner).update(held)
 
 
 def _save_dense(save: Callable[..., None], model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
     """A model without factorized layers, whatever the configuration says that it was built from."""
-    with _described(model.config, None):
+    with _undescribed(model.config):
         save(model, *args, **kwargs)
 
 
@@ -164,12 +166,11 @@ def _weights_name(folder: Path, rename: bool) -> str:
     return WEIGHTS_INDEX_NAME
 
 
-def _point(folder: Path, weights: str) -> None:
+def _describe(folder: Path, quantization: FactorizedConfig) -> None:
     """Say in config.json which weights there are to those who can read them, and to others what to do."""
     path = folder / CONFIG_NAME
     content = json.loads(path.read_text())
-    content["transformers_weights"] = MISSING_IMPORT  # Transformers' own writer leaves it out
-    content["quantization_config"]["weights_file"] = weights
+    content |= {"quantization_config": quantization.to_dict(), "transformers_weights": MISSING_IMPORT}
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
+from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, saved_names
 from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_module
 from heat_hf.formats.layer import FactorizedLinear
 
@@ -30,6 +31,7 @@ class HeatQuantizer(HfQuantizer):
 
     requires_calibration = False
     quantization_config: Any  # a FactorizedConfig of a saved model; a HeatConfig of a dense one that is to be factorized
+    _names: frozenset[str] = frozenset()  # of the checkpoint's tensors
     report: CompressionReport | None = None  # of a model that was compressed in this process
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -53,11 +55,13 @@ class HeatQuantizer(HfQuantizer):
                     setting, linear.bias is not None, self.quantization_config.tokens, dtype=linear.weight.dtype
                 )
             swap_module(model, linear, layer)
+        self._names = saved_names(model, kwargs.get("checkpoint_files") or ())
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.pre_quantized:
-            _require_loaded(model)
+            require_loaded(model, self._names)
+            require_finite(model)
             _align(model)
             self.attach(model)
         else:
@@ -97,14 +101,6 @@ class HeatQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """`torch.compile` captures the layers without graph breaks."""
         return True
-
-
-def _require_loaded(model: PreTrainedModel) -> None:
-    """Raise if a core was not in the checkpoint: Transformers would only log that it is uninitialized."""
-    for name, layer in factorized_layers(model).items():
-        for parameter_name, parameter in layer.named_parameters():
-            if not (parameter.is_meta or getattr(parameter, "_is_hf_initialized", False)):  # meta: offloaded
-                raise ValueError(f"the checkpoint has no weights for {name}.{parameter_name}: it is damaged")
 
 
 def _align(model: PreTrainedModel) -> None:

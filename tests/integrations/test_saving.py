@@ -1,0 +1,203 @@
+"""Whatever holds factorized layers is saved as such, and what is damaged is refused by one sentence."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import small_model, token_ids
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, EncoderDecoderModel, PreTrainedModel
+
+from heat_hf import CompressionReport, HeatCompressor, HeatConfig
+from heat_hf.encoders.linears import factorized_layers
+
+
+def compressed() -> PreTrainedModel:
+    model = small_model("bert")
+    HeatCompressor(model).compress(HeatConfig(rank=4))
+    return model
+
+
+def through_torch(model: PreTrainedModel) -> PreTrainedModel:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "itself": lambda model: model,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": through_torch,
+    "half and float": lambda model: model.half().float(),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_is_saved_and_loads_bit_by_bit(how: str, tmp_path: Path) -> None:
+    model = COPIES[how](compressed())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
+    assert (tmp_path / "heat_model.safetensors").stat().st_mode & 0o044
+    loaded.half().float()
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoint-3", "sharded"])
+def test_without_heat_hf_the_error_names_it(name: str, tmp_path: Path) -> None:
+    compressed().save_pretrained(tmp_path / name, **({"max_shard_size": "10KB"} if name == "sharded" else {}))
+    program = "import sys; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / name], capture_output=True, text=True)
+    assert done.returncode != 0 and "import_heat_hf_before_loading" in done.stderr
+
+
+class Wrapper(PreTrainedModel):
+    """A user's own model around a compressed one."""
+
+    config_class = BertConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: BertConfig, inner: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.inner = inner or AutoModelForSequenceClassification.from_config(config)
+        self.scale = torch.nn.Linear(2, 2)
+        self.post_init()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.scale(self.inner(ids).logits)
+
+
+def test_a_model_around_a_compressed_one_is_saved_with_its_layers(tmp_path: Path) -> None:
+    inner = compressed()
+    model = Wrapper(inner.config, inner).eval()
+    model.save_pretrained(tmp_path / "wrapper")
+    loaded = Wrapper.from_pretrained(tmp_path / "wrapper").eval()
+    assert factorized_layers(loaded) and torch.equal(loaded(token_ids()), model(token_ids()))
+    inner.save_pretrained(tmp_path / "inner")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "inner")
+    assert torch.equal(again(token_ids()).logits, inner(token_ids()).logits)
+
+
+def test_a_composite_is_saved_with_its_layers(tmp_path: Path) -> None:
+    encoder, decoder = small_model("bert").base_model, small_model("bert").config
+    HeatCompressor(encoder).compress(HeatConfig(rank=4))
+    decoder.is_decoder = decoder.add_cross_attention = True
+    model = EncoderDecoderModel(encoder=encoder, decoder=BertLMHeadModel(decoder)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = EncoderDecoderModel.from_pretrained(tmp_path).eval()
+    inputs = {"input_ids": token_ids(), "decoder_input_ids": token_ids()}
+    assert factorized_layers(loaded) and torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())["encoder"]
+
+
+def test_a_dense_model_of_a_compressed_ones_configuration_is_saved_dense(tmp_path: Path) -> None:
+    source = compressed()
+    dense = AutoModelForSequenceClassification.from_config(source.config).eval()
+    dense.save_pretrained(tmp_path / "dense")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")
+    assert not factorized_layers(loaded) and torch.equal(loaded(token_ids()).logits, dense(token_ids()).logits)
+    source.save_pretrained(tmp_path / "source")
+    assert factorized_layers(AutoModelForSequenceClassification.from_pretrained(tmp_path / "source"))
+
+
+def test_a_model_factorized_while_it_was_loaded_brings_its_report(tmp_path: Path) -> None:
+    small_model("bert").save_pretrained(tmp_path / "dense")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense", quantization_config=HeatConfig(rank=4))
+    model.save_pretrained(tmp_path / "out")
+    assert CompressionReport.load(tmp_path / "out").tensors and "low_rank" in (tmp_path / "out" / "README.md").read_text()
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    again.save_pretrained(tmp_path / "again")
+    assert CompressionReport.load(tmp_path / "again") == CompressionReport.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "10KB"}])
+def test_a_save_that_fails_leaves_the_old_folder_as_it_was(
+    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compressed()
+    model.save_pretrained(tmp_path / "out", max_shard_size="10KB")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    calls = []
+
+    def torn(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        if len(calls) == (1 if not options else 2):
+            raise OSError("no space left on device")
+        save_file(*args, **kwargs)
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", torn)
+    with pytest.raises(OSError, match="no space left"):
+        model.save_pretrained(tmp_path / "out", **options)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    monkeypatch.undo()
+    model.save_pretrained(tmp_path / "out", **options)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_another_layout_leaves_no_stale_files(tmp_path: Path) -> None:
+    model = compressed()
+    for options, files in (({"max_shard_size": "10KB"}, False), ({}, True), ({"max_shard_size": "10KB"}, False)):
+        model.save_pretrained(tmp_path, **options)
+        assert (tmp_path / "heat_model.safetensors").exists() is files
+        assert (tmp_path / "heat_model.safetensors.index.json").exists() is not files
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
+
+
+def test_a_dequantized_model_is_saved_dense(tmp_path: Path) -> None:
+    compressed().dequantize().save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def _config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    change(content)
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def _tensor(folder: Path, part: str, value: float | None) -> None:
+    tensors = load_file(folder / "heat_model.safetensors")
+    name = next(name for name in tensors if part in name)
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name].view(-1)[0] = value
+    save_file(tensors, folder / "heat_model.safetensors", metadata={"format": "pt"})
+
+
+def _setting(folder: Path, key: str, value: object) -> None:
+    _config(folder, lambda c: next(iter(c["quantization_config"]["tensors"].values())).update({key: value}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a setting is missing": (lambda f: _config(f, lambda c: c["quantization_config"]["tensors"].popitem()), "no tensor"),
+    "one layer more": (lambda f: _config(f, lambda c: c.update(num_hidden_layers=3)), "no tensor|no linear"),
+    "NaN": (lambda f: _tensor(f, "query", float("nan")), "NaN or infinity"),
+    "infinity in a norm": (lambda f: _tensor(f, "LayerNorm", float("inf")), "LayerNorm.*NaN or infinity"),
+    "a tensor is missing": (lambda f: _tensor(f, "output.dense.left.bias", None), "no tensor"),
+    "many modes": (lambda f: _setting(f, "shape", [[24, *[1] * 20], [24]]), "modes"),
+    "another rank": (lambda f: _setting(f, "rank", [3]), "extents"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_refused(damage: str, tmp_path: Path) -> None:
+    compressed().save_pretrained(tmp_path)
+    change, said = DAMAGES[damage]
+    change(tmp_path)
+    with pytest.raises(ValueError, match=said) as caught:
+        AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
