@@ -48,6 +48,12 @@ def test_lower_bounds_are_the_versions_tested_with() -> None:
         assert pin == bound or pin.startswith(f"{bound}."), f"{requirement} is tested with {pin}"
 
 
+def test_the_versions_on_the_works_with_page_are_those_tested() -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    rows = re.findall(r"^\| ([\w-]+)[^|]*\| ([\d.]+) \|", (ROOT / "docs" / "works-with.md").read_text(), re.MULTILINE)
+    assert len(rows) > 8 and dict(rows) == {name: pins[name] for name, _ in rows}
+
+
 @pytest.mark.slow
 def test_the_built_wheel_in_a_clean_environment(tmp_path: Path, minilm: str) -> None:
     """Only the wheel and its declared dependencies: the command works, and Optimum finds its verb."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -201,3 +202,33 @@ def test_a_damaged_folder_is_refused(damage: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def _shards(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("heat_model-*.safetensors"))
+
+
+def _fifo(folder: Path) -> None:
+    (folder / _shards(folder)[0]).unlink()
+    os.mkfifo(folder / _shards(folder)[0].replace("00002", "00001"))
+
+
+def _torn(folder: Path) -> None:
+    file = folder / _shards(folder)[1]
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _climbing(folder: Path) -> None:
+    index = folder / "heat_model.safetensors.index.json"
+    name = _shards(folder)[0]
+    (folder / name).rename(folder.parent / "elsewhere.safetensors")
+    index.write_text(index.read_text().replace(name, "../elsewhere.safetensors"))
+
+
+@pytest.mark.parametrize("damage", [_fifo, _torn, _climbing])
+def test_a_damaged_sharded_folder_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    compressed().save_pretrained(tmp_path / "out", max_shard_size="10KB")
+    damage(tmp_path / "out")
+    program = "import sys, heat_hf; from transformers import AutoModel; AutoModel.from_pretrained(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "out"], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and done.stderr.strip().splitlines()[-1].startswith(("ValueError", "OSError", "FileNotFound"))
