@@ -23,10 +23,11 @@ from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batch
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged, merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
-from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
+from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of, sentence_encoder
 from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.config import require_dense
 from heat_hf.encoders.linears import model_class_of
+from heat_hf.encoders.served import serve
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import task_of
@@ -46,17 +47,25 @@ class HeatCompressor:
     Args:
         model: a dense model, changed in place by `compress`.
         tokenizer: its tokenizer, for calibration on text and to be saved beside the model.
+        encoder: what makes sentence embeddings of a headless model's outputs (`sentence_encoder`), saved beside the model;
+            default: what is in the folder or repository that the model was loaded from, if anything. Without any, embeddings
+            are the means of tokens, as sentence-transformers has it.
 
     Raises:
         ValueError: if the model is compressed or quantized already.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        encoder: SentenceEncoder | None = None,
+    ) -> None:
         require_dense(model.config)
         self.model = model
         self.tokenizer = tokenizer
         self.report: CompressionReport | None = None
-        self.encoder = SentenceEncoder()
+        self.encoder = encoder_of(model) if encoder is None else encoder
 
     @classmethod
     def from_pretrained(
@@ -95,9 +104,8 @@ class HeatCompressor:
         if has_adapter(model, **hub):
             options = {key: value for key, value in kwargs.items() if key not in hub}
             merged, base, words = load_merged(model, model_class, hub, **options)
-            compressor = cls(merged.eval(), tokenizer or _load_tokenizer(words.name, words.hub))
-            compressor.encoder = sentence_encoder(base.name, **base.hub)
-            return compressor
+            encoder = sentence_encoder(base.name, **base.hub)
+            return cls(merged.eval(), tokenizer or _load_tokenizer(words.name, words.hub), encoder)
         encoder = sentence_encoder(model, **hub)
         if encoder.subfolder:
             kwargs = {**kwargs, "subfolder": encoder.subfolder}
@@ -105,9 +113,7 @@ class HeatCompressor:
         config = AutoConfig.from_pretrained(model, **hub)
         require_dense(config)
         loaded = (model_class or model_class_of(config)).from_pretrained(model, use_safetensors=True, **kwargs)
-        compressor = cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub))
-        compressor.encoder = encoder
-        return compressor
+        return cls(loaded.eval(), tokenizer or _load_tokenizer(model, hub), encoder)
 
     def statistics_of(self, config: HeatConfig, calibration_dataset: Any) -> Statistics:  # noqa: ANN401
         """Collect what a compression reads of calibration data, to be saved or used for several compressions.
@@ -203,9 +209,17 @@ class HeatCompressor:
         config.method.require(True, train is not None and evaluation is not None)
         if self.tokenizer is None:
             raise ValueError(f"rank_search={config.rank_search!r} needs a tokenizer, and the checkpoint has none")
-        rows, held_out = (encode_rows(data, self.tokenizer, config.sequence_length) for data in (train, evaluation))
+        served = map(self._served, (train, evaluation))
+        rows, held_out = (encode_rows(data, tokenizer, config.sequence_length) for tokenizer, data in served)
         quality = Quality(self.model, pad_batches(held_out, self.tokenizer, batch_size=128))
         return Training(rows, DataCollatorWithPadding(self.tokenizer), quality, arguments, evolution)
+
+    def _served(self, rows: Any) -> tuple[Any, Any]:  # noqa: ANN401
+        """Tokenizer and rows as a headless model's checkpoint serves them: lower case where it says so, and with its prompt."""
+        if task_of(self.model) != "feature-extraction":
+            return self.tokenizer, rows
+        served = serve(self.model, self.encoder)
+        return self.tokenizer and served.tokenizer(self.tokenizer, self.model.config), served.prompted(rows)
 
     def _job(
         self,
@@ -217,7 +231,8 @@ class HeatCompressor:
     ) -> Job:
         batches = None
         if dataset is not None and config.uses_calibration:
-            batches = calibration_batches(dataset, self.tokenizer, max_length=config.sequence_length)
+            tokenizer, rows = self._served(dataset)
+            batches = calibration_batches(rows, tokenizer, max_length=config.sequence_length)
         return Job(self.model, config, batches, statistics, cost_model, training)
 
     def compress(

@@ -184,7 +184,7 @@ def _run(
             with torch.set_grad_enabled(number in probed):
                 answer = model(**given)
                 if number in probed:
-                    outputs.add(output_signals(answer, given, model.config), sequences(batch))
+                    outputs.add(output_signals(answer, given, model), sequences(batch))
             inputs.seen.clear()
 
 
