@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     models = {name: _load(task.model_class, name) for name in names}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **_place(name))
         scores = evaluate_task(model, tokenizer, args.task, rows, args.columns)
         counted = getattr(model, "num_parameters", None)  # of an exported model there is none
         results[name] = {**scores, **({"parameters": counted()} if counted else {})}
@@ -55,7 +55,16 @@ def _load(loader: Any, name: str) -> Any:  # noqa: ANN401
 
     from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel
 
-    return (OnnxModel(name) if (Path(name) / MODEL_NAME).is_file() else loader.from_pretrained(name)).eval()
+    exported = (Path(name) / MODEL_NAME).is_file()
+    return (OnnxModel(name) if exported else loader.from_pretrained(name, **_place(name))).eval()
+
+
+def _place(name: str) -> dict[str, str]:
+    """Where a checkpoint has its Transformer, if not at its root."""
+    from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
+
+    folder = sentence_encoder(name).subfolder
+    return {"subfolder": folder} if folder else {}
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:

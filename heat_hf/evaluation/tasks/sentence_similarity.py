@@ -37,7 +37,9 @@ class SentenceSimilarity(Task):
 
         served = served_by(model)
         if served.pooled_by_default:
-            logger.warning("%s has no modules.json: its embeddings are the means of their tokens", model.config.name_or_path)
+            logger.warning(
+                "%s has no modules.json: embeddings are the means of tokens", getattr(model.config, "_name_or_path", "")
+            )
         vectors = (sentence_embeddings(model, tokenizer, texts) for texts in (first, second))
         return served.similarities(*vectors).tolist()
 
