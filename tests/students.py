@@ -97,7 +97,7 @@ def apart(student: PreTrainedModel, teacher: PreTrainedModel) -> tuple[float, fl
         model.set_attn_implementation("sdpa")
     learned, taught = answers
     mask = inputs["attention_mask"]
-    signals = (output_signals(outputs, inputs, teacher.config) for outputs in answers)
+    signals = (output_signals(outputs, inputs, teacher) for outputs in answers)
     return (
         float(attention_distance(learned.attentions, taught.attentions, mask)),
         float(hidden_distance(learned.hidden_states, taught.hidden_states, mask)),

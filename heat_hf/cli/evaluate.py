@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     models = {name: _load(task.model_class, name, how[name]) for name in names}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how[name])
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **_place(name, how[name]))
         scores = evaluate_task(model, tokenizer, args.task, rows, args.columns)
         counted = getattr(model, "num_parameters", None)  # of an exported model there is none
         results[name] = {**scores, **({"parameters": counted()} if counted else {})}
@@ -58,7 +58,16 @@ def _load(loader: Any, name: str, how: dict[str, Any]) -> Any:  # noqa: ANN401
 
     from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel
 
-    return (OnnxModel(name) if (Path(name) / MODEL_NAME).is_file() else loader.from_pretrained(name, **how)).eval()
+    exported = (Path(name) / MODEL_NAME).is_file()
+    return (OnnxModel(name) if exported else loader.from_pretrained(name, **_place(name, how))).eval()
+
+
+def _place(name: str, how: dict[str, Any]) -> dict[str, Any]:
+    """How a checkpoint is loaded whose Transformer is not at its root."""
+    from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
+
+    folder = sentence_encoder(name, **{key: value for key, value in how.items() if key == "revision"}).subfolder
+    return {**how, "subfolder": folder} if folder else how
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:

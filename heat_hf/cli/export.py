@@ -11,7 +11,7 @@ from heat_hf.cli.values import loading, show
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `export`."""
     parser.add_argument("model", help="Hub id or folder, dense or compressed")
-    options.add_output(parser, "DIR", "for model.onnx, with configuration and tokenizer", required=True)
+    options.add_output(parser, "DIR", "for onnx/model.onnx, with configuration, tokenizer and pooling", required=True)
     parser.add_argument("--int8", action="store_true", help="quantize the weights, per channel, and activations as they come")
     options.add_loading(parser)
     options.add_overwrite(parser)
@@ -22,15 +22,18 @@ def run(args: argparse.Namespace) -> int:
     """Export to ONNX, with the head that the checkpoint has."""
     from transformers import AutoConfig, AutoTokenizer
 
+    from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
     from heat_hf.encoders.checkpoints.storage import check_target
     from heat_hf.encoders.linears import model_class_of
     from heat_hf.integrations.onnx import OPSET, export_onnx
 
     check_target(args.output, args.overwrite)
-    config = AutoConfig.from_pretrained(args.model, **loading(args))
-    model = model_class_of(config).from_pretrained(args.model, **loading(args))
-    tokenizer = AutoTokenizer.from_pretrained(args.model, **loading(args))
-    path = export_onnx(model, tokenizer, args.output, args.int8, args.overwrite)
+    how = loading(args)
+    encoder = sentence_encoder(args.model, **{key: value for key, value in how.items() if key == "revision"})
+    how |= {"subfolder": encoder.subfolder} if encoder.subfolder else {}
+    model = model_class_of(AutoConfig.from_pretrained(args.model, **how)).from_pretrained(args.model, **how)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, **how)
+    path = export_onnx(model, tokenizer, args.output, args.int8, args.overwrite, encoder)
     size = path.stat().st_size
     written = {"file": str(path), "bytes": size, "opset": OPSET, "int8": args.int8}
     show(args, written, f"exported: {path}, {size / 2**20:.1f} MiB, opset {OPSET}, {'int8' if args.int8 else 'float32'}")

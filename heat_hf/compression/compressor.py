@@ -22,9 +22,11 @@ from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batch
 from heat_hf.encoders.checkpoints.adapter import merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.hub import push_saved
-from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
+from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of
 from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.config import require_dense
+from heat_hf.encoders.rows import as_rows
+from heat_hf.encoders.served import serve
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import task_of
@@ -44,17 +46,25 @@ class HeatCompressor:
     Args:
         model: a dense model, changed in place by `compress`.
         tokenizer: its tokenizer, for calibration on text and to be saved beside the model.
+        encoder: what makes sentence embeddings of a headless model's outputs (`sentence_encoder`), saved beside the model;
+            default: what is in the folder or repository that the model was loaded from, if anything. Without any, embeddings
+            are the means of tokens, as sentence-transformers has it.
 
     Raises:
         ValueError: if the model is compressed or quantized already.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        encoder: SentenceEncoder | None = None,
+    ) -> None:
         require_dense(model.config)
         self.model = model
         self.tokenizer = tokenizer
         self.report: CompressionReport | None = None
-        self.encoder = SentenceEncoder()
+        self.encoder = encoder_of(model) if encoder is None else encoder
 
     @classmethod
     def from_pretrained(
@@ -90,9 +100,7 @@ class HeatCompressor:
                 )
             return cls(merged, tokenizer)
         found = load_dense(model, tokenizer, model_class, **kwargs)
-        compressor = cls(found.model, found.tokenizer)
-        compressor.encoder = found.encoder
-        return compressor
+        return cls(found.model, found.tokenizer, found.encoder)
 
     def statistics_of(self, config: HeatConfig, calibration_dataset: Any) -> Statistics:  # noqa: ANN401
         """Collect what a compression reads of calibration data, to be saved or used for several compressions.
@@ -190,8 +198,9 @@ class HeatCompressor:
             raise ValueError(f"rank_search={config.rank_search!r} needs a tokenizer, and the checkpoint has none")
         length, vocabulary = config.sequence_length, self._vocabulary
         classes: Any = self.model.config.label2id
-        rows = encode_rows(train, self.tokenizer, length, "train_dataset")
-        held_out = encode_rows(evaluation, self.tokenizer, length, "eval_dataset", classes)
+        served = [self._served(data, name) for data, name in ((train, "train_dataset"), (evaluation, "eval_dataset"))]
+        rows = encode_rows(served[0][1], served[0][0], length, "train_dataset")
+        held_out = encode_rows(served[1][1], served[1][0], length, "eval_dataset", classes)
         for encoded, name in ((rows, "train_dataset"), (held_out, "eval_dataset")):
             require_vocabulary(encoded, vocabulary, name)
         quality = Quality(self.model, pad_batches(held_out, self.tokenizer, batch_size=128))
@@ -200,6 +209,14 @@ class HeatCompressor:
     @property
     def _vocabulary(self) -> int | None:
         return getattr(self.model.config, "vocab_size", None)
+
+    def _served(self, rows: Any, name: str) -> tuple[Any, Any]:  # noqa: ANN401
+        """Tokenizer and rows as a headless model's checkpoint serves them: lower case where it says so, and with its prompt."""
+        if task_of(self.model) != "feature-extraction":
+            return self.tokenizer, rows
+        served = serve(self.model, self.encoder)
+        tokenizer = self.tokenizer and served.tokenizer(self.tokenizer, self.model.config)
+        return tokenizer, served.prompted(as_rows(rows, name)) if served.prompt else rows
 
     def _job(
         self,
@@ -211,7 +228,8 @@ class HeatCompressor:
     ) -> Job:
         batches = None
         if dataset is not None and config.uses_calibration:
-            batches = calibration_batches(dataset, self.tokenizer, max_length=config.sequence_length)
+            tokenizer, rows = self._served(dataset, "calibration_dataset")
+            batches = calibration_batches(rows, tokenizer, max_length=config.sequence_length)
             require_vocabulary(batches, self._vocabulary)
         return Job(self.model, config, batches, statistics, cost_model, training)
 

@@ -13,7 +13,7 @@ from transformers import TrainerState
 from heat_hf.distillation.teacher import set_attention
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.names import STATE_NAME
-from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
+from heat_hf.encoders.checkpoints.sentence_encoder import encoder_of
 from heat_hf.evaluation.tasks import task_of
 from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files
 from heat_hf.reports.compression import CompressionReport
@@ -51,7 +51,7 @@ class TrainedStudent:
         report = self.report or loaded_report(self.model)
         set_attention(self.model, False)
         with tempfile.TemporaryDirectory() as scratch:
-            files: dict[str, Path | bytes] = {**sentence_encoder(self.model.name_or_path).files}
+            files: dict[str, Path | bytes] = {**encoder_of(self.model).files}
             about = origin or origin_of(report, folder.name, task_of(self.model, bool(files)))
             about = replace(about, training=about.training or self.training)
             self.state.save_to_json(str(Path(scratch) / STATE_NAME))

@@ -148,8 +148,8 @@ class DistillationTrainer(TeachingTrainer):
             target = self.teacher(given, rows, hidden, stage.attention)
             parts = layer_losses(stage, self.args, outputs, target, given.get("attention_mask"))
             if stage.logits:
-                config = self.teacher.model.config
-                learned, taught = (output_signals(answer, given, config) for answer in (outputs, target))
+                student = unwrap_model(self.model)  # type: ignore[arg-type]
+                learned, taught = output_signals(outputs, given, student), output_signals(target, given, self.teacher.model)
                 parts |= output_losses(self.args, learned, taught, outputs.loss if by_labels else None)
         if model.training:
             for name, value in parts.items():

@@ -2,7 +2,8 @@
 
 One notion of outputs serves all distillation, the Fisher information of the loss-aware projection, and the measure of a
 compressed model without labels: for classes the Kullback-Leibler divergence of the dense model's distribution to the other's,
-for numbers half the squared distance, for a headless encoder one minus the cosine of the mean-pooled embeddings.
+for numbers half the squared distance, for a headless encoder one minus the cosine of the embeddings that it serves, or half
+their squared distance where it compares them by anything but cosines (`heat_hf.encoders.served`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from heat_hf.encoders.served import served_by
 
 MASKED = -1e30
 
@@ -32,13 +35,16 @@ class Signal:
     weights: Tensor
 
 
-def output_signals(outputs: Any, inputs: Mapping[str, Tensor], config: Any) -> list[Signal]:  # noqa: ANN401
+def output_signals(outputs: Any, inputs: Mapping[str, Tensor], model: Any) -> list[Signal]:  # noqa: ANN401
     """A model's outputs as signals: start and end of an answer, classes of sequences or tokens, numbers, embeddings.
 
     Args:
         outputs: of the model's forward pass.
         inputs: what it was given; an `attention_mask` marks padding.
-        config: the model's.
+        model: whose outputs these are; its configuration says what numbers are, and its checkpoint what embeddings are.
+
+    Raises:
+        ValueError: if the checkpoint's embeddings are made in a way that is not known.
     """
     ids = next(iter(inputs.values()))
     mask = inputs.get("attention_mask")
@@ -49,13 +55,14 @@ def output_signals(outputs: Any, inputs: Mapping[str, Tensor], config: Any) -> l
         return [Signal(positions.float().masked_fill(mask == 0, MASKED), True, rows / 2) for positions in logits]
     values = getattr(outputs, "logits", None)
     if values is None:
-        hidden = outputs[0].float()
-        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-        return [Signal(torch.nn.functional.normalize(mean, dim=-1), False, rows)]
+        return [Signal(served_by(model).compared(outputs[0].float(), mask), False, rows)]
     if values.dim() == 3:
         share = mask / mask.sum(1, keepdim=True).clamp_min(1)
         return [Signal(values[mask.bool()].float(), True, share[mask.bool()])]
-    numbers = values.shape[-1] == 1 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
+    numbers = values.shape[-1] == 1 or getattr(model.config, "problem_type", None) in (
+        "regression",
+        "multi_label_classification",
+    )
     return [Signal(values.float(), not numbers, rows)]
 
 

@@ -192,7 +192,7 @@ def _run(
             with torch.set_grad_enabled(number in probed):
                 answer = _answer(model, given, number)
                 if number in probed:
-                    outputs.add(output_signals(answer, given, model.config), sequences(batch))
+                    outputs.add(output_signals(answer, given, model), sequences(batch))
             inputs.seen.clear()
 
 

@@ -15,7 +15,7 @@ class Quality:
     """Scores networks on the same rows, between 0 and 1.
 
     Where rows have labels and the model classifies sequences, accuracy. Else agreement with the dense model: the fraction of
-    classes it also takes, or one minus the divergence of numbers and embeddings.
+    classes it also takes, or one minus the divergence of numbers and embeddings, over their mean square where that is above 1.
 
     Args:
         dense: the model before.
@@ -41,7 +41,7 @@ class Quality:
         with evaluating(model):
             for batch in self.batches:
                 inputs = model_inputs(batch, model.device)
-                signals.append(output_signals(model(**inputs), inputs, model.config))
+                signals.append(output_signals(model(**inputs), inputs, model))
         return signals
 
     def __call__(self, model: PreTrainedModel) -> float:
@@ -63,6 +63,7 @@ class Quality:
         if self.labelled:
             return float((signals[0].values.argmax(-1).cpu() == batch["labels"]).sum())
         if not signals[0].categorical:
-            return rows * (1 - min(1.0, apart))
+            size = sum(float(signal.values.square().sum(-1).mean()) for signal in reference)  # 1 for embeddings of length 1
+            return rows * (1 - min(1.0, apart / max(1.0, size)))
         pairs = zip(signals, reference, strict=True)
         return sum(float(((a.values.argmax(-1) == b.values.argmax(-1)) * a.weights).sum()) for a, b in pairs)

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of
 from heat_hf.encoders.checkpoints.storage import atomic_directory
 
+logger = logging.getLogger(__name__)
 OPSET = 18
-MODEL_NAME = "model.onnx"
-TOLERANCE = 1e-4  # of the largest output
+MODEL_NAME = "onnx/model.onnx"  # where the ONNX back-ends of sentence-transformers and Optimum look
+TOLERANCE = 1e-4  # of the largest output; weights of half precision are computed with in float32
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 EXAMPLES = ["A sentence to export with.", "And another one, which has a few more words."]
 
@@ -44,10 +46,12 @@ def export_onnx(
     folder: str | os.PathLike[str],
     int8: bool = False,
     overwrite: bool = False,
+    encoder: SentenceEncoder | None = None,
 ) -> Path:
-    """Write `model.onnx`, for any number of rows and tokens, checked in ONNX Runtime against the model itself.
+    """Write `onnx/model.onnx`, for any number of rows and tokens, checked in ONNX Runtime against the model itself.
 
-    Tokenizer and configuration are beside it; the folder appears only when the check has passed.
+    Tokenizer and configuration are in the folder, and of a sentence encoder its other modules, as sentence-transformers and
+    Optimum expect them; the folder appears only when the check has passed. A model of half precision is exported in float32.
 
     Args:
         model: a compressed or dense model.
@@ -56,6 +60,7 @@ def export_onnx(
         int8: quantize the weights of all products, per channel; activations are quantized as they come (dynamic). The float32
             model is what is checked: int8 changes the outputs on purpose.
         overwrite: whether to replace a non-empty folder.
+        encoder: what sentence-transformers has beside the Transformer; default: what is where the model was loaded from.
 
     Returns:
         The file.
@@ -63,10 +68,11 @@ def export_onnx(
     Raises:
         ImportError: if the packages of the extra "onnx" are not installed.
         OSError: if the folder cannot be written.
-        ValueError: if the model has none of the outputs `OUTPUTS`, or ONNX Runtime does not compute what the model does.
+        ValueError: if the model has none of the outputs `OUTPUTS`, cannot be written as ONNX, or ONNX Runtime does not compute
+            what the model does.
     """
     _require_packages()
-    model = model.eval()
+    model = _single_precision(model).eval()
     names = tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names)
     inputs = tokenizer(EXAMPLES, padding=True, return_tensors="pt").to(model.device)
     with torch.no_grad():
@@ -75,17 +81,34 @@ def export_onnx(
         raise ValueError(f"{type(model).__name__} has none of the outputs {', '.join(OUTPUTS)}")
     with atomic_directory(folder, overwrite) as scratch:
         path = scratch / MODEL_NAME
+        path.parent.mkdir()
         with _quiet():
             _write(_Outputs(model, names, outputs).eval(), tuple(inputs[name] for name in names), path, outputs)
         config = copy.deepcopy(model.config)
         for name in ("quantization_config", "transformers_weights"):  # of the weights that are not here
             config.__dict__.pop(name, None)
         config.save_pretrained(scratch)
+        for name, content in (encoder_of(model) if encoder is None else encoder).files.items():
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).write_bytes(content)
         tokenizer.save_pretrained(scratch)
         _check(path, tokenizer, model, outputs)
         if int8:
             _quantize(path)
     return Path(folder) / MODEL_NAME
+
+
+def _single_precision(model: Any) -> Any:  # noqa: ANN401
+    """The model itself, or its copy in float32."""
+    if model.dtype not in (torch.float16, torch.bfloat16):
+        return model
+    logger.warning("the model's %s becomes float32: ONNX Runtime has no kernels for it on most CPUs", model.dtype)
+    single = copy.deepcopy(model)
+    for tensor in (*single.parameters(), *single.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    single.config.dtype = torch.float32
+    return single
 
 
 class OnnxModel(nn.Module):
@@ -114,6 +137,7 @@ class OnnxModel(nn.Module):
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no {MODEL_NAME}: export a model there first")
         self.config = AutoConfig.from_pretrained(folder)
+        self.config._name_or_path = str(folder)
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Any:  # noqa: ANN401
@@ -155,23 +179,33 @@ def _quiet() -> Iterator[None]:
 
 def _write(module: _Outputs, inputs: tuple[Tensor, ...], path: Path, outputs: tuple[str, ...]) -> None:
     rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
-    program = torch.onnx.export(
-        module,
-        inputs,
-        dynamo=True,
-        verbose=False,
-        input_names=list(module.names),
-        output_names=list(outputs),
-        dynamic_shapes={"inputs": tuple({0: rows, 1: tokens} for _ in module.names)},
-        opset_version=OPSET,
-    )
+    try:
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            input_names=list(module.names),
+            output_names=list(outputs),
+            dynamic_shapes={"inputs": tuple({0: rows, 1: tokens} for _ in module.names)},
+            opset_version=OPSET,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ValueError(f"PyTorch cannot write {type(module.model).__name__} as ONNX: {_reason(error)}") from error
     assert program is not None
     program.save(str(path), external_data=False)
 
 
+def _reason(error: BaseException) -> str:
+    """The first line of the error that an error is about."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _check(path: Path, tokenizer: Any, model: Any, outputs: tuple[str, ...]) -> None:  # noqa: ANN401
     """Other numbers of rows and tokens than those of the export."""
-    exported = OnnxModel(path.parent)
+    exported = OnnxModel(path.parents[1])
     for texts in (["One."], ["Three rows of text.", "They are of different lengths, and this is the longest.", "Yes."]):
         inputs = tokenizer(texts, padding=True, return_tensors="pt")
         with torch.no_grad():
@@ -187,7 +221,7 @@ def _quantize(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = Path(scratch) / MODEL_NAME
+        prepared = Path(scratch) / path.name
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
         # Weights of 7 bits: on CPUs without VNNI the sum of two products of 8 bits overflows (seen: outputs without meaning).
         options = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}

@@ -24,7 +24,7 @@ def test_kept_answers_are_those_the_teacher_would_give(loader: Any) -> None:
     mask = inputs["attention_mask"]
     assert float(hidden_distance(again.hidden_states, first.hidden_states, mask)) == pytest.approx(0, abs=1e-6)
     assert float(attention_distance(again.attentions, first.attentions, mask)) == pytest.approx(0, abs=1e-6)
-    said = (output_signals(outputs, inputs, teacher.config) for outputs in (first, again))
+    said = (output_signals(outputs, inputs, teacher) for outputs in (first, again))
     assert float(divergence(*said)) == pytest.approx(0, abs=1e-6)
     short = kept({key: value[3:5, : max(LENGTHS[3:5])] for key, value in inputs.items()}, [3, 4], hidden=True)
     assert kept.hits == 10 and short.hidden_states[0].shape[1] == max(LENGTHS[3:5])

@@ -40,12 +40,13 @@ def outputs_of(kind: str, seed: int = 0) -> object:
     return Hidden([torch.randn(2, 4, 6)])
 
 
+MODEL = SimpleNamespace(config=SimpleNamespace())
 KINDS = ("question answering", "tokens", "classes", "number", "embedding")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_for_the_same_and_positive_for_another(kind: str) -> None:
-    first, second = (output_signals(outputs_of(kind, seed), INPUTS, SimpleNamespace()) for seed in (0, 1))
+    first, second = (output_signals(outputs_of(kind, seed), INPUTS, MODEL) for seed in (0, 1))
     assert float(divergence(first, first)) == pytest.approx(0, abs=1e-6)
     assert float(divergence(first, second)) > 0.01
 
@@ -55,7 +56,7 @@ def test_padding_does_not_matter(kind: str) -> None:
     first, second = outputs_of(kind), outputs_of(kind)
     values = second[0] if kind == "embedding" else getattr(second, "logits", None)
     (second.start_logits if values is None else values)[0, 3] += 5.0
-    signals = [output_signals(outputs, INPUTS, SimpleNamespace()) for outputs in (first, second)]
+    signals = [output_signals(outputs, INPUTS, MODEL) for outputs in (first, second)]
     assert float(divergence(*signals)) == pytest.approx(0, abs=1e-6)
 
 
@@ -73,7 +74,7 @@ def test_known_values() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_probes_have_the_curvature_of_the_divergence(kind: str) -> None:
     """The mean of J Jᵀ over probes is the Hessian of the summed divergence at its minimum."""
-    signals = output_signals(outputs_of(kind), INPUTS, SimpleNamespace())
+    signals = output_signals(outputs_of(kind), INPUTS, MODEL)
     values = signals[0].values
     signal = Signal(values, signals[0].categorical, signals[0].weights)
 
@@ -102,9 +103,9 @@ def test_output_moments_predict_the_divergence_of_a_small_error() -> None:
     delta = 0.02 * torch.randn_like(linear.weight)
     expected = float(0.5 * torch.trace(g @ delta.double() @ c @ delta.double().T))
     with torch.no_grad():
-        before = output_signals(model(**batches[0]), batches[0], model.config)
+        before = output_signals(model(**batches[0]), batches[0], model)
         linear.weight += delta
-        measured = float(divergence(output_signals(model(**batches[0]), batches[0], model.config), before))
+        measured = float(divergence(output_signals(model(**batches[0]), batches[0], model), before))
     assert measured / 3 < expected < measured * 3
 
 

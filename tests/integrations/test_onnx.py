@@ -114,7 +114,7 @@ def test_torch_export_and_compile_take_the_model_whole(model: Any, tokenizer: An
 def test_what_cannot_be_exported_leaves_nothing(
     model: Any, tokenizer: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no model\.onnx"):
+    with pytest.raises(FileNotFoundError, match=r"has no onnx/model\.onnx"):
         OnnxModel(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MODULES = "modules.json"
-ROOT_FILES = ("config_sentence_transformers.json", "sentence_bert_config.json")
+ROOT_FILES = ("config_sentence_transformers.json", "sentence_*_config.json")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncod
     """Look for what sentence-transformers needs in a checkpoint; empty for any other checkpoint.
 
     Args:
-        model: Hub id or folder.
+        model: Hub id or folder; of an adapter, the dense model's is taken where it has none of its own.
         **hub: revision, token, cache_dir, local_files_only.
 
     Raises:
@@ -38,22 +38,33 @@ def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncod
     """
     folder = _folder(model, hub)
     if folder is None:
-        return SentenceEncoder()
+        adapter = Path(model) / "adapter_config.json"
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path") if adapter.is_file() else None
+        return sentence_encoder(base) if base else SentenceEncoder()
     modules = json.loads((folder / MODULES).read_text())
     if not modules or not modules[0]["type"].endswith("Transformer"):
         raise ValueError(f"the first module of {model} must be a Transformer, got {modules[0]['type'] if modules else 'none'}")
     first, *rest = modules
     files = {MODULES: json.dumps([{**first, "path": ""}, *rest], indent=2).encode()}
-    for name in ROOT_FILES:
-        paths = (folder / first["path"] / name, folder / name)  # in older checkpoints, inside the Transformer's folder
-        path = next((path for path in paths if path.is_file()), None)
-        if path is not None:
-            files[name] = path.read_bytes()
+    for place in (folder, folder / first["path"]):  # in older checkpoints, inside the Transformer's folder
+        for pattern in ROOT_FILES:
+            files |= {path.name: path.read_bytes() for path in sorted(place.glob(pattern))}
     for module in rest:
         for path in sorted((folder / module["path"]).rglob("*")):
             if path.is_file():
                 files[str(path.relative_to(folder))] = path.read_bytes()
     return SentenceEncoder(first["path"], files)
+
+
+def encoder_of(model: Any) -> SentenceEncoder:  # noqa: ANN401
+    """What is beside the Transformer in the checkpoint that a model was loaded from; empty for a model made in Python.
+
+    Args:
+        model: of Transformers, or of `OnnxModel`.
+    """
+    config = getattr(model, "config", None)
+    name, revision = getattr(config, "_name_or_path", ""), getattr(config, "_commit_hash", None)
+    return sentence_encoder(name, **({"revision": revision} if revision else {})) if name else SentenceEncoder()
 
 
 def _folder(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path | None:

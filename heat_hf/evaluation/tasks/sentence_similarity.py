@@ -1,7 +1,8 @@
-"""Sentence encoders: how similar two sentences are, by the cosine of their embeddings."""
+"""Sentence encoders: how similar two sentences are, by their embeddings as the checkpoint serves and compares them."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ if TYPE_CHECKING:
 
     from heat_hf.evaluation.tasks.base import Model, Tokenizer
 
+logger = logging.getLogger(__name__)
+
 
 class SentenceSimilarity(Task):
-    """Cosine of the embeddings of two sentences; trained on sentences alone, without labels."""
+    """Similarity of the embeddings of two sentences; trained on sentences alone, without labels."""
 
     name = "sentence-similarity"
     columns = ("sentence1", "sentence2", "score")
@@ -30,8 +33,15 @@ class SentenceSimilarity(Task):
         """
         if second is None:
             raise ValueError("sentence similarity needs a second text column: the sentences to compare with")
-        vectors = sentence_embeddings(model, tokenizer, [*first, *second])
-        return (vectors[: len(first)] * vectors[len(first) :]).sum(1).tolist()
+        from heat_hf.encoders.served import served_by
+
+        served = served_by(model)
+        if served.pooled_by_default:
+            logger.warning(
+                "%s has no modules.json: embeddings are the means of tokens", getattr(model.config, "_name_or_path", "")
+            )
+        vectors = (sentence_embeddings(model, tokenizer, texts) for texts in (first, second))
+        return served.similarities(*vectors).tolist()
 
     def encode(self, rows: Any, columns: Columns, tokenizer: Tokenizer, max_length: int, stride: int) -> Any:  # noqa: ANN401
         """Token ids of the sentences in either column."""
@@ -48,20 +58,41 @@ class SentenceSimilarity(Task):
         return f'import heat_hf\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")'
 
 
-def sentence_embeddings(model: Model, tokenizer: Tokenizer, sentences: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Mean-pooled, normalized token embeddings of a headless encoder, as all-MiniLM-L6-v2 defines them.
+def sentence_embeddings(model: Model, tokenizer: Tokenizer, sentences: Sequence[str], batch_size: int = 16) -> Tensor:
+    """Embeddings of a headless encoder as its checkpoint serves them, see `heat_hf.encoders.served`.
+
+    Batches are those of sentence-transformers' evaluators, so that a model whose outputs depend on what else is in a batch, as
+    with activations in int8, gets the same score as there.
+
+    Args:
+        model: a headless encoder, or one exported to ONNX.
+        tokenizer: its tokenizer.
+        sentences: texts, without the checkpoint's prompt.
+        batch_size: rows in a batch.
 
     Returns:
-        float32 of extents (sentences, hidden size), on the CPU.
+        float32 of extents (sentences, dimensions), on the CPU.
+
+    Raises:
+        ValueError: if the checkpoint's embeddings are made in a way that is not known.
     """
+    import numpy as np
     import torch
+    from tqdm.auto import tqdm
 
-    from heat_hf.evaluation.forward import forward_rows
+    from heat_hf.encoders.served import served_by
+    from heat_hf.evaluation.forward import evaluating
 
-    pooled: list[Tensor] = [torch.empty(0)] * len(sentences)
-    for rows, inputs, output in forward_rows(model, tokenizer, sentences, batch_size=batch_size):
-        mask = inputs["attention_mask"].to(output[0].device)[..., None]
-        mean = (output[0] * mask).sum(1) / mask.sum(1).clamp_min(1)
-        for row, vector in zip(rows, torch.nn.functional.normalize(mean.float().cpu(), dim=1), strict=True):
-            pooled[row] = vector
-    return torch.stack(pooled)
+    served = served_by(model)
+    tokenizer = served.tokenizer(tokenizer, model.config)
+    order = np.argsort([-len(sentence) for sentence in sentences])
+    vectors: list[Tensor] = [torch.empty(0)] * len(sentences)
+    with evaluating(model):
+        for start in tqdm(range(0, len(order), batch_size), desc="Evaluating", unit="batch"):
+            rows = order[start : start + batch_size].tolist()
+            inputs, prompt_length = served.encode(tokenizer, [sentences[row] for row in rows])
+            inputs = inputs.to(model.device)
+            found = served(model(**inputs)[0], inputs["attention_mask"], prompt_length)
+            for row, vector in zip(rows, found.float().cpu(), strict=True):
+                vectors[row] = vector
+    return torch.stack(vectors)

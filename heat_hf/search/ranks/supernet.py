@@ -217,8 +217,8 @@ class SuperNetTrainer(TeachingTrainer):
         return torch.stack(losses).mean(), outputs
 
     def _distance(self, outputs: Any, target: Any, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
-        config = self.teacher.config
-        lost = divergence(output_signals(outputs, inputs, config), output_signals(target, inputs, config))
+        teacher = self.teacher
+        lost = divergence(output_signals(outputs, inputs, teacher), output_signals(target, inputs, teacher))
         apart = hidden_distance(outputs.hidden_states, target.hidden_states, inputs.get("attention_mask"))
         return lost + self.args.hidden_weight * apart
 
