@@ -1,4 +1,4 @@
-"""The score that `evaluate` prints is the one of sentence-transformers' own evaluator, whatever the checkpoint's modules are."""
+"""The score that `evaluate` prints is the one of sentence-transformers' own evaluator, whatever modules a checkpoint has."""
 
 from __future__ import annotations
 
@@ -56,6 +56,10 @@ def tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, model_max_length=64, model_input_names=["input_ids", "attention_mask"], **special
     )
+
+
+def saved_tokenizer(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def checkpoint(place: Path, family: str, modules: list[Any], prompt: str = "", longest: int = 9, **options: Any) -> Path:
@@ -119,7 +123,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "root of the length": ([own.Pooling(24, "mean_sqrt_len_tokens")], {"similarity_fn_name": "dot"}),
     "two beside each other": ([own.Pooling(24, ("cls", "max"))], {"similarity_fn_name": "manhattan"}),
     "dense": ([own.Pooling(24, "mean"), own.Dense(24, 10), own.Normalize()], {"similarity_fn_name": "dot"}),
-    "residual and norm": ([own.Pooling(24, "mean"), own.Dense(24, 12, use_residual=True), own.LayerNorm(12), own.Dropout(0.3)], {}),
+    "residual and norm": ([own.Pooling(24, "mean"), own.Dense(24, 9, use_residual=True), own.LayerNorm(9), own.Dropout()], {}),
     "prompt": ([own.Pooling(24, "cls")], {"prompt": "query : "}),
     "prompt not pooled": ([own.Pooling(24, "mean", include_prompt=False)], {"prompt": "query : ", "longest": 12}),
     "cut vectors": ([own.Pooling(24, "mean")], {"truncate_dim": 7}),
@@ -136,12 +140,11 @@ def test_every_kind_of_module(case: str, tmp_path: Path, capsys: Any) -> None:
     vectors = st.SentenceTransformer(str(folder), device="cpu").encode(ROWS["sentence1"])
     model = transformers.AutoModel.from_pretrained(folder)
     torch.testing.assert_close(
-        sentence_embeddings(model, tokenizer(), ROWS["sentence1"]), torch.from_numpy(vectors), atol=1e-5, rtol=1e-5
+        sentence_embeddings(model, saved_tokenizer(folder), ROWS["sentence1"]), torch.from_numpy(vectors), atol=1e-5, rtol=1e-5
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("case", ["cls", "dense"])
+@pytest.mark.parametrize(("family", "case"), zip(FAMILIES, list(CASES)[1:], strict=False))
 def test_every_family_before_after_distilled_exported_int8(family: str, case: str, tmp_path: Path, capsys: Any) -> None:
     modules, options = CASES[case]
     folder = checkpoint(tmp_path, family, modules, **options)
@@ -152,10 +155,9 @@ def test_every_family_before_after_distilled_exported_int8(family: str, case: st
     arguments = DistillationArguments(
         output_dir=str(tmp_path / "run"), max_steps=2, report_to="none", recipe="logits", use_cpu=True
     )
-    collator = transformers.DataCollatorWithPadding(tokenizer())
-    trainer = DistillationTrainer(
-        student, teacher, arguments, encode_rows(ROWS["sentence1"], tokenizer()), collator, processing_class=tokenizer()
-    )
+    words = saved_tokenizer(folder)
+    rows, collator = encode_rows(ROWS["sentence1"], words), transformers.DataCollatorWithPadding(words)
+    trainer = DistillationTrainer(student, teacher, arguments, rows, collator, processing_class=words)
     trainer.train()
     trainer.save(tmp_path / "distilled")
     agree(tmp_path / "distilled", capsys)
@@ -176,36 +178,58 @@ def test_the_fisher_is_that_of_the_served_embedding(tmp_path: Path) -> None:
     assert not any(name.startswith("_served") for name in model.state_dict())
 
 
+DENSE = {"in_features": 3, "out_features": 2}
+
+
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("kind", "file", "content", "message"),
     [
-        ({"modules.json": [{"type": "sentence_transformers.models.Transformer", "path": ""}, {"type": "mine.Pool", "path": "1"}]}, "module 'mine.Pool' that heat_hf does not know"),
-        ({"1/config.json": {"pooling_mode": "median"}}, "unknown pooling mode 'median'"),
-        ({"1/config.json": {"in_features": 3}, "kind": "Dense"}, "lacks or misstates 'out_features'"),
-        ({"1/config.json": {"in_features": 3, "out_features": 2}, "kind": "Dense"}, "has no 1/model.safetensors"),
-        ({"1/config.json": {"in_features": 3, "out_features": 2, "activation_function": "os.system"}, "kind": "Dense"}, "a module of torch.nn, got 'os.system'"),
-        ({"config_sentence_transformers.json": {"default_prompt_name": "x"}}, "default_prompt_name must be one of"),
+        ("mine.Pool", "1/config.json", {}, "module 'mine.Pool' that heat_hf does not know"),
+        ("sentence_transformers.models.CNN", "1/config.json", {}, "CNN' that heat_hf does not know; known are Pooling, Dense"),
+        ("Pooling", "1/config.json", {"pooling_mode": "median"}, "unknown pooling mode 'median'"),
+        ("Dense", "1/config.json", {"in_features": 3}, "lacks or misstates 'out_features'"),
+        ("Dense", "1/config.json", DENSE, "has no 1/model.safetensors"),
+        ("Dense", "1/config.json", {**DENSE, "activation_function": "os.system"}, "a module of torch.nn, got 'os.system'"),
+        ("Pooling", "config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name must be one of"),
+        ("Pooling", "sentence_bert_config.json", {"module_output_name": "scores"}, "must take last_hidden_state of forward"),
     ],
-)  # fmt: skip
-def test_what_is_not_known_is_refused_by_name(changed: dict[str, Any], message: str) -> None:
-    kind = changed.pop("kind", "Pooling")
+)
+def test_what_is_not_known_is_refused_by_name(kind: str, file: str, content: dict[str, Any], message: str) -> None:
     first = {"type": "sentence_transformers.models.Transformer", "path": ""}
-    files = {"modules.json": [first, {"type": f"sentence_transformers.models.{kind}", "path": "1"}], **changed}
+    kind = kind if "." in kind else f"sentence_transformers.models.{kind}"
+    files = {"modules.json": [first, {"type": kind, "path": "1"}], file: content}
     with pytest.raises(ValueError, match=message):
-        Served(SentenceEncoder(files={name: json.dumps(content).encode() for name, content in files.items()}))
+        Served(SentenceEncoder(files={name: json.dumps(value).encode() for name, value in files.items()}))
+
+
+def test_older_checkpoints_say_length_and_case_in_a_file_of_their_own(tmp_path: Path, capsys: Any) -> None:
+    folder = checkpoint(tmp_path, "bert", CASES["max"][0], longest=64)
+    settings = folder / "sentence_bert_config.json"
+    settings.write_text(json.dumps({"max_seq_length": 5, "do_lower_case": True}))
+    flags = {"word_embedding_dimension": 24, "pooling_mode_cls_token": True, "pooling_mode_lasttoken": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(flags))
+    agree(folder, capsys)
+    settings.write_text(json.dumps({"max_seq_length": 12, "do_lower_case": False}))
+    agree(folder, capsys)
+
+
+def test_a_checkpoint_without_modules_is_averaged(tmp_path: Path, capsys: Any, caplog: Any) -> None:
+    checkpoint(tmp_path, "bert", CASES["cls"][0])
+    agree(tmp_path / "plain", capsys)
+    assert "has no modules.json: embeddings are the means of tokens" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_exported_in_sentence_transformers_layout(dtype: torch.dtype, tmp_path: Path, capsys: Any) -> None:
     folder = checkpoint(tmp_path, "bert", CASES["cls"][0])
     model = transformers.AutoModel.from_pretrained(folder, dtype=dtype)
-    assert export_onnx(model, tokenizer(), tmp_path / "onnx") == tmp_path / "onnx" / MODEL_NAME
+    assert export_onnx(model, saved_tokenizer(folder), tmp_path / "onnx") == tmp_path / "onnx" / MODEL_NAME
     files = {str(path.relative_to(tmp_path / "onnx")) for path in (tmp_path / "onnx").rglob("*") if path.is_file()}
     assert {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config.json", "onnx/model.onnx"} <= files
-    vectors = sentence_embeddings(OnnxModel(tmp_path / "onnx"), tokenizer(), ROWS["sentence1"])
+    vectors = sentence_embeddings(OnnxModel(tmp_path / "onnx"), saved_tokenizer(folder), ROWS["sentence1"])
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(24))
     wanted = torch.from_numpy(st.SentenceTransformer(str(folder), device="cpu").encode(ROWS["sentence1"]))
     assert float((vectors * wanted).sum(1).min()) > (0.9999 if dtype == torch.float16 else 0.99)
     assert model.dtype == dtype
-    own_score = evaluate_task(OnnxModel(tmp_path / "onnx"), tokenizer(), "sentence-similarity", ROWS)["spearman"]
+    own_score = evaluate_task(OnnxModel(tmp_path / "onnx"), saved_tokenizer(folder), "sentence-similarity", ROWS)["spearman"]
     assert printed(tmp_path / "onnx", capsys) == pytest.approx(own_score, abs=1e-6)
