@@ -37,7 +37,7 @@ def _max(tokens: Tensor, mask: Tensor, _: Tensor) -> Tensor:
     return tokens.masked_fill(mask[..., None] == 0, float("-inf")).amax(1)
 
 
-def _weighted(tokens: Tensor, mask: Tensor, _whole: Tensor, weights: Tensor | None = None, root: bool = False) -> Tensor:
+def _weighted(tokens: Tensor, mask: Tensor, weights: Tensor | None = None, root: bool = False) -> Tensor:
     """Σ w x / Σ w over the tokens that count, or over the root of their number."""
     precise = torch.float32 if tokens.dtype in (torch.float16, torch.bfloat16) else tokens.dtype
     share = mask.to(precise) if weights is None else mask.to(precise) * weights
@@ -47,7 +47,7 @@ def _weighted(tokens: Tensor, mask: Tensor, _whole: Tensor, weights: Tensor | No
 
 def _weightedmean(tokens: Tensor, mask: Tensor, whole: Tensor) -> Tensor:
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)[None] - _first(whole)[:, None]
-    return _weighted(tokens, mask, whole, places)
+    return _weighted(tokens, mask, places)
 
 
 def _lasttoken(tokens: Tensor, mask: Tensor, _: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ def _lasttoken(tokens: Tensor, mask: Tensor, _: Tensor) -> Tensor:
 POOLINGS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "cls": lambda tokens, mask, _: _token(tokens, _first(mask)),
     "max": _max,
-    "mean": _weighted,
-    "mean_sqrt_len_tokens": lambda tokens, mask, whole: _weighted(tokens, mask, whole, root=True),
+    "mean": lambda tokens, mask, _: _weighted(tokens, mask),
+    "mean_sqrt_len_tokens": lambda tokens, mask, _: _weighted(tokens, mask, root=True),
     "weightedmean": _weightedmean,
     "lasttoken": _lasttoken,
 }  # (tokens, mask without the prompt, mask) → one vector for each row
