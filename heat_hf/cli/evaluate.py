@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import loading, show
+from heat_hf.cli.values import loading, show, with_encoder
 from heat_hf.evaluation.tasks import TASKS, evaluate_task, find_task
 
 
@@ -39,10 +39,11 @@ def run(args: argparse.Namespace) -> int:
     names = [args.model, *([args.baseline] if args.baseline else [])]
     # Where the baseline is, its name says alone.
     how = {name: loading(args) if name == args.model else {"trust_remote_code": args.trust_remote_code} for name in names}
+    how = {name: with_encoder(name, options)[0] for name, options in how.items()}
     models = {name: _load(task.model_class, name, how[name]) for name in names}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **_place(name, how[name]))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how[name])
         scores = evaluate_task(model, tokenizer, args.task, rows, args.columns)
         counted = getattr(model, "num_parameters", None)  # of an exported model there is none
         results[name] = {**scores, **({"parameters": counted()} if counted else {})}
@@ -59,15 +60,7 @@ def _load(loader: Any, name: str, how: dict[str, Any]) -> Any:  # noqa: ANN401
     from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel
 
     exported = (Path(name) / MODEL_NAME).is_file()
-    return (OnnxModel(name) if exported else loader.from_pretrained(name, **_place(name, how))).eval()
-
-
-def _place(name: str, how: dict[str, Any]) -> dict[str, Any]:
-    """How a checkpoint is loaded whose Transformer is not at its root."""
-    from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
-
-    folder = sentence_encoder(name, **{key: value for key, value in how.items() if key == "revision"}).subfolder
-    return {**how, "subfolder": folder} if folder else how
+    return (OnnxModel(name) if exported else loader.from_pretrained(name, **how)).eval()
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:

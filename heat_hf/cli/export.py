@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from heat_hf.cli import options
-from heat_hf.cli.values import loading, show
+from heat_hf.cli.values import loading, show, with_encoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,15 +22,12 @@ def run(args: argparse.Namespace) -> int:
     """Export to ONNX, with the head that the checkpoint has."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
     from heat_hf.encoders.checkpoints.storage import check_target
     from heat_hf.encoders.linears import model_class_of
     from heat_hf.integrations.onnx import OPSET, export_onnx
 
     check_target(args.output, args.overwrite)
-    how = loading(args)
-    encoder = sentence_encoder(args.model, **{key: value for key, value in how.items() if key == "revision"})
-    how |= {"subfolder": encoder.subfolder} if encoder.subfolder else {}
+    how, encoder = with_encoder(args.model, loading(args))
     model = model_class_of(AutoConfig.from_pretrained(args.model, **how)).from_pretrained(args.model, **how)
     tokenizer = AutoTokenizer.from_pretrained(args.model, **how)
     path = export_onnx(model, tokenizer, args.output, args.int8, args.overwrite, encoder)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.compression.config import HeatConfig
+    from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
     from heat_hf.encoders.statistics import Statistics
 
 
@@ -56,6 +57,14 @@ def loading(args: argparse.Namespace) -> dict[str, Any]:
     """What the options of `add_loading` ask for, as `from_pretrained` takes it; nobody is asked whether code may run."""
     given = {name: getattr(args, name) for name in ("revision", "subfolder", "code_revision") if getattr(args, name)}
     return {**given, "trust_remote_code": args.trust_remote_code}
+
+
+def with_encoder(model: str, how: dict[str, Any]) -> tuple[dict[str, Any], SentenceEncoder]:
+    """How a checkpoint is loaded, wherever it has its Transformer, and what sentence-transformers has beside it."""
+    from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
+
+    encoder = sentence_encoder(model, **{key: value for key, value in how.items() if key == "revision"})
+    return ({**how, "subfolder": encoder.subfolder} if encoder.subfolder else how), encoder
 
 
 def rows_of(args: argparse.Namespace, name: str) -> Dataset | None:
