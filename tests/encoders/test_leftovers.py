@@ -92,3 +92,22 @@ def test_two_writers_of_one_folder(tmp_path: Path) -> None:
             (early / "weights").write_text("early")
     assert (tmp_path / "model" / "weights").read_text() == "early"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_stopped_between_the_two_renames(stop: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C where the target is moved away already: it is back, and nothing is beside it."""
+    rename, moves = Path.rename, []
+
+    def stopped(self: Path, target: Path) -> Path:
+        moves.append(self)
+        if len(moves) == 2:
+            raise stop
+        return rename(self, target)
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("before")
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(stop), atomic_directory(tmp_path / "model", overwrite=True) as folder:
+        (folder / "weights").write_text("after")
+    assert [(file.name, (file / "weights").read_text()) for file in tmp_path.iterdir()] == [("model", "before")]
