@@ -232,6 +232,7 @@ class Job:
         if output is not None and output.exists() and not overwrite:
             record = RankRecord.load(output)
             require_same_key(record.key, self.key, str(output))
+            Journal(output, self.key, overwrite).clear()
             return record
         return self._search(output, overwrite)
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from heat_hf.encoders.checkpoints.storage import remove_leftovers
+
 Row = TypeVar("Row")
 
 
@@ -59,6 +61,7 @@ class Journal:
         self.wait = self.state.wait_for_everyone
         if output is None and self.processes > 1:
             raise ValueError("a search over several processes needs an output file, through which they share results")
+        self.output = output
         self.folder = None if output is None else output.with_name(f"{output.name}.partial")
         self.key = json.loads(json.dumps(key))
         self.overwrite = overwrite
@@ -73,13 +76,22 @@ class Journal:
 
     def _open(self, folder: Path) -> None:
         file = folder / "key.json"
-        if self.overwrite and file.exists() and read_key(file) != self.key:
+        # Without a key, as of a process that was killed while it removed the folder, rows may be of any search.
+        if folder.exists() and (not file.exists() or (self.overwrite and read_key(file) != self.key)):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             temporary = folder / f"key-{os.getpid()}"
             temporary.write_text(json.dumps(self.key))
             temporary.replace(file)
+
+    def clear(self) -> None:
+        """Remove what this search left if it was killed when its table was there already."""
+        if self.output is None or self.folder is None or not self.main:
+            return
+        remove_leftovers(self.output)
+        if self.folder.exists() and read_key(self.folder / "key.json") in ({}, self.key):
+            shutil.rmtree(self.folder)
 
     def read(self, row: Callable[..., Row]) -> dict[str, list[Row]]:
         """Results by task, from all processes. A line torn by a crash is as if it had not been written.

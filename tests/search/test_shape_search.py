@@ -234,6 +234,28 @@ def test_what_is_left_of_another_search_is_not_mixed_in(encoder: transformers.Pr
     assert [file.name for file in tmp_path.iterdir()] == ["table.parquet"]
 
 
+def test_rows_without_a_key_are_of_no_search(encoder: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    """A search that was killed while it removed its journal leaves them; another seed gives other rows of the same names."""
+    output, few = tmp_path / "table.parquet", ShapeSearch(formats=("low_rank",), budgets=1)
+    with pytest.raises(KeyboardInterrupt), Journal(output, {}, overwrite=False) as journal:
+        journal.write("24x24 low_rank 24:24", [Row([1], 0.9, 48, 1, 1.0, 1.0)])
+        raise KeyboardInterrupt
+    (tmp_path / "table.parquet.partial" / "key.json").unlink()
+    assert search_shapes(encoder, tokens=32, search=few, output=output) == search_shapes(encoder, tokens=32, search=few)
+
+
+def test_a_search_killed_when_its_table_was_there_leaves_nothing(
+    encoder: transformers.PreTrainedModel, tmp_path: Path
+) -> None:
+    output, few = tmp_path / "table.parquet", ShapeSearch(formats=("low_rank",), budgets=1)
+    table = search_shapes(encoder, tokens=32, search=few, output=output)
+    with pytest.raises(KeyboardInterrupt), Journal(output, table.key, overwrite=False):
+        raise KeyboardInterrupt
+    (tmp_path / ".table.parquet.heat-hf-abc").mkdir()
+    assert search_shapes(encoder, tokens=32, search=few, output=output) == table
+    assert [file.name for file in tmp_path.iterdir()] == ["table.parquet"]
+
+
 def test_bad_searches_are_refused_before_any_work(encoder: transformers.PreTrainedModel, tmp_path: Path) -> None:
     for options, message in (
         ({"formats": ()}, "formats must name at least one"),

@@ -106,13 +106,15 @@ def search_shapes(
         require_picklable(costs)
     sizes = _by_size(encoder_linears(model, modules, exclude))
     table, spaces = _empty_table(model, costs, tokens, search, sizes)
+    journal = Journal(None if output is None else Path(output), table.key, overwrite)
     if output is not None and Path(output).exists() and not overwrite:
         existing = CostTable.load(output)
         require_same_key(existing.key, table.key, str(output))
+        journal.clear()
         return existing
     tasks = [task for (size, format), space in spaces.items() for task in _tasks(size, format, space, search.budgets)]
     worker = Worker(_sampled(sizes, search), costs, tokens, search.seed)
-    with Journal(None if output is None else Path(output), table.key, overwrite) as journal:
+    with journal:
         done = _complete(table, tasks, _run(tasks, worker, workers, journal))
         if output is not None and journal.main:
             done.save(output)
