@@ -6,6 +6,7 @@ Parsing takes names alone: neither torch nor Transformers is loaded before a ver
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import signal
@@ -124,3 +125,6 @@ def _terminable() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            atexit.register(
+                signal.signal, signal.SIGINT, signal.SIG_DFL
+            )  # else a late Ctrl-C is a traceback

@@ -244,9 +244,7 @@ def test_rows_without_a_key_are_of_no_search(encoder: transformers.PreTrainedMod
     assert search_shapes(encoder, tokens=32, search=few, output=output) == search_shapes(encoder, tokens=32, search=few)
 
 
-def test_a_search_killed_when_its_table_was_there_leaves_nothing(
-    encoder: transformers.PreTrainedModel, tmp_path: Path
-) -> None:
+def test_a_search_killed_when_its_table_was_there_leaves_nothing(encoder: transformers.PreTrainedModel, tmp_path: Path) -> None:
     output, few = tmp_path / "table.parquet", ShapeSearch(formats=("low_rank",), budgets=1)
     table = search_shapes(encoder, tokens=32, search=few, output=output)
     with pytest.raises(KeyboardInterrupt), Journal(output, table.key, overwrite=False):

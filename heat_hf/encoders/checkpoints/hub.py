@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
+from heat_hf.encoders.checkpoints.storage import temporary_directory
 
 _ADVICE = {
     401: "the Hub does not accept the token: log in with `hf auth login`, or pass token",
@@ -69,8 +69,8 @@ def push_folder(
 
 def push_saved(save: Callable[[Path], None], repo_id: str, **hub: Any) -> Any:  # noqa: ANN401
     """Push what `save` writes into a scratch folder named as the repository; `hub`, result and errors as of `push_folder`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
+    with temporary_directory() as scratch:
+        folder = scratch / repo_id.rsplit("/", 1)[-1]
         save(folder)
         return push_folder(folder, repo_id, **hub)
 

@@ -78,6 +78,13 @@ def atomic_directory(target: str | os.PathLike[str], overwrite: bool) -> Iterato
         _replace(temporary, path, scratch / OLD, overwrite)
 
 
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A directory for temporary files; if the process dies, it goes with the next one's."""
+    with _scratch(Path(tempfile.gettempdir()) / "temporary") as scratch:
+        yield scratch
+
+
 def _replace(new: Path, path: Path, old: Path, overwrite: bool) -> None:
     if overwrite:
         with contextlib.suppress(FileNotFoundError):
