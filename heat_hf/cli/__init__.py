@@ -125,6 +125,4 @@ def _terminable() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            atexit.register(
-                signal.signal, signal.SIGINT, signal.SIG_DFL
-            )  # else a late Ctrl-C is a traceback
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # else a late Ctrl-C is a traceback

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
     from heat_hf.distillation.checkpoints import newest_checkpoint
     from heat_hf.encoders.batches import encode_rows
-    from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.checkpoints.storage import check_target, writing
     from heat_hf.encoders.rows import load_rows
     from heat_hf.reports.compression import CompressionReport
 
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         trainer = DistillationTrainer(
             student, teacher, training, rows, DataCollatorWithPadding(tokenizer), report, processing_class=tokenizer
         )
-        trainer.train(_checkpoint(newest_checkpoint(checkpoints), trainer.key, args.overwrite))
+        with writing(checkpoints):
+            trainer.train(_checkpoint(newest_checkpoint(checkpoints), trainer.key, args.overwrite))
     finally:
         with contextlib.suppress(OSError):  # only an empty folder goes: Trainer makes it before the first checkpoint
             checkpoints.rmdir()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from heat_hf.encoders.checkpoints.storage import remove_leftovers
+from heat_hf.encoders.checkpoints.storage import remove_leftovers, writing
 
 Row = TypeVar("Row")
 
@@ -82,7 +82,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             temporary = folder / f"key-{os.getpid()}"
-            temporary.write_text(json.dumps(self.key))
+            with writing(folder):
+                temporary.write_text(json.dumps(self.key))
             temporary.replace(file)
 
     def clear(self) -> None:
@@ -113,7 +114,7 @@ class Journal:
         """Keep the result of a task, NamedTuples."""
         if self.folder is None:
             return
-        with (self.folder / f"part-{self.state.process_index}.jsonl").open("a") as file:
+        with writing(self.folder), (self.folder / f"part-{self.state.process_index}.jsonl").open("a") as file:
             file.write(f"\n{json.dumps([name, list(rows)])}\n")  # the first break ends a line torn before
             file.flush()
             os.fsync(file.fileno())

@@ -126,3 +126,19 @@ def test_stopped_between_the_two_renames(stop: type[BaseException], tmp_path: Pa
     with pytest.raises(stop), atomic_directory(tmp_path / "model", overwrite=True) as folder:
         (folder / "weights").write_text("after")
     assert [(file.name, (file / "weights").read_text()) for file in tmp_path.iterdir()] == [("model", "before")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), Exception("No space left on device (os error 28)"),
+     RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")],
+)  # fmt: skip
+def test_a_full_disk_is_told_by_name(error: Exception, tmp_path: Path) -> None:
+    """Python, Rust's tokenizers and PyTorch each have an error of their own for it."""
+    with pytest.raises(OSError, match="cannot write .*/model: "), atomic_directory(tmp_path / "model", overwrite=False):
+        raise error
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no disk"), atomic_directory(tmp_path / "model", overwrite=False):
+        raise RuntimeError("no disk")

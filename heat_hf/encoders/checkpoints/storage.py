@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OLD = ".replaced"  # in the scratch directory: the directory whose place the new one takes
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_target(target: str | os.PathLike[str], overwrite: bool, size: int = 0) -> Path:
@@ -34,11 +37,8 @@ def check_target(target: str | os.PathLike[str], overwrite: bool, size: int = 0)
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise FileExistsError(f"{path} is not empty; pass overwrite (--overwrite) to replace it")
     parent = next(folder for folder in path.parents if folder.exists())
-    try:
-        with _scratch(parent / path.name):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write into {parent}: {error.strerror}") from error
+    with _scratch(parent / path.name):
+        pass
     free = shutil.disk_usage(parent).free
     if free < size:
         raise OSError(f"{parent} has {free / 2**20:.0f} MiB free, the result needs {size / 2**20:.0f} MiB")
@@ -79,6 +79,24 @@ def atomic_directory(target: str | os.PathLike[str], overwrite: bool) -> Iterato
 
 
 @contextmanager
+def writing(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Tell what a full disk did, in the block, to what will be at `target`: each library has an error of its own for it.
+
+    Raises:
+        OSError: instead of such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = next((code for code in FULL if os.strerror(code) in str(error)), None)
+        if "inline_container" in str(error):  # PyTorch's writer, which does not say why it failed
+            code = errno.EIO
+        if code is None:
+            raise
+        raise OSError(code, f"cannot write {os.fspath(target)}: {os.strerror(code)}") from error
+
+
+@contextmanager
 def temporary_directory() -> Iterator[Path]:
     """A directory for temporary files; if the process dies, it goes with the next one's."""
     with _scratch(Path(tempfile.gettempdir()) / "temporary") as scratch:
@@ -105,7 +123,10 @@ def _scratch(target: Path) -> Iterator[Path]:
     """
     remove_leftovers(target)
     while True:
-        scratch = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        try:
+            scratch = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write into {target.parent}: {error.strerror}") from error
         try:
             lock = os.open(scratch, os.O_RDONLY)
         except FileNotFoundError:  # another process took it for left over before it was locked
@@ -115,7 +136,8 @@ def _scratch(target: Path) -> Iterator[Path]:
             break
         os.close(lock)
     try:
-        yield scratch
+        with writing(target):
+            yield scratch
     finally:
         with contextlib.suppress(OSError):
             _discard(scratch, target)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from heat_hf.encoders.checkpoints.storage import atomic_file
+from heat_hf.encoders.checkpoints.storage import atomic_file, writing
 from heat_hf.encoders.linears import swap_module
 from heat_hf.formats import Rank, TensorShape, get_format
 from heat_hf.formats.decomposition import decompose, rank_errors
@@ -92,7 +92,8 @@ def train_supernet(
         in_folder = replace(arguments, output_dir=checkpoints)
         trainer = SuperNetTrainer(supernet, teacher, args=in_folder, train_dataset=rows, data_collator=collator)
         last = get_last_checkpoint(checkpoints) if Path(checkpoints).is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        with writing(folder):
+            trainer.train(resume_from_checkpoint=last)
         if trainer.is_world_process_zero():
             with atomic_file(done) as file:
                 save_file({name: parameter.detach().contiguous() for name, parameter in cores.items()}, file)
