@@ -135,7 +135,7 @@ def test_stopped_between_the_two_renames(stop: type[BaseException], tmp_path: Pa
 )  # fmt: skip
 def test_a_full_disk_is_told_by_name(error: Exception, tmp_path: Path) -> None:
     """Python, Rust's tokenizers and PyTorch each have an error of their own for it."""
-    with pytest.raises(OSError, match="cannot write .*/model: "), atomic_directory(tmp_path / "model", overwrite=False):
+    with pytest.raises(OSError, match=r"cannot write .*/model: "), atomic_directory(tmp_path / "model", overwrite=False):
         raise error
 
 
