@@ -72,6 +72,7 @@ class Place:
         said = self.folder.with_name(f"{self.folder.name}.said")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder / "tmp"), **self.environment}
         command = [*AS_A_USER, sys.executable, "-m", "heat_hf.cli", *arguments]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is deaf to it
         with said.open("w") as errors:
             process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=errors, env=environment, start_new_session=True
