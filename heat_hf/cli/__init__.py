@@ -97,7 +97,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "heat-hf") -> int:
 
 
 def _tell(prog: str, text: str, code: int) -> int:
-    print(f"{prog}: {' '.join(text.split())}", file=sys.stderr)
+    line = f"{prog}: {' '.join(text.split())}"
+    bars = sys.modules.get("tqdm")
+    if bars is None:
+        print(line, file=sys.stderr)
+    else:
+        bars.tqdm.write(line, file=sys.stderr)  # on a line of its own, also where a bar of another thread is on the last one
     return code
 
 
