@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
-    from heat_hf.distillation.checkpoints import newest_checkpoint
     from heat_hf.encoders.batches import encode_rows
     from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.resuming import newest_checkpoint
     from heat_hf.encoders.rows import load_rows
     from heat_hf.reports.compression import CompressionReport
 
@@ -86,7 +86,7 @@ def _checkpoint(newest: Path | None, key: Mapping[str, Any], overwrite: bool) ->
     """Where to go on from; with `overwrite`, another training's checkpoints go."""
     import shutil
 
-    from heat_hf.distillation.checkpoints import require_training
+    from heat_hf.encoders.resuming import require_training
 
     if newest is None:
         return None
