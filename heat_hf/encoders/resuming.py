@@ -40,15 +40,19 @@ def training_key(student: Any, teacher: Any, args: TrainingArguments, rows: Any)
     adapters = {
         name for name, parameter in student.named_parameters() if parameter.requires_grad and hasattr(student, "peft_config")
     }
-    arguments: dict[str, Any] = args.to_dict()
     key = {
         "student": tensors_digest(tensor for name, tensor in student.state_dict().items() if name not in adapters),
         "teacher": tensors_digest(teacher.state_dict().values()),
         "training rows": data_digest(rows[row] for row in range(len(rows))) if sized else None,
         "number of processes": args.world_size,
-        **{name: value for name, value in arguments.items() if not name.startswith(_IMMATERIAL)},
+        **deciding(args),
     }
     return json.loads(json.dumps(key, default=str))  # type: ignore[no-any-return]
+
+
+def deciding(args: TrainingArguments) -> dict[str, Any]:
+    """Those of the arguments that decide what a training ends with."""
+    return {name: value for name, value in args.to_dict().items() if not name.startswith(_IMMATERIAL)}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

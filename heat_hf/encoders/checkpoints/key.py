@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
-def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: str, what: str = "search") -> None:
+def require_same_key(
+    key: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    path: str,
+    what: str = "search",
+    remedy: str = "start anew with overwrite (--overwrite)",
+) -> None:
     """Make sure that what was found is of the search, or whatever it is, wanted, in all that `wanted` names.
 
     Raises:
@@ -18,7 +24,7 @@ def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: st
         if key.get(name) != value:
             raise ValueError(
                 f"{path} holds another {what}: its {name} is {key.get(name)!r}, wanted is {value!r}; "
-                f"name another output, or start anew with overwrite (--overwrite)"
+                f"name another output, or {remedy}"
             )
 
 
