@@ -91,6 +91,14 @@ def test_a_recipe_without_labels_and_again(minilm: str, tmp_path: Path) -> None:
     assert row["train_rows"] == len(SENTENCES) - 1
     again = run(options.parse(argv))  # all parts are there, nothing is trained again
     assert again["score"] == row["score"]
+    for option, value in (
+        ("--learning_rate", "1e-5"),
+        ("--target_params_ratio", "0.3"),
+        ("--max_length", "16"),
+        ("--seed", "8"),
+    ):
+        with pytest.raises(ValueError, match=f"out holds another run: its {option[2:]} is .*, wanted is .*or remove it"):
+            run(options.parse([*argv, option, value]))
     assert 'SentenceTransformer("out")' in (output / "model" / "README.md").read_text()
     assert (output / "model" / "1_Pooling" / "config.json").is_file(), "it stays a sentence encoder"
 

@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
-    from heat_hf.distillation.checkpoints import newest_checkpoint
     from heat_hf.encoders.batches import encode_rows
-    from heat_hf.encoders.checkpoints.storage import check_target, writing
+    from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.resuming import newest_checkpoint
     from heat_hf.encoders.rows import load_rows
     from heat_hf.reports.compression import CompressionReport
 
@@ -69,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
         trainer = DistillationTrainer(
             student, teacher, training, rows, DataCollatorWithPadding(tokenizer), report, processing_class=tokenizer
         )
-        with writing(checkpoints):
-            trainer.train(_checkpoint(newest_checkpoint(checkpoints), trainer.key, args.overwrite))
+        trainer.train(_checkpoint(newest_checkpoint(checkpoints), trainer.key, args.overwrite))
     finally:
         with contextlib.suppress(OSError):  # only an empty folder goes: Trainer makes it before the first checkpoint
             checkpoints.rmdir()
@@ -87,7 +86,7 @@ def _checkpoint(newest: Path | None, key: Mapping[str, Any], overwrite: bool) ->
     """Where to go on from; with `overwrite`, another training's checkpoints go."""
     import shutil
 
-    from heat_hf.distillation.checkpoints import require_training
+    from heat_hf.encoders.resuming import require_training
 
     if newest is None:
         return None

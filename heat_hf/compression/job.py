@@ -19,6 +19,7 @@ from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached, report_of
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
+from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import block_of, encoder_linears, resolve_names, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
@@ -29,7 +30,7 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
-from heat_hf.search.journal import Journal, require_same_key
+from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
 from heat_hf.search.ranks.problem import Problem, Training
 from heat_hf.search.ranks.space import Costs, Matrix, Settings

@@ -11,32 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from heat_hf.encoders.checkpoints.key import read_key, require_same_key
 from heat_hf.encoders.checkpoints.storage import remove_leftovers, writing
 
 Row = TypeVar("Row")
-
-
-def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: str, what: str = "search") -> None:
-    """Make sure that what was found is of the search, or whatever it is, wanted, in all that `wanted` names.
-
-    Raises:
-        ValueError: if it is not; the message says in what they differ.
-    """
-    for name, value in wanted.items():
-        if key.get(name) != value:
-            raise ValueError(
-                f"{path} holds another {what}: its {name} is {key.get(name)!r}, wanted is {value!r}; "
-                f"name another output, or start anew with overwrite (--overwrite)"
-            )
-
-
-def read_key(file: Path) -> dict[str, Any]:
-    """The key; an empty one, which nothing has, if the file is damaged or not there."""
-    try:
-        key = json.loads(file.read_text())
-    except (ValueError, FileNotFoundError):
-        return {}
-    return key if isinstance(key, dict) else {}
 
 
 class Journal:

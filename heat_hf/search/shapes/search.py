@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.linears import encoder_linears, weights_digest
 from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import cost_model
 from heat_hf.hardware.protocol import CostModel
-from heat_hf.search.journal import Journal, require_same_key
+from heat_hf.search.journal import Journal
 from heat_hf.search.shapes.space import ShapeSpace, check_orders, long_modes, shape_space
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
 from heat_hf.search.shapes.worker import Row, Task, Worker, require_picklable, results
