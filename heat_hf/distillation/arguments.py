@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers.trainer_utils import HubStrategy
 
@@ -75,6 +75,10 @@ class DistillationArguments(TeachingArguments):
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy != HubStrategy.END:
             raise ValueError(f"hub_strategy must be end: checkpoints are not pushed, got {strategy.value}")
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{own.name} must be finite, got {value}")
         self._check_numbers()
         if any(stage.by_layer for stage in self.stages) and not self.attention_weight + self.hidden_weight:
             raise ValueError("attention_weight and hidden_weight are both 0: the first stage would have nothing to do")
