@@ -51,6 +51,7 @@ class DistillationArguments(TeachingArguments):
     num_train_epochs: float = field(default=EPOCHS, metadata={"help": "epochs of all stages together"})
     per_device_train_batch_size: int = field(default=BATCH_SIZE, metadata={"help": "rows in a batch"})
     save_steps: float = field(default=SAVE_STEPS, metadata={"help": "steps between checkpoints"})
+    logging_steps: float = field(default=0.02, metadata={"help": "steps between log lines, below 1 a fraction of all"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of a stage until its peak, below 1 a fraction of it"})
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "only end: checkpoints are not pushed"})
     recipe: str = field(default="two-stage", metadata={"help": f"one of {', '.join(RECIPES)}"})

@@ -36,6 +36,8 @@ def test_distill_trains_and_saves(checkpoint: Path, capsys: pytest.CaptureFixtur
     assert any(not a.equal(b) for a, b in zip(after.parameters(), before.parameters(), strict=True))
     assert (out / "heat_report.json").read_text() == (student / "heat_report.json").read_text()
     assert not out.with_name("distilled.checkpoints").exists()
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4] and (out / "training.png").is_file()
     assert main([*command, "--output", str(out)]) == 2
     assert "distilled" in capsys.readouterr().err
 

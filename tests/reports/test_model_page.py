@@ -58,7 +58,7 @@ def test_the_page_has_scores_training_and_what_stands_beside(folder: Path) -> No
     assert [own["name"] for own in data["models"]] == ["small", "large"]
     assert data["models"][1]["scores"] == {"SST-2 validation, accuracy": 0.89}
     assert set(data["training"]["parts"]) == {"attention", "hidden", "divergence", "cross_entropy"}
-    assert data["training"]["stages"] == [3]
+    assert data["training"]["stages"] == [3] and data["training"]["steps"] == 4
 
 
 def test_energies_by_level_add_up_to_the_report(folder: Path) -> None:
@@ -115,7 +115,8 @@ def test_the_pictures_follow_the_choices(folder: Path, tmp_path: Path) -> None:
     """
     found = run_page(report_page(folder / "small", [folder / "large"]), script, tmp_path)
     assert (found["rows"], found["cells"], found["models"], found["tensors"]) == (6, 3, 2, 12)
-    assert found["measures"] == ["rank", "parameters / dense", "EDP / dense", "MACs / dense", "weight error"]
+    errors = ["weight error, before training"]
+    assert found["measures"] == ["rank", "parameters / dense", "EDP / dense", "MACs / dense", *errors]
     assert found["note"].endswith("of 12.")
     assert found["curves"] == [1 + 4, 2 + 2 + 2 + 2], "axes and four parts, each of two steps"
     first = CompressionReport.load(folder / "small").tensors[0]
@@ -143,6 +144,41 @@ def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytes
     missing = str(tmp_path / "nothing")
     assert main(["report", small, "--beside", missing, "--output", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_a_training_without_logged_losses_is_still_said(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "small", tmp_path / "quiet")
+    state = tmp_path / "quiet" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "log_history": [{"train_loss": 1.0, "step": 4}]}))
+    found = run_page(report_page(tmp_path / "quiet"), 'out.curves = text("curvesNote");', tmp_path)
+    assert found == {"curves": "Distilled in 4 steps; its losses were not logged."}
+
+
+def test_errors_of_a_distilled_model_are_those_before_training(folder: Path, tmp_path: Path) -> None:
+    texts = ["one two three", "four five"] * 12
+    both = {}
+    for name, rows in (("trained", folder / "small"), ("not trained", folder / "small-untrained")):
+        shutil.copytree(rows, tmp_path / name)
+        report = tmp_path / name / "heat_report.json"
+        data = json.loads(report.read_text())
+        data["tensors"] = [{**tensor, "output_error": 0.25} for tensor in data["tensors"]]
+        report.write_text(json.dumps({**data, "calibration_rows": len(texts)}))
+        (tmp_path / name / "README.md").unlink()  # no scores: the view shows errors
+        both[name] = tmp_path / name
+    script = """
+      const titles = element => element.children.flatMap(c => c.name === "title" ? [c.textContent] : titles(c));
+      out.heads = ids.get("head").children.map(c => c.textContent);
+      out.up = ids.get("y").children.map(c => c.textContent);
+      out.marks = titles(ids.get("pareto")).map(text => text.split("\\n").at(-1));
+    """
+    found = run_page(report_page(both["not trained"], [both["trained"]]), script, tmp_path)
+    assert found["heads"][-2:] == ["weight error", "output error"]
+    assert found["up"] == ["error of the outputs on the calibration data, before training"]
+    measured = "error of the outputs on the calibration data{}: 0.25"
+    assert found["marks"] == [measured.format(""), measured.format(", before training")]
+    found = run_page(report_page(both["trained"]), script, tmp_path)
+    assert found["heads"][-2:] == ["weight error, before training", "output error, before training"]
+    assert all(label.endswith(", before training") for label in found["up"])
 
 
 @pytest.mark.slow
