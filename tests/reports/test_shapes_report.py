@@ -171,7 +171,7 @@ def test_figure_7_is_a_picture_with_the_selected_settings(table: CostTable, size
 
     draw_figure_7(table, size, tmp_path / "figure.png")
     image = imread(tmp_path / "figure.png")
-    assert image.shape[0] > 1000 and image.shape[1] > 1500 and image[..., :3].std() > 0.02
+    assert image.shape[0] > 2000 and image.shape[1] > 1000 and image[..., :3].std() > 0.02
     figure = figures[0]
     assert f"some/model, {size}, 16 tokens, simba-l\n{len(table.of(size))} candidates" in figure.get_suptitle()
     boxes, _ = labels_and_points(figure, table, size)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.reports.figures.style import save_figure, tidy_axes
+from heat_hf.reports.figures.style import WIDEST, save_figure, tidy_axes
 from heat_hf.reports.shapes import (
     ANY,
     MEASURES,
@@ -57,8 +57,8 @@ def draw_figure_7(table: CostTable, size: str, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     best = front(table.of(size))
-    figure = Figure(figsize=(15, 12), layout="constrained")
-    (choice, shapes), (space, ratios) = figure.subplots(2, 2, width_ratios=(1.15, 1), height_ratios=(1, 1.05))
+    figure = Figure(figsize=(9, 21), layout="constrained")
+    choice, shapes, space, ratios = figure.subplots(4, 1)
     note = f"{len(table.of(size)):,} candidates, {len(best)} of them on the front of error, ratio, energy and latency"
     figure.suptitle(f"{_title(table, size)}\n{note}", parse_math=False, fontsize=13)
     _draw_shapes(shapes, table, size)
@@ -183,7 +183,7 @@ def _draw_shapes(axes: Axes, table: CostTable, size: str) -> None:
         lines = _shape_notes(format, space, orders)
         axes.text(0, row - 0.17, lines[0], va="bottom", weight="bold", fontsize=10, color=colours[format])
         axes.text(0, row + 0.17, lines[1], va="top", fontsize=9)
-    axes.set_ylim(len(spaces), -0.4)
+    axes.set_ylim(len(spaces) + 0.4, -0.4)  # the legend has its room below the last notes
     axes.set_xlim(0, 1)
     axes.set_yticks([])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
@@ -283,7 +283,7 @@ def draw_figure_2(table: CostTable, size: str, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     points = table.of(size)
-    figure = Figure(figsize=(13, 6), layout="constrained")
+    figure = Figure(figsize=(WIDEST, 5.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     dense = dense_candidate(table, size)
     for axes, name in zip(panels, ("MACs", "parameters"), strict=True):
