@@ -12,6 +12,7 @@ from typing import Any
 from heat_hf.encoders.checkpoints.names import CARD_NAME, STATE_NAME
 from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware import units
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
 from heat_hf.hardware.cascade import Cascade, join
 from heat_hf.reports.card import HARDWARE_METRICS, OF_DENSE, origin_of
@@ -143,9 +144,11 @@ def _levels(report: CompressionReport) -> dict[str, Any] | None:
     ways = _cascades(report, costs)
     return {
         "names": names,
+        "units": {"energy": units.ENERGY.name, "time": units.TIME.name},
         "technology": accelerator.technology.strip(),
         "energy": {
-            way: [cascade.energy_by_level_pJ.get(level, 0.0) * 1e-6 for level in names] for way, cascade in ways.items()
+            way: [units.ENERGY.of(cascade.energy_by_level_pJ.get(level, 0.0)) for level in names]
+            for way, cascade in ways.items()
         },
         "time": {way: _times(cascade, names) for way, cascade in ways.items()},
     }
@@ -163,8 +166,8 @@ def _cascades(report: CompressionReport, costs: AnalyticModel) -> dict[str, Casc
 
 
 def _times(cost: Cascade, names: Sequence[str]) -> list[float]:
-    """µs by what limits a step."""
-    return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * cost.seconds * 1e6 for level in names]
+    """By what limits a step."""
+    return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * units.TIME.of(cost.seconds) for level in names]
 
 
 def _training(model: str | os.PathLike[str]) -> dict[str, Any] | None:

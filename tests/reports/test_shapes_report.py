@@ -91,7 +91,7 @@ def test_text_names_what_was_searched_and_what_is_selected(table: CostTable) -> 
         "1,234", "2", f"3 degenerate, 4 not of the highest entropy, 5 {NO_MAPPING}", "2", "1"
     ]  # fmt: skip
     assert row(space, "8x8", "all")[2:] == ["1,242", "3", "", "4", "3"]
-    low_rank = ["8:8", "2", "0.3000", "0.5000", "0.00", "0.000", "0.400", "1.6e-07", "0.160"]
+    low_rank = ["8:8", "2", "0.3000", "0.5000", "0.00", "0.000", "0.400", "1.6e-10", "0.160"]
     assert row(selected, "8x8", "low_rank")[2:] == low_rank
     assert row(selected, "8x8", "any: low_rank")[2:] == low_rank
     assert row(selected, "8x16", "any: cp")[2:4] == ["8:4x4", "3"]

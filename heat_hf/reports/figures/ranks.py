@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heat_hf.encoders.linears import block_of, kind_of
+from heat_hf.hardware import units
 from heat_hf.reports.figures.style import COLOURS, WIDEST, save_figure, tidy_axes
 from heat_hf.reports.ranks import RankRecord, rank_text
 
@@ -52,7 +53,7 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
         axes.set_xlabel("block")
         axes.set_title(
             f"{variant.name}: {variant.measure} ×{variant.edp_ratio:.3f}, parameters ×{variant.params_ratio:.3f}"
-            + ("" if variant.seconds is None else f", {variant.seconds * 1e6:.0f} µs"),
+            + ("" if variant.seconds is None else f", {units.TIME.of(variant.seconds):.0f} {units.TIME.name}"),
             fontsize=10,
         )
     figure.colorbar(drawn, ax=panels.tolist(), label="share of the parameters kept", pad=0.02)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.hardware import units
 from heat_hf.reports.figures.style import WIDEST, save_figure, tidy_axes
 from heat_hf.reports.shapes import (
     ANY,
@@ -34,9 +35,9 @@ _GREYS = ("#BDBDBD", "#D9D9D9", "#8C8C8C", "#595959")
 LABELS = {
     "error": "error ‖W − W′‖ / ‖W‖",
     "ratio": "compression ratio (parameters / those of the matrix)",
-    "energy": "energy (µJ)",
-    "latency": "latency (µs)",
-    "EDP": "EDP (nJ·s)",
+    "energy": f"energy ({units.ENERGY.name})",
+    "latency": f"latency ({units.TIME.name})",
+    "EDP": f"EDP ({units.EDP.name})",
     "MACs": "MACs",
     "parameters": "parameters",
 }
@@ -120,7 +121,7 @@ def _legend(figure: Figure, axes: Axes, table: CostTable, size: str, best: bool 
 
 def _draw_choice(axes: Axes, table: CostTable, size: str, best: Sequence[Candidate]) -> list[Annotation]:
     """Error against EDP, and the knees with their shapes and ranks; the labels of these."""
-    dense = table.sizes[size].dense_edp * 1e9
+    dense = units.EDP.of(table.sizes[size].dense_edp)
     _scatter(axes, table, size, "EDP", "error", dense)
     _draw_front(axes, table, best, "EDP", "error", dense)
     axes.scatter([1], [0], marker="*", s=160, c="black", zorder=4, clip_on=False)
@@ -235,12 +236,12 @@ def _draw_space(axes: Axes, table: CostTable, size: str, best: Sequence[Candidat
     for points, edge in (([c for c in table.of(size) if id(c) not in on_front], "none"), (best, "black")):
         ordered = sorted(points, key=lambda c: -c.ratio)  # small marks on top of large ones
         drawn = axes.scatter(
-            [c.seconds * 1e6 for c in ordered], [MEASURES["energy"](c) for c in ordered],
+            [MEASURES["latency"](c) for c in ordered], [MEASURES["energy"](c) for c in ordered],
             s=[_area(c.ratio) for c in ordered], c=[c.error for c in ordered], cmap="viridis", vmin=0, vmax=1,
             alpha=0.75, edgecolors=edge, linewidths=0.9,
         )  # fmt: skip
     star = axes.scatter(
-        [info.dense_seconds * 1e6], [MEASURES["energy"](dense_candidate(table, size))],
+        [units.TIME.of(info.dense_seconds)], [MEASURES["energy"](dense_candidate(table, size))],
         s=260, c="red", edgecolors="white", marker="*", zorder=4, label="dense layer",
     )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel=LABELS["latency"], ylabel=LABELS["energy"])
