@@ -12,6 +12,7 @@ from typing import Any
 
 from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.hardware import units
 from heat_hf.hardware.cost import EDP, TIME, Cost
 from heat_hf.reports.text import text_table
 
@@ -45,11 +46,11 @@ class Compared:
 
     def rows(self) -> list[tuple[str, str, float, float]]:
         """What is known, as (figure, unit, dense, now) in units that people read."""
-        rows = [(TIME, "ms", self.dense.seconds * 1e3, self.now.seconds * 1e3)]
+        rows = [(TIME, units.TIME.name, *map(units.TIME.of, (self.dense.seconds, self.now.seconds)))]
         if self.now.energy_pJ is None or self.dense.energy_pJ is None:
             return rows
-        energy = ("energy", "mJ", self.dense.energy_pJ * 1e-9, self.now.energy_pJ * 1e-9)
-        return [(EDP, "µJ·s", self.dense.edp * 1e6, self.now.edp * 1e6), energy, *rows]
+        energy = ("energy", units.ENERGY.name, *map(units.ENERGY.of, (self.dense.energy_pJ, self.now.energy_pJ)))
+        return [(EDP, units.EDP.name, *map(units.EDP.of, (self.dense.edp, self.now.edp))), energy, *rows]
 
     def __add__(self, other: Compared) -> Compared:
         return Compared(self.now + other.now, self.dense + other.dense)

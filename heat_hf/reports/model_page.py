@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, STATE_NAME
 from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware import units
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
 from heat_hf.hardware.cascade import Cascade, join
 from heat_hf.reports.card import HARDWARE_METRICS, OF_DENSE, origin_of
@@ -38,12 +39,11 @@ def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLik
 def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
     """What the page shows; totals in the units of the report. See `report_page`."""
     report, name = CompressionReport.from_pretrained(model), _name(model)
-    scores = _scores(model)
-    others = []
+    models = [_model(model, report)]
     for other in beside:
         other_report = CompressionReport.from_pretrained(other)
         _require_comparable(report, other_report, other)
-        others.append(_model(_name(other), other_report, _scores(other)))
+        models.append(_model(other, other_report))
     origin = origin_of(report, name)
     return {
         "name": name,
@@ -55,12 +55,12 @@ def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[
         "calibration_rows": report.calibration_rows,
         "version": report.heat_version,
         "colours": list(COLOURS),
-        "scores": scores,
+        "scores": _scores(model),
         "totals": _totals(report),
         "tensors": [_tensor(tensor, report.calibration_rows > 0) for tensor in report.tensors],
         "levels": _levels(report),
         "training": _training(model),
-        "models": [_model(name, report, scores), *others],
+        "models": models,
     }
 
 
@@ -144,9 +144,11 @@ def _levels(report: CompressionReport) -> dict[str, Any] | None:
     ways = _cascades(report, costs)
     return {
         "names": names,
+        "units": {"energy": units.ENERGY.name, "time": units.TIME.name},
         "technology": accelerator.technology.strip(),
         "energy": {
-            way: [cascade.energy_by_level_pJ.get(level, 0.0) * 1e-6 for level in names] for way, cascade in ways.items()
+            way: [units.ENERGY.of(cascade.energy_by_level_pJ.get(level, 0.0)) for level in names]
+            for way, cascade in ways.items()
         },
         "time": {way: _times(cascade, names) for way, cascade in ways.items()},
     }
@@ -164,27 +166,29 @@ def _cascades(report: CompressionReport, costs: AnalyticModel) -> dict[str, Casc
 
 
 def _times(cost: Cascade, names: Sequence[str]) -> list[float]:
-    """µs by what limits a step."""
-    return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * cost.seconds * 1e6 for level in names]
+    """By what limits a step."""
+    return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * units.TIME.of(cost.seconds) for level in names]
 
 
 def _training(model: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Parts of the loss over the steps, and where stages start; None if the model was not distilled."""
+    """Steps, parts of the loss over them, and where stages start; None if the model was not distilled."""
     path = _beside_the_weights(model, STATE_NAME)
     if path is None:
         return None
-    parts, starts = loss_curves(json.loads(path.read_text()).get("log_history", []))
-    return {"parts": parts, "stages": starts} if parts else None
+    state = json.loads(path.read_text())
+    parts, starts = loss_curves(state.get("log_history", []))
+    return {"steps": state.get("global_step", 0), "parts": parts, "stages": starts}
 
 
-def _model(name: str, report: CompressionReport, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _model(model: str | os.PathLike[str], report: CompressionReport) -> dict[str, Any]:
     cost = report.hardware
     return {
-        "name": name,
+        "name": _name(model),
         "edp": None if cost is None else cost.ratio,
         "params": report.params_ratio,
         "output_error": report.output_error,
-        "scores": {score["label"]: score["now"] for score in scores},
+        "trained": _beside_the_weights(model, STATE_NAME) is not None,
+        "scores": {score["label"]: score["now"] for score in _scores(model)},
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.hardware import units
 from heat_hf.reports.text import text_table
 from heat_hf.search.ranks.variants import Variant
 
@@ -34,7 +35,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
         f"{variant.edp_ratio:.4f}",
         f"{1 / variant.edp_ratio:.2f}×",
         f"{variant.params_ratio:.3f}",
-        "" if variant.seconds is None else f"{variant.seconds * 1e6:.1f}",
+        "" if variant.seconds is None else f"{units.TIME.of(variant.seconds):.1f}",
         str(sum(setting is None for setting in variant.settings.values())),
         "" if variant.expected_divergence is None else f"{variant.expected_divergence:.5f}",
         "" if variant.predicted_accuracy is None else f"{variant.predicted_accuracy:.4f}",
@@ -84,7 +85,7 @@ class RankRecord:
             self.variants[0].measure,
             "gain",
             "params",
-            "time, µs",
+            f"time, {units.TIME.name}",
             "dense",
             "expected divergence",
             "predicted accuracy",

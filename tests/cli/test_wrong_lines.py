@@ -14,7 +14,7 @@ import pytest
 from heat_hf.cli import build_parser, main
 
 NUMBERS = ("many", "", "nan", "-3", "0", "9" * 400, "1e999", "0x10", "1.5e", "None", "١٢٣x", "inf", "1\n2")
-ELSEWHERE = {"evaluate", "distill"}  # their ranges have tests of their own
+ELSEWHERE = {"evaluate"}  # its ranges have tests of their own
 CHECKED = (  # by the verbs themselves, before anything is loaded
     ("compress m --target-params-ratio 0.5", "--output"),
     ("compress m --decomposition svd --rank 2 --output o", "decomposition"),
@@ -33,6 +33,8 @@ CHECKED = (  # by the verbs themselves, before anything is loaded
     ("cost --gemm 1x2x3 --objective beauty", "objective"),
     ("cost --matrix 10x10 --format cp --rank x", "--rank"),
     ("search ranks m --rank-search pareto --output o --target-edp-ratio 0.5", "--rank-search"),
+    ("distill m --teacher t --train-file f --output o --early-stopping-patience 2", "--eval-file"),
+    ("distill m --teacher t --train-file f --output o --arguments nonsense=1", "--arguments"),
     ("report a b c", "TABLE"),
     ("report shapes no.parquet", "no.parquet"),
     ("report ranks no.json", "no.json"),
