@@ -103,11 +103,11 @@ def _kind(value: Any) -> str:
     return "number" if number else type(value).__name__
 
 
-def changed(file: Path, change: Callable[[Any], Any]) -> None:
-    """Write a JSON file again: with what a function returns, or has done to its content."""
+def changed(file: Path, change: Callable[[Any], object]) -> None:
+    """Write a JSON file again, with what a function does to its content."""
     content = json.loads(file.read_text())
-    result = change(content)
-    _put(file, json.dumps(content if result is None else result, indent=2).encode())
+    change(content)
+    _put(file, json.dumps(content, indent=2).encode())
 
 
 def _wrong(file: Path, rng: random.Random) -> None:
@@ -143,7 +143,11 @@ JSON: dict[str, Damage] = {"wrong value": _wrong, "deep": _deep, "huge": _huge, 
 
 def _setting(change: Callable[[dict[str, Any], random.Random], Any]) -> Damage:
     """Of the quantization_config."""
-    return lambda folder, rng: changed(folder / "config.json", lambda content: change(content["quantization_config"], rng))
+
+    def damage(folder: Path, rng: random.Random) -> None:
+        changed(folder / "config.json", lambda content: change(content["quantization_config"], rng))
+
+    return damage
 
 
 def _one(quantization: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, Any]]:

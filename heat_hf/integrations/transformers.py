@@ -53,7 +53,7 @@ class HeatQuantizer(HfQuantizer):
                     setting, linear.bias is not None, self.quantization_config.tokens, dtype=linear.weight.dtype
                 )
             swap_module(model, linear, layer)
-        self._names = saved_names(model, kwargs.get("checkpoint_files") or ())
+        self._names = saved_names(model, kwargs.get("checkpoint_files") or (), self.quantization_config.checksum)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
