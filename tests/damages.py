@@ -260,7 +260,9 @@ def _value(tensors: dict[str, torch.Tensor], name: str, rng: random.Random) -> N
 
 def _extents(tensors: dict[str, torch.Tensor], name: str, rng: random.Random) -> None:
     one = tensors[name]
-    tensors[name] = rng.choice([one[:-1], one[..., :1], one[None], one.reshape(-1), one[:0], torch.cat([one, one])]).contiguous()
+    tensors[name] = rng.choice(
+        [one[:-1], one[..., :1], one[None], one.reshape(-1), one[:0], torch.cat([one, one])]
+    ).contiguous()
 
 
 def _swapped(tensors: dict[str, torch.Tensor], name: str, rng: random.Random) -> None:
@@ -273,7 +275,13 @@ def _type(tensors: dict[str, torch.Tensor], name: str, rng: random.Random) -> No
     tensors[name] = rng.choice([one.view(torch.int32), one.bool(), one.to(torch.complex64), one.view(torch.uint32)])
 
 
-# Of one weights file. Those that a checksum alone can notice are told by it; the others also without it.
+def without_checksum(folder: Path) -> None:
+    """Take away what notices any change of the weights, as someone who changes them on purpose would."""
+    if (folder / "config.json").is_file():
+        changed(folder / "config.json", lambda content: content["quantization_config"].pop("checksum"))
+
+
+# Of one weights file. The checksum alone can notice the first; the others are noticed without it, too.
 TOLD_BY_CHECKSUM: dict[str, Damage] = {"a bit": _flipped, "zeros": _zeros}
 WEIGHTS: dict[str, Damage] = {
     "a bit of the header": _header(_flip),
@@ -296,7 +304,9 @@ def _index(change: Callable[[dict[str, str], random.Random], Any]) -> Damage:
 
 
 def _climbs(shards: dict[str, str], rng: random.Random) -> None:
-    shards[rng.choice(list(shards))] = rng.choice(["../x.safetensors", "/etc/passwd", "/dev/zero", "a/../../x", "config.json", ""])
+    shards[rng.choice(list(shards))] = rng.choice(
+        ["../x.safetensors", "/etc/passwd", "/dev/zero", "a/../../x", "config.json", ""]
+    )
 
 
 def _twice(folder: Path, rng: random.Random) -> None:

@@ -44,12 +44,13 @@ def run(args: argparse.Namespace) -> int:
     import contextlib
     import shutil
 
-    from transformers import AutoTokenizer, DataCollatorWithPadding
+    from transformers import DataCollatorWithPadding
 
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
     from heat_hf.distillation.checkpoints import newest_checkpoint
     from heat_hf.encoders.batches import encode_rows
     from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.checkpoints.tokenizer import load_tokenizer
     from heat_hf.encoders.rows import load_rows
     from heat_hf.reports.compression import CompressionReport
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         per_device_train_batch_size=args.batch_size,
         **{name: getattr(args, name) for name in SHARED},
     )
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = load_tokenizer(args.model)
     rows = encode_rows(load_rows(args.train_file, args.train_rows), tokenizer, args.max_length)
     student, teacher = _models(args)
     try:

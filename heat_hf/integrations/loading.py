@@ -16,7 +16,7 @@ from typing import Any
 from transformers.utils import CONFIG_NAME
 
 from heat_hf.encoders.checkpoints.names import METHOD, MISSING_IMPORT
-from heat_hf.encoders.checkpoints.reading import NOT_THE_FILE, named, require_readable, told
+from heat_hf.encoders.checkpoints.reading import NOT_THE_FILE, named, require_readable, told, typed
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.values import shown, whole
 
@@ -76,9 +76,9 @@ def get_config_dict(read: Callable[..., Any], cls: type, source: Any, *args: Any
         OSError: if there is no config.json.
         ValueError: if it is none, or heat_hf did not save it as it is.
     """
-    file = os.path.join(source, kwargs.get("subfolder") or "", kwargs.get("_configuration_file") or CONFIG_NAME)
-    if os.path.isdir(source) and os.path.lexists(file):
-        require_readable(Path(file))
+    file = Path(source, kwargs.get("subfolder") or "", kwargs.get("_configuration_file") or CONFIG_NAME)
+    if os.path.lexists(file):
+        require_readable(file)
     try:
         found, unused = read(cls, source, *args, **kwargs)
     except (*NOT_THE_FILE, OSError, ValueError):
@@ -103,8 +103,7 @@ def _is_ours(source: Any, options: Mapping[str, Any]) -> bool:  # noqa: ANN401
     """Whether heat_hf saved a checkpoint that cannot be loaded, as far as can be told."""
     from transformers import PreTrainedConfig
 
-    folder = Path(source, options.get("subfolder") or "") if os.path.isdir(source) else None
-    if folder is not None and any(folder.glob("heat_*")):
+    if any(Path(source, options.get("subfolder") or "").glob("heat_*")):
         return True
     hub = {name: options[name] for name in HUB if options.get(name) is not None}
     try:
@@ -123,9 +122,8 @@ def _require_sound(config: Mapping[str, Any]) -> None:
     FactorizedConfig.from_dict(dict(quantization))
     json.dumps(config, allow_nan=False)  # raises for NaN and infinity
     for name, kind in KINDS.items():
-        value = config.get(name)
-        if (value is None and name in SAVED) or not (value is None or type(value) is kind):
-            raise ValueError(f"{name} must be a {kind.__name__}, got {shown(value)}")
+        if typed(config, name, kind) is None and name in SAVED:
+            raise ValueError(f"it has no {name}")
     if len(config["architectures"]) != 1 or not isinstance(config["architectures"][0], str):
         raise ValueError(f"architectures must name one class, got {shown(config['architectures'])}")
     if "/" in str([config.get(name) for name in ("_attn_implementation", "attn_implementation", "experts_implementation")]):

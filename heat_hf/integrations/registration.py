@@ -104,7 +104,7 @@ def _load_by_auto_classes(classes: ModuleType) -> None:
 
 
 def _wrap(cls: type, name: str, module: str) -> None:
-    """Let a method of Transformers be called by the function of its name in a module of ours; doing it again changes nothing."""
+    """Let the function of its name in a module of ours call a method of Transformers; doing it again changes nothing."""
     held = vars(cls)[name]
     method = held.__func__ if isinstance(held, classmethod) else held
     if hasattr(method, "_heat_hf"):

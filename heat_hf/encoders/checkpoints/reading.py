@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from heat_hf.encoders.values import brief
+from heat_hf.encoders.values import brief, shown
 
 MOST_BYTES = 32 * 2**20  # of a JSON file: several times what the settings of 20,000 tensors take
 NOT_THE_FILE = (ImportError, MemoryError)  # what is missing is on this machine
@@ -31,17 +31,17 @@ def require_regular(path: Path) -> None:
         raise OSError(f"{path} is no regular file")
 
 
-def require_readable(path: Path) -> None:
-    """Make sure that a JSON file can be read in bounded memory.
+def require_readable(path: Path, most: int = MOST_BYTES) -> None:
+    """Make sure that a file of JSON or text can be read in bounded memory.
 
     Raises:
         OSError: as `require_regular`.
-        ValueError: if it is too large.
+        ValueError: if it has more bytes than `most`.
     """
     require_regular(path)
     size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise ValueError(f"{path} has {size / 2**20:,.0f} MiB, more than the {MOST_BYTES >> 20} that are read")
+    if size > most:
+        raise ValueError(f"{path} has {size / 2**20:,.0f} MiB, more than the {most >> 20} that are read")
 
 
 def read_json(path: str | os.PathLike[str], kind: type = dict) -> Any:  # noqa: ANN401
@@ -73,6 +73,18 @@ def parse_json(content: bytes, name: str | os.PathLike[str], kind: type = dict) 
     if not isinstance(found, kind):
         raise ValueError(f"{name} must hold a JSON {_NAMES[kind]}, got a {type(found).__name__}")
     return found
+
+
+def typed(found: Mapping[str, Any], name: str, *kinds: type, default: Any = None) -> Any:  # noqa: ANN401
+    """A value of a JSON object; the default where it is null or not there.
+
+    Raises:
+        ValueError: if it is of no such kind; truth values are no numbers.
+    """
+    value = found.get(name)
+    if value is not None and type(value) not in kinds:
+        raise ValueError(f"{name} must be a {' or '.join(kind.__name__ for kind in kinds)}, got {shown(value)}")
+    return default if value is None else value
 
 
 _NAMES: Mapping[type, str] = {dict: "object", list: "list"}

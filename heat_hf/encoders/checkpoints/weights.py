@@ -35,22 +35,21 @@ def checksum(files: Iterable[str | Path]) -> str:
     return f"{value:08x}"
 
 
-def saved_names(model: PreTrainedModel, files: Sequence[str], saved: str | None = None) -> frozenset[str]:
+def saved_names(model: PreTrainedModel, files: Sequence[str]) -> frozenset[str]:
     """Names of the tensors in weights files; their headers are checked against the model, nothing is loaded.
 
     Args:
         model: with the factorized layers in place.
         files: its weights files.
-        saved: their `checksum` when they were saved; None: it is not known.
 
     Raises:
         OSError: if a file is not there, or no regular file.
-        ValueError: if a file is no whole safetensors file inside the checkpoint, a tensor's extents or type are not the
-            model's, or the files are not those that were saved.
+        ValueError: if a file is no whole safetensors file inside the checkpoint, or a tensor's extents or type are not the
+            model's.
     """
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in files:
-        found.update(_header(Path(file), Path(model.config.name_or_path or "")))
+        found.update(tensors_of(Path(file), Path(model.config.name_or_path or "")))
     for name, parameter in model.named_parameters():
         key = next((other for other in _spellings(model, name) if other in found), None)
         if key is None:
@@ -60,16 +59,23 @@ def saved_names(model: PreTrainedModel, files: Sequence[str], saved: str | None 
             raise ValueError(f"{files[0]}: tensor {key} has extents {extents}, the model needs {tuple(parameter.shape)}")
         if parameter.is_floating_point() and kind not in FLOATS:
             raise ValueError(f"{files[0]}: tensor {key} is of type {kind}, the model needs one of {', '.join(FLOATS)}")
+    return frozenset(found)
+
+
+def require_unchanged(files: Sequence[str], saved: str | None) -> None:
+    """Raise ValueError if weights files are not those whose `checksum` was saved; None: it is not known."""
     if saved is not None and files and checksum(files) != saved:
         raise ValueError(
             f"{files[0]}: the weights are not those that were saved (CRC-32 {checksum(files)} instead of {brief(saved)}): they "
             "are damaged, or were changed without save_pretrained"
         )
-    return frozenset(found)
 
 
 def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
-    """Make sure that every tensor of the factorized blocks came from the checkpoint: Transformers would only log it.
+    """Make sure that tensors came from the checkpoint, where Transformers would make them up and only log it.
+
+    Those of the factorized blocks always; all, where the class is the one that was saved. Others may have other heads, and
+    headless ones a pooler that the saved one was built without.
 
     Args:
         model: after loading.
@@ -80,8 +86,10 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
     """
     layers = factorized_layers(model)
     blocks = {_numberless(block_of(name)) for name in layers}
+    same = type(model).__name__ in (model.config.architectures or ())
     for name, parameter in model.named_parameters():
-        if not any(name.startswith(f"{layer}.") for layer in layers) and _numberless(block_of(name)) not in blocks:
+        of_blocks = any(name.startswith(f"{layer}.") for layer in layers) or _numberless(block_of(name)) in blocks
+        if not of_blocks and (not same or name.startswith("pooler.")):
             continue
         there = any(other in names for other in _spellings(model, name)) if parameter.is_meta else False
         if not there and not getattr(parameter, "_is_hf_initialized", False):
@@ -97,8 +105,16 @@ def _spellings(model: PreTrainedModel, name: str) -> tuple[str, str, str]:
     return name, f"{model.base_model_prefix}.{name}", name.removeprefix(base_prefix(model))
 
 
-def _header(file: Path, folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Extents and type of every tensor."""
+def tensors_of(file: Path, folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Extents and type of every tensor of a weights file, by its header alone.
+
+    Args:
+        file: of safetensors.
+        folder: of the checkpoint, which the file must be in.
+
+    Raises:
+        OSError, ValueError: as `saved_names`.
+    """
     from safetensors import SafetensorError, safe_open
 
     if ".." in file.parts or (folder.is_dir() and not file.absolute().is_relative_to(folder.absolute())):
