@@ -82,7 +82,7 @@ FILES: dict[str, Damage] = {
 }  # fmt: skip
 
 # What no file of ours holds, by the kind of what stands there.
-WRONG = [None, True, -1, 0, 2.5, 10**400, 10**12, float("nan"), float("inf"), -float("inf"), "", "text", "../../x", [], {}, [[]],
+WRONG = [None, True, -1, 0, 2.5, 10**400, 10**12, float("nan"), float("inf"), -float("inf"), "", "text", "../x", [], {}, [[]],
          [None], {"a": 1}, ["a", 1], "x" * 100_000, [0] * 1000]  # fmt: skip
 
 
@@ -179,18 +179,28 @@ def _pickled(folder: Path, rng: random.Random) -> None:
     _setting(lambda q, _: q.update(weights_file=wanted))(folder, rng)
 
 
+def _adapter(folder: Path, rng: random.Random) -> None:
+    lora = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": rng.choice([str(folder), "/dev", "nowhere", 5]),
+        "target_modules": ["x"],
+    }
+    contents = [json.dumps(lora), "[" * 100_000, "null", "[]", "", '{"peft_type": 7}']
+    (folder / "adapter_config.json").write_text(rng.choice(contents))
+
+
 def _gone_settings(quantization: dict[str, Any], rng: random.Random) -> None:
     del quantization["tensors"][_one(quantization, rng)[0]]
 
 
 SETTINGS: dict[str, Damage] = {
-    "a version of the future": _setting(lambda q, rng: q.update(heat_version=rng.choice(["99.0", "9" * 400, "new", 7, "1!2.0"]))),
+    "a version of the future": _setting(lambda q, rng: q.update(heat_version=rng.choice(["99.0", "9" * 400, "new", 7]))),
     "another method": _setting(lambda q, rng: q.update(quant_method=rng.choice(["gptq", "bitsandbytes", "heat2", 3, None]))),
     "an unknown option": _setting(lambda q, rng: q.update({rng.choice(["new", "x" * 9999, "a\nb"]): 1})),
     "many settings": _setting(lambda q, rng: q["tensors"].update({f"x.{i}": _one(q, rng)[1] for i in range(100_000)})),
     "many modes": _setting(lambda q, rng: _one(q, rng)[1].update(shape=[[24, *[1] * 9999], [24]])),
     "a huge rank": _setting(lambda q, rng: _one(q, rng)[1].update(rank=[10**rng.choice([2, 9, 400])])),
-    "another format": _setting(lambda q, rng: _one(q, rng)[1].update(format=rng.choice(["cp", "ttm", "monarch", "svd", "", []]))),
+    "another format": _setting(lambda q, rng: _one(q, rng)[1].update(format=rng.choice(["cp", "ttm", "svd", "", []]))),
     "a setting is missing": _setting(_gone_settings),
     "a setting of another layer": _setting(_renamed),
     "many layers": lambda folder, rng: changed(
@@ -203,6 +213,7 @@ SETTINGS: dict[str, Damage] = {
     ),
     "hostile code": _hostile,
     "pickles": _pickled,
+    "an adapter": _adapter,
 }  # fmt: skip
 
 

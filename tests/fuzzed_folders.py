@@ -123,7 +123,7 @@ def _load(folder: Path, _: Path) -> Any:
 
 
 class _Hub:
-    """Takes what is pushed, and reads all of it."""
+    """Takes what is pushed."""
 
     def __init__(self, **_: Any) -> None:
         pass
@@ -132,8 +132,7 @@ class _Hub:
         return type("Repo", (), {"repo_id": name})
 
     def upload_folder(self, folder_path: Path, **_: Any) -> Any:
-        files = {str(f.relative_to(folder_path)) for f in folder_path.rglob("*") if f.is_file() and f.read_bytes() is not None}
-        return type("Commit", (), {"commit_url": sorted(files), "oid": "", "pr_url": None})
+        return type("Commit", (), {"commit_url": str(folder_path.name), "oid": "", "pr_url": None})
 
 
 def _command(*line: str) -> Any:

@@ -137,7 +137,7 @@ def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str
         names = resolve_names(model, tensors)
         settings = {names[name]: setting for name, setting in tensors.items() if name in names}
         for name, setting in settings.items():
-            setting.shape.require(*model.get_submodule(name).weight.shape)  # type: ignore[misc]
+            setting.shape.require(*model.get_submodule(name).weight.shape)
     return model, settings
 
 

@@ -108,8 +108,8 @@ def _is_ours(source: Any, options: Mapping[str, Any]) -> bool:  # noqa: ANN401
     hub = {name: options[name] for name in HUB if options.get(name) is not None}
     try:
         return _describes_ours(PreTrainedConfig.get_config_dict(source, local_files_only=True, **hub)[0])
-    except Exception:  # there is none, or it is damaged beyond telling
-        return False
+    except Exception as error:  # of these, only the checks below raise ValueError
+        return isinstance(error, ValueError)
 
 
 def _require_sound(config: Mapping[str, Any]) -> None:

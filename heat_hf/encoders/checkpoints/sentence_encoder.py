@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from heat_hf.encoders.checkpoints.reading import read_json, require_regular, told
+from heat_hf.encoders.checkpoints.reading import read_json, require_regular, told, typed
 from heat_hf.encoders.values import shown
 
 MODULES = "modules.json"
@@ -43,10 +43,12 @@ def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncod
             no Transformer.
     """
     folder = _folder(model, hub)
+    adapter = Path(model) / "adapter_config.json"
+    if folder is None and adapter.exists():
+        base = typed(read_json(adapter), "base_model_name_or_path", str)
+        folder = _folder(base, {}) if base else None
     if folder is None:
-        adapter = Path(model) / "adapter_config.json"
-        base = read_json(adapter).get("base_model_name_or_path") if adapter.exists() else None
-        return sentence_encoder(base) if base else SentenceEncoder()
+        return SentenceEncoder()
     modules = read_json(folder / MODULES, list)
     with told(folder / MODULES, "is damaged"):
         for number, module in enumerate(modules):
