@@ -6,7 +6,7 @@ import numbers
 from typing import Any
 
 SHOWN = 80  # characters of a value in a message
-TOLD = 400  # characters of a message of others
+TOLD = 600  # characters of a message of others
 
 
 def brief(text: str) -> str:
