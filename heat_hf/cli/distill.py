@@ -102,10 +102,11 @@ def _models(args: argparse.Namespace) -> _Models:
         OSError: if one of them cannot be loaded.
         ValueError: if the teacher is compressed itself, or has no weights for a part of this class, as its head.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     import heat_hf  # noqa: F401
     from heat_hf.compression.loading import load_weights
+    from heat_hf.encoders.checkpoints.tokenizer import load_tokenizer
     from heat_hf.encoders.config import require_dense
     from heat_hf.encoders.linears import model_class_of
 
@@ -116,7 +117,7 @@ def _models(args: argparse.Namespace) -> _Models:
     if info["missing_keys"]:
         lost = min(info["missing_keys"])
         raise ValueError(f"--teacher {args.teacher} is no {loader.__name__} as the student is: it has no weights for {lost}")
-    return _Models(load_weights(loader, args.model, learns), teacher, AutoTokenizer.from_pretrained(args.model, **learns))
+    return _Models(load_weights(loader, args.model, learns), teacher, load_tokenizer(args.model, **learns))
 
 
 def _trainer(args: argparse.Namespace, training: DistillationArguments, models: _Models, rows: Mapping[str, Any]) -> Any:  # noqa: ANN401

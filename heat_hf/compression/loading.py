@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged
 from heat_hf.encoders.checkpoints.names import pickled_weights
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
+from heat_hf.encoders.checkpoints.tokenizer import FILES, load_tokenizer
 from heat_hf.encoders.config import require_dense
 from heat_hf.encoders.linears import model_class_of
 
@@ -102,7 +103,6 @@ def load_weights(loader: Any, model: str | os.PathLike[str], options: Mapping[st
 
 def _load_tokenizer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
     folder = Path(model) / options.get("subfolder", "")
-    if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if folder.is_dir() and not any(os.path.lexists(folder / name) for name in FILES):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **options)
-    return tokenizer
+    return load_tokenizer(model, **options)

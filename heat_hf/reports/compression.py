@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf.encoders.checkpoints.names import REPORT_NAME
+from heat_hf.encoders.checkpoints.reading import read_json, told, typed
+from heat_hf.encoders.values import whole
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware import units
 from heat_hf.hardware.cost import EDP, TIME, Cost
 from heat_hf.reports.text import text_table
+
+MOST = 2**53  # of a whole number in a report: more than any model has parameters, and exact as a float
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,18 @@ class TensorReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TensorReport:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, ValueError: if a key is missing, or a value is of another kind.
+        """
         values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+        for name, least in (("rows", 1), ("columns", 1), ("runs", 1), ("sweeps", 0)):
+            whole(name, data[name], least, MOST)
+        for name in ("macs", "relative_error", "output_error"):
+            typed(data, name, float, int)
+        typed(data, "name", str)
+        typed(data, "converged", bool)
         hardware = None if data["hardware"] is None else Compared.from_dict(data["hardware"])
         setting = None if data["setting"] is None else TensorSetting.from_dict(data["setting"])
         return cls(**{**values, "setting": setting, "hardware": hardware})
@@ -220,13 +234,21 @@ class CompressionReport:
         """Read what `to_dict` wrote.
 
         Raises:
-            ValueError: if a key is missing.
+            ValueError: if a key is missing, a value is of another kind, or totals are not those of the tensors.
         """
         try:
             values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-            return cls(**{**values, "tensors": tuple(map(TensorReport.from_dict, data["tensors"]))})
-        except (KeyError, TypeError) as error:
+            whole("model_parameters", data["model_parameters"], 1, MOST)
+            whole("tokens", data["tokens"], 1, MOST)
+            whole("calibration_rows", data["calibration_rows"], 0, MOST)
+            for name in ("base_model", "accelerator", "accelerator_digest", "heat_version"):
+                typed(data, name, str)
+            report = cls(**{**values, "tensors": tuple(map(TensorReport.from_dict, data["tensors"]))})
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a heat_hf report: {error} is missing") from error
+        if json.loads(report.to_json()) != data:
+            raise ValueError("its totals are not those of its tensors")
+        return report
 
     def to_json(self) -> str:
         """What `heat_report.json` has."""
@@ -245,12 +267,10 @@ class CompressionReport:
             ValueError: if it is not one.
         """
         path = folder / REPORT_NAME
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise FileNotFoundError(f"{folder} has no {REPORT_NAME}: it is not a folder saved by heat_hf")
-        try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        with told(path, "is damaged"):
+            return cls.from_dict(read_json(path))
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **hub: Any) -> CompressionReport:

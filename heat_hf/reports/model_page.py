@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, STATE_NAME
+from heat_hf.encoders.checkpoints.reading import read_json, require_readable, told, typed
 from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import units
@@ -20,6 +20,8 @@ from heat_hf.reports.compression import CompressionReport, TensorReport
 from heat_hf.reports.figures.distillation import loss_curves
 from heat_hf.reports.figures.style import COLOURS
 from heat_hf.reports.page import fill
+
+MOST_OF_A_CARD = 2**20  # bytes; YAML is slow to read
 
 
 def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> str:
@@ -71,6 +73,8 @@ def _name(model: str | os.PathLike[str]) -> str:
 
 def _beside_the_weights(model: str | os.PathLike[str], name: str) -> Path | None:
     """A file of a model's folder or repository; None if it has no such file."""
+    if Path(model).is_dir():
+        return Path(model, name) if os.path.lexists(Path(model, name)) else None
     from transformers.utils.hub import cached_file
 
     file = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
@@ -84,9 +88,11 @@ def _scores(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return []
     from huggingface_hub import ModelCard
 
-    results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
-    scores = [r for r in results if r.metric_type not in HARDWARE_METRICS.values()]
-    dense = {(r.dataset_name, r.metric_name): r.metric_value for r in scores if r.metric_name.endswith(OF_DENSE)}
+    require_readable(path, MOST_OF_A_CARD)
+    with told(path, "is damaged"):
+        results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
+        scores = [r for r in results if r.metric_type not in HARDWARE_METRICS.values()]
+        dense = {(r.dataset_name, r.metric_name): r.metric_value for r in scores if r.metric_name.endswith(OF_DENSE)}
     return [
         {
             "label": f"{r.dataset_name} {r.dataset_split}, {r.metric_name}",
@@ -175,9 +181,10 @@ def _training(model: str | os.PathLike[str]) -> dict[str, Any] | None:
     path = _beside_the_weights(model, STATE_NAME)
     if path is None:
         return None
-    state = json.loads(path.read_text())
-    parts, starts = loss_curves(state.get("log_history", []))
-    return {"steps": state.get("global_step", 0), "parts": parts, "stages": starts}
+    with told(path, "is damaged"):
+        state = read_json(path)
+        parts, starts = loss_curves(typed(state, "log_history", list, default=[]))
+        return {"steps": typed(state, "global_step", int, default=0), "parts": parts, "stages": starts}
 
 
 def _model(model: str | os.PathLike[str], report: CompressionReport) -> dict[str, Any]:

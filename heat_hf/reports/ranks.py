@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heat_hf.encoders.checkpoints.reading import read_json, told
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware import units
@@ -114,13 +115,11 @@ class RankRecord:
             ValueError: if it is damaged, or not a record.
         """
         file = Path(path)
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise FileNotFoundError(f"no rank record {file}; make one with: heat-hf search ranks MODEL --output {file}")
-        try:
-            data = json.loads(file.read_text())
+        with told(file, "is damaged or no rank record"):
+            data = read_json(file)
             version = data.pop("version")
             if version != RECORD_VERSION:
                 raise ValueError(f"{file} is a rank record of version {version}, this is {RECORD_VERSION}: search again")
             return cls(**{**data, "variants": tuple(map(Variant.from_dict, data["variants"]))})
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is damaged or no rank record: {error}") from error

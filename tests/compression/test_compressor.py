@@ -288,7 +288,7 @@ def test_config_round_trip() -> None:
     for damage, message in (
         ({"quant_method": "gptq"}, "quant_method must be 'heat'"),
         ({"tensors": {}}, "has method 'heat' but no tensors"),
-        ({"tokens": 0}, "tokens must be a positive integer"),
+        ({"tokens": 0}, "tokens of the quantization_config must be a whole number from 1"),
         ({"decomposition": "cp"}, r"unknown options \['decomposition'\].*written by heat_hf 1.0"),
     ):
         with pytest.raises(ValueError, match=message):
