@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Distil a compressed model; run again after an interruption, it goes on from its last checkpoint."""
     import contextlib
+    import math
     import shutil
 
     from transformers import AutoTokenizer, DataCollatorWithPadding
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         output_dir=str(checkpoints),
         num_train_epochs=args.epochs,
         per_device_train_batch_size=args.batch_size,
+        logging_steps=math.gcd(50, args.save_steps),  # a logged mean spans no checkpoint: it would be lost there
         **{name: getattr(args, name) for name in SHARED},
     )
     tokenizer = AutoTokenizer.from_pretrained(args.model)
