@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class TrainedStudent:
             files: dict[str, Path | bytes] = {**encoder_of(self.model).files}
             about = origin or origin_of(report, folder.name, task_of(self.model, bool(files)))
             about = replace(about, training=about.training or self.training)
-            self.state.save_to_json(str(scratch / STATE_NAME))
+            _lasting(self.state).save_to_json(str(scratch / STATE_NAME))
             files[STATE_NAME] = scratch / STATE_NAME
             if any("loss" in entry for entry in self.state.log_history):
                 draw_training(self.state.log_history, scratch / CURVES_NAME)
@@ -62,6 +63,13 @@ class TrainedStudent:
                 about = replace(about, figures={**(about.figures or {}), "Losses over the steps of training": CURVES_NAME})
             files = {**saved_files(report, model_card(report, about, evaluations)), **files}
             save_compressed(self.model, self.tokenizer, folder, files, overwrite, **kwargs)
+
+
+def _lasting(state: TrainerState) -> TrainerState:
+    """Without Trainer's summary: times, and a mean loss that counts from where the training was resumed."""
+    lasting = copy.copy(state)
+    lasting.log_history = [entry for entry in state.log_history if "train_runtime" not in entry]
+    return lasting
 
 
 def loaded_report(student: Any) -> CompressionReport:  # noqa: ANN401

@@ -124,3 +124,12 @@ def test_every_checkpoint_says_of_which_training_it_is(trained: tuple[Path, Any]
     keys = [read_key(trained[0] / f"checkpoint-{step}" / "heat_training.json") for step in (2, 4, 6)]
     assert keys[0] == keys[1] == keys[2] and keys[0]["learning_rate"] == 1e-2
     assert not {"output_dir", "save_steps", "logging_steps"} & set(keys[0])
+
+
+def test_a_disk_that_fills_at_a_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*/checkpoint-2"):
+        train(tmp_path, *pair(), **OPTIONS)
