@@ -54,7 +54,8 @@ class TrainedStudent:
             files: dict[str, Path | bytes] = {**encoder_of(self.model).files}
             about = origin or origin_of(report, folder.name, task_of(self.model, bool(files)))
             about = replace(about, training=about.training or self.training)
-            self.state.save_to_json(str(Path(scratch) / STATE_NAME))
+            elsewhere = replace(self.state, best_model_checkpoint=None)  # which is a path on this machine
+            elsewhere.save_to_json(str(Path(scratch) / STATE_NAME))
             files[STATE_NAME] = Path(scratch) / STATE_NAME
             if any("loss" in entry for entry in self.state.log_history):
                 draw_training(self.state.log_history, Path(scratch) / CURVES_NAME)
