@@ -198,6 +198,13 @@ def test_pairs_are_not_joined(minilm: str, tmp_path: Path) -> None:
         run(options.parse(argv))
 
 
+def test_a_command_names_files_without_their_places(tmp_path: Path) -> None:
+    argv = arguments("sentence-similarity", tmp_path, "--teacher", f"{tmp_path}/my teacher", f"--output_dir={tmp_path}/out")
+    command = options.parse(argv).command
+    assert str(tmp_path) not in command and "--teacher 'my teacher' --output_dir=out" in command
+    assert command.startswith("python -m recipes.run ")
+
+
 def test_learning_rates_have_one_default() -> None:
     assert DistillationArguments().rates() == [LEARNING_RATE, LOGIT_LEARNING_RATE]
     defaults = {"learning_rate": LEARNING_RATE, "logit_learning_rate": LOGIT_LEARNING_RATE}

@@ -16,6 +16,7 @@ from heat_hf.cli.values import loading, rows_of, with_encoder
 
 if TYPE_CHECKING:
     from heat_hf.distillation import DistillationArguments
+    from heat_hf.reports.compression import CompressionReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +46,16 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.encoders.checkpoints.storage import check_target
     from heat_hf.encoders.resuming import newest_checkpoint
     from heat_hf.evaluation.tasks import task_of
+    from heat_hf.reports.compression import CompressionReport
 
     check_target(args.output, args.overwrite)
     checkpoints = Path(f"{args.output.rstrip('/')}.checkpoints")
     training = training_arguments(args, checkpoints)
+    report = CompressionReport.from_pretrained(args.model, **({"revision": args.revision} if args.revision else {}))
     rows = {name: rows_of(args, name) for name in ("train", "eval")}
     models = _models(args)
     try:
-        trainer = _trainer(args, training, models, rows)
+        trainer = _trainer(args, training, models, rows, report)
         trainer.train(_checkpoint(newest_checkpoint(checkpoints), trainer.key, args.overwrite))
     finally:
         with contextlib.suppress(OSError):  # only an empty folder goes: Trainer makes it before the first checkpoint
@@ -120,17 +123,20 @@ def _models(args: argparse.Namespace) -> _Models:
     return _Models(load_weights(loader, args.model, learns), teacher, load_tokenizer(args.model, **learns))
 
 
-def _trainer(args: argparse.Namespace, training: DistillationArguments, models: _Models, rows: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _trainer(
+    args: argparse.Namespace,
+    training: DistillationArguments,
+    models: _Models,
+    rows: Mapping[str, Any],
+    report: CompressionReport,
+) -> Any:  # noqa: ANN401
     """The trainer of the encoded rows; one that scores, with rows to score."""
     from transformers import DataCollatorWithPadding
 
     from heat_hf.distillation import DistillationTrainer
     from heat_hf.distillation.scored import Patience, ScoredTrainer
     from heat_hf.encoders.batches import pad_batches
-    from heat_hf.reports.compression import CompressionReport
 
-    hub = {"revision": args.revision} if args.revision else {}
-    report = CompressionReport.from_pretrained(args.model, **hub)
     tokenizer = models.tokenizer
     encoded = {name: _encoded(args, name, models, data) for name, data in rows.items() if data is not None}
     given = (models.student, models.teacher, training, encoded["train"], DataCollatorWithPadding(tokenizer), report)

@@ -20,6 +20,7 @@ from heat_hf.compression.reporting import Reached, report_of
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
+from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import block_of, encoder_linears, resolve_names, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
@@ -248,7 +249,7 @@ class Job:
         with resumable as journal:
             variants = find_variants(method, replace(self.problem, journal=journal), budgets)
             record = RankRecord(
-                str(self.model.config._name_or_path or type(self.model).__name__),
+                checkpoint_name(self.model),
                 method.name,
                 self.key,
                 variants.networks,

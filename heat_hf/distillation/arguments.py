@@ -19,6 +19,7 @@ from heat_hf.distillation.stages import (
     Stage,
 )
 from heat_hf.encoders.training import TeachingArguments
+from heat_hf.reports.markdown import plain
 
 
 @dataclass
@@ -132,9 +133,9 @@ class DistillationArguments(TeachingArguments):
             rows: of the training data.
             data: its name.
         """
-        rates = " and ".join(f"{rate:g}" for rate in self.rates())
+        rates, named = " and ".join(f"{rate:g}" for rate in self.rates()), f" of {plain(data)}" if data else ""
         return (
-            f"distilled from the dense model by the recipe “{self.recipe}” on {rows:,} rows{f' of {data}' if data else ''}: "
+            f"distilled from the dense model by the recipe “{self.recipe}” on {rows:,} rows{named}: "
             f"{steps:,} steps of {self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size} rows, "
             f"learning rates {rates}, seed {self.seed}."
         )

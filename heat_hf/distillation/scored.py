@@ -16,6 +16,7 @@ from heat_hf.encoders.checkpoints.sentence_encoder import encoder_of
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import task_of
 from heat_hf.reports.card import Evaluation
+from heat_hf.reports.markdown import plain
 
 SCORE = "score"  # in logs with "eval_" before it; what `metric_for_best_model` must be
 
@@ -62,7 +63,7 @@ class ScoredTrainer(DistillationTrainer):
     def _trained(self) -> TrainedStudent:
         trained = super()._trained()
         best = self.state.best_global_step if self.args.load_best_model_at_end else None
-        scores = scores_text(self.state.log_history, f"{self.measure} on {self._rows:,} rows of {self.data}", best)
+        scores = scores_text(self.state.log_history, f"{self.measure} on {self._rows:,} rows of {plain(self.data)}", best)
         return replace(trained, training=f"{trained.training} {scores}".rstrip())
 
 

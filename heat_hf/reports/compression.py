@@ -163,7 +163,7 @@ class CompressionReport:
     """All matrices that compression chose for, and the model's size around them.
 
     Attributes:
-        base_model: name or folder of the dense checkpoint.
+        base_model: name of the dense checkpoint: Hub id, or a folder's own name.
         model_parameters: parameters of the dense model, embeddings and heads included.
         tokens: number of tokens for which contraction paths were chosen and MACs counted.
         tensors: the matrices.
@@ -172,6 +172,7 @@ class CompressionReport:
         calibration_rows: sequences of the calibration data; 0 if there was none.
         heat_version: version of heat_hf.
         request: the options that were asked for, as JSON; empty where it is not known.
+        license: that the dense checkpoint's own card states, if it was in a folder.
     """
 
     base_model: str
@@ -183,6 +184,7 @@ class CompressionReport:
     calibration_rows: int = 0
     heat_version: str = ""
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    license: str | None = None
 
     @property
     def dense_parameters(self) -> int:

@@ -100,7 +100,6 @@ def _setting_data(candidate: Candidate, info: SizeInfo) -> dict[str, Any]:
 
 def table_text(table: CostTable) -> str:
     """The same as text: what was searched, and what is selected."""
-    # The name stands outside of the tables: their titles would take brackets in it for markup.
     title = f"{table.model}, {table.tokens} tokens, {table.accelerator} ({table.accelerator_digest})"
     return "\n\n".join([title, _space_table(table), _selected_table(table)])
 

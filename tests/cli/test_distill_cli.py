@@ -109,6 +109,8 @@ def test_training_stops_when_scores_get_no_better(checkpoint: Path, recipe: str,
     state = json.loads((out / "trainer_state.json").read_text())
     assert sum("eval_score" in entry for entry in state["log_history"]) == epochs
     assert "; kept: step 2." in (out / "README.md").read_text()
+    texts = [file.read_text() for file in out.iterdir() if file.suffix in (".json", ".md")]
+    assert not any(str(checkpoint.parent) in text for text in texts), "a path on this machine is published"
 
 
 def test_student_and_teacher_are_loaded_from_where_options_say(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

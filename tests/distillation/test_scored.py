@@ -49,6 +49,25 @@ def test_patience_counts_in_the_last_stage_alone(tmp_path: Path, monkeypatch: py
     assert len(seen) == 4 + 2
 
 
+def test_patience_is_not_lost_with_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.2, KeyboardInterrupt, 0.1, 0.1])
+
+    def both(quality: Quality, model: Any) -> tuple[float, float]:
+        score = next(scores)
+        if score is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return score, 0.0
+
+    monkeypatch.setattr(Quality, "both", both)
+    kept = {"restore_callback_states_from_checkpoint": True, "save_total_limit": None}
+    with pytest.raises(KeyboardInterrupt):
+        scored_trainer(tmp_path, ROWS[:6], **kept).train()
+    trainer = scored_trainer(tmp_path, ROWS[:6], **kept)
+    trainer.train(resume_from_checkpoint=True)
+    assert list(scores) == [0.1], "one more epoch without a better score is the second"
+    assert trainer.state.best_global_step == 2
+
+
 def test_without_labels_the_score_is_agreement(tmp_path: Path) -> None:
     rows = [{key: value for key, value in row.items() if key != "labels"} for row in ROWS[:6]]
     trainer = scored_trainer(tmp_path, rows)

@@ -1,4 +1,4 @@
-"""Pictures are read on pages: every text is large enough where a page is 770 pixels wide, as on the documentation."""
+"""Every text of a picture is large enough where the documentation shows it: 748 pixels wide, in a window of 1,280."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from heat_hf import CostTable, HeatCompressor, HeatConfig
 from heat_hf.reports.figures import distillation, ranks, shapes
 from heat_hf.reports.figures.style import WIDEST
 
-PAGE, LEAST, DPI = 770, 8.0, 130  # pixels
+PAGE, LEAST, DPI = 748, 8.0, 130  # pixels
 FIGURES = sorted((Path(__file__).parents[2] / "docs" / "figures").glob("*.png"))
 POINTS = [(0.1, 0.8), (0.2, 0.9), (0.3, 0.95)]
 METHODS = dict.fromkeys(("random", "sensitivity", "uniform"), POINTS)

@@ -14,6 +14,7 @@ from pages import Scripts, page_data, run_page
 
 from heat_hf.reports.figures.shapes import draw_figure_2, draw_figure_7, edp_spread, rank_correlation
 from heat_hf.reports.shapes import COLOURS, format_colours, page, table_data, table_text
+from heat_hf.reports.text import text_table
 from heat_hf.search.shapes.search import NO_MAPPING
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
 
@@ -100,6 +101,11 @@ def test_text_names_what_was_searched_and_what_is_selected(table: CostTable) -> 
 
 def test_brackets_in_a_name_are_text_not_markup(table: CostTable) -> None:
     assert "[/red]odd[bold]" in table_text(replace(table, model="[/red]odd[bold]"))
+
+
+def test_brackets_are_text_in_every_part_of_a_table() -> None:
+    text = text_table(["[b]"], [[("[/red]cell",)]], "[/i] title")
+    assert all(part in text for part in ("[b]", "[/red]cell", "[/i] title"))
 
 
 def test_formats_have_colours_of_their_own(table: CostTable) -> None:

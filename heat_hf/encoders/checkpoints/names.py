@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 SOURCE = "0+source"  # the version of what is not installed
@@ -24,6 +25,18 @@ def package_version() -> str:
         return version("heat-hf")
     except PackageNotFoundError:
         return SOURCE
+
+
+def checkpoint_name(model: Any) -> str:  # noqa: ANN401
+    """What a model's checkpoint is called: its id on the Hub, a folder's own name, or its class if it was made in Python.
+
+    A path on this machine says nothing elsewhere, and may say more about its owner than is meant to be published.
+
+    Args:
+        model: of Transformers.
+    """
+    name = str(model.config._name_or_path or type(model).__name__)
+    return Path(name).absolute().name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 
 def pickled_weights(model: str | os.PathLike[str], **hub: Any) -> str | None:
