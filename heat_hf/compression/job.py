@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -244,9 +244,7 @@ class Job:
         budgets = self.budgets
         method.check(self.problem, budgets)
         # Left once the result is saved; an interrupted search goes on from OUTPUT.partial.
-        resumable: AbstractContextManager[Journal | None]
-        resumable = Journal(output, self.key, overwrite) if method.resumable else nullcontext()
-        with resumable as journal:
+        with Journal(output, self.key, overwrite) if method.resumable else nullcontext() as journal:
             variants = find_variants(method, replace(self.problem, journal=journal), budgets)
             record = RankRecord(
                 checkpoint_name(self.model),

@@ -315,8 +315,7 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        few = self.few_tokens and f"\n{self.few_tokens}"
-        return table + self._hardware_line() + (warning if more else "") + few
+        return table + self._hardware_line() + (warning if more else "") + (self.few_tokens and f"\n{self.few_tokens}")
 
     @property
     def few_tokens(self) -> str:
