@@ -57,11 +57,12 @@ def pair(family: str = "bert", loader: Any = transformers.AutoModelForSequenceCl
 
 
 def arguments(folder: Path, **kwargs: Any) -> DistillationArguments:
+    """Of a short training, at the same learning rate in every stage."""
     values: dict[str, Any] = {
-        "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logit_learning_rate": 1e-2,
-        "save_steps": 1000, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "train_sampling_strategy": "sequential",
+        "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "save_steps": 1000, "logging_steps": 1,
+        "use_cpu": True, "disable_tqdm": True, "train_sampling_strategy": "sequential", **kwargs
     }  # fmt: skip
-    return DistillationArguments(output_dir=str(folder), **{**values, **kwargs})
+    return DistillationArguments(output_dir=str(folder), **{"logit_learning_rate": values["learning_rate"], **values})
 
 
 def train(
