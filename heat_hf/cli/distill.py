@@ -43,13 +43,12 @@ def run(args: argparse.Namespace) -> int:
     """Distil a compressed model; run again after an interruption, it goes on from its last checkpoint."""
     import contextlib
     import math
-    import shutil
 
     from transformers import AutoTokenizer, DataCollatorWithPadding
 
     from heat_hf.distillation import DistillationArguments, DistillationTrainer
     from heat_hf.encoders.batches import encode_rows
-    from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.checkpoints.storage import check_target, discard
     from heat_hf.encoders.resuming import newest_checkpoint
     from heat_hf.encoders.rows import load_rows
     from heat_hf.reports.compression import CompressionReport
@@ -77,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
             checkpoints.rmdir()
     trainer.save(args.output, args.overwrite)
     if trainer.is_world_process_zero():
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it may have none
+            discard(checkpoints, Path(args.output).absolute())
         print(
             f"saved to {args.output}; score it with: heat-hf evaluate {args.output} --baseline {args.teacher}", file=sys.stderr
         )
