@@ -24,6 +24,7 @@ from heat_hf.encoders.resuming import deciding, newest_checkpoint
 from heat_hf.encoders.rows import joined_texts
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.reports.card import Origin, inherited_license
+from heat_hf.reports.markdown import plain
 from heat_hf.reports.ranks import RankRecord
 from recipes.evidence import evaluation_of, result_row, write_json
 from recipes.material import Material, read_material
@@ -236,4 +237,4 @@ def recipe_origin(options: Options, row: dict[str, Any], data: str) -> Origin:
 def training_text(training: Any, row: dict[str, Any], data: str) -> str:  # noqa: ANN401
     """A card's sentences on how a model was trained."""
     how = training.described(row["steps"], row["train_rows"], data)
-    return f"Ranks by {row['rank_search']}, projected on {data} training rows; then {how}"
+    return f"Ranks by {row['rank_search']}, projected on {plain(data)} training rows; then {how}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,10 +65,9 @@ class TrainedStudent:
 
 
 def _lasting(state: TrainerState) -> TrainerState:
-    """Without Trainer's summary: times, and a mean loss that counts from where the training was resumed."""
-    lasting = copy.copy(state)
-    lasting.log_history = [entry for entry in state.log_history if "train_runtime" not in entry]
-    return lasting
+    """Without what is of this run: times, a mean loss that counts from where it was resumed, and paths of this machine."""
+    lasting = [entry for entry in state.log_history if "train_runtime" not in entry]
+    return replace(state, log_history=lasting, best_model_checkpoint=None)
 
 
 def loaded_report(student: Any) -> CompressionReport:  # noqa: ANN401

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_utils import unwrap_model
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
@@ -62,6 +62,10 @@ class TeachingTrainer(Trainer):
     dense: nn.Module
     rows: Any
     _key: dict[str, Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(_LogWithCheckpoint())
 
     @abstractmethod
     def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
@@ -124,6 +128,16 @@ class TeachingTrainer(Trainer):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return _OrderOfEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
+
+
+class _LogWithCheckpoint(TrainerCallback):
+    """Logs where a checkpoint is written: a mean that went on after it would be another one in a resumed training."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Runs after Trainer has decided whether to save."""
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
 
 
 class _OrderOfEpoch(Sampler[int]):

@@ -53,7 +53,9 @@ def test_a_resumed_training_saves_the_same_files(tmp_path: Path) -> None:
     saved = []
     for name, resume in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
         student = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
-        trainer = train(tmp_path / name, student, teacher, resume=resume, max_steps=4, save_steps=2, save_total_limit=2)
+        trainer = train(
+            tmp_path / name, student, teacher, resume=resume, max_steps=4, save_steps=2, save_total_limit=2, logging_steps=3
+        )
         trainer.save(tmp_path / f"{name}-saved" / "model")
         saved.append({file.name: file.read_bytes() for file in (tmp_path / f"{name}-saved" / "model").iterdir()})
     assert saved[0] == saved[1]

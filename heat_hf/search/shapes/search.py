@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from heat_hf.encoders.checkpoints.key import require_same_key
+from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.linears import encoder_linears, weights_digest
 from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.decomposition import require_finite
@@ -187,8 +188,7 @@ def _empty_table(
         "orders": None if search.orders is None else list(search.orders),
         **{name: getattr(search, name) for name in ("top_k", "budgets", "layers", "seed")},
     }
-    name = str(model.config._name_or_path or type(model).__name__)
-    return CostTable(name, costs.name, costs.digest, tokens, options, infos, ()), spaces
+    return CostTable(checkpoint_name(model), costs.name, costs.digest, tokens, options, infos, ()), spaces
 
 
 def require_fit(table: CostTable, path: str, linears: Mapping[str, nn.Linear], costs: CostModel, tokens: int) -> None:
