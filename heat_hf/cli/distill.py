@@ -41,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Distil a compressed model; run again after an interruption, it goes on from its last checkpoint."""
     import contextlib
-    import shutil
 
-    from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.checkpoints.storage import check_target, discard
     from heat_hf.encoders.resuming import newest_checkpoint
     from heat_hf.evaluation.tasks import task_of
     from heat_hf.reports.compression import CompressionReport
@@ -63,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     evaluations = [trainer.evaluation()] if args.eval_file else []
     trainer.save(args.output, args.overwrite, evaluations=evaluations)
     if trainer.is_world_process_zero():
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it may have none
+            discard(checkpoints, Path(args.output).absolute())
         labelled = bool(args.eval_file) and trainer.quality.labelled
         task = task_of(models.student, sentence_encoder=True)
         print(f"saved to {args.output}; {_next(args, task, rows['eval'], labelled)}", file=sys.stderr)

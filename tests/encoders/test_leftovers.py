@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from heat_hf.encoders.checkpoints.storage import atomic_directory, atomic_file, check_target, temporary_directory
+from heat_hf.encoders.checkpoints.storage import atomic_directory, atomic_file, check_target, discard, temporary_directory
 
 WRITER = """
 import sys, tempfile, time
@@ -53,6 +54,20 @@ def test_a_killed_directory_goes_with_the_check(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     check_target(tmp_path / "a[b]*", overwrite=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_being_discarded_goes_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with one that is refused."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("whole")
+    (tmp_path / "model.checkpoints").mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda _: None)  # killed here
+    discard(tmp_path / "model.checkpoints", tmp_path / "model")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(FileExistsError, match="not empty"):
+        check_target(tmp_path / "model", overwrite=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_killed_temporary_files_go_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,16 @@ def writing(target: str | os.PathLike[str]) -> Iterator[None]:
         raise OSError(code, f"cannot write {os.fspath(target)}: {os.strerror(code)}") from error
 
 
+def discard(folder: Path, target: Path) -> None:
+    """Remove a folder that was needed until `target` was there; if the process dies meanwhile, its rest goes with the next one.
+
+    Raises:
+        OSError: if it cannot be moved.
+    """
+    with _scratch(target) as scratch:
+        folder.rename(scratch / folder.name)
+
+
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
     """A directory for temporary files; if the process dies, it goes with the next one's."""
