@@ -66,7 +66,10 @@ CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "a type that Transformers takes": (_set(chunk_size_feed_forward="x"), "chunk_size_feed_forward must be a int, got 'x'"),
     "no class": (_set(architectures=None), "has no architectures"),
     "a class that is none": (_set(architectures=[5]), "architectures must name one class"),
-    "more layers than can be built": (_set(num_hidden_layers=10**9), "num_hidden_layers must be a whole number from 1 to 1,000"),
+    "more layers than can be built": (
+        _set(num_hidden_layers=10**9),
+        "num_hidden_layers must be a whole number from 1 to 1,000",
+    ),
     "extents that cannot be": (_set(hidden_size=10**12), "cannot be loaded"),
     "code for attention": (_set(_attn_implementation="somebody/kernel"), "names code on the Hub"),
     "another method": (_quantization(quant_method="gptq"), "quantization_config is not that of a factorized model"),
