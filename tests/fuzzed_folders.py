@@ -42,7 +42,7 @@ SMALL = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_atten
          "max_position_embeddings": 64}  # fmt: skip
 # What is read as something else where it is damaged and still whole: nothing says what it was.
 UNSIGNED = ("/tokenizer.json", "/tokenizer_config.json", "2_Dense/model.safetensors")
-OTHER_MODELS = ("a setting is missing", "many layers")  # where config.json alone is read
+OTHER_MODELS = ("a setting is missing", "another format", "many layers")  # where config.json alone is read
 
 
 def tokenizer() -> Any:
