@@ -1,4 +1,4 @@
-"""What a damaged or hostile folder says, to Transformers and on the command line: one sentence with file and fault."""
+"""What damaged and hostile folders say: one sentence with the file and what is wrong, in Python and on the command line."""
 
 from __future__ import annotations
 
