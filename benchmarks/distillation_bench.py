@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, DataCollatorWithPadding
-from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig
@@ -25,6 +24,7 @@ from heat_hf.distillation.teacher import set_attention
 from heat_hf.encoders.batches import calibration_batches, encode_rows
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.resuming import newest_checkpoint
 from heat_hf.encoders.rows import joined_texts, load_rows
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
@@ -216,7 +216,7 @@ class Bench:
             **{**schedule(self.subject), **options},
         )  # fmt: skip
         trainer = DistillationTrainer(model, self.teacher, arguments, self.rows, DataCollatorWithPadding(self.tokenizer))
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        trainer.train(resume_from_checkpoint=newest_checkpoint(folder) is not None)
         shutil.rmtree(folder, ignore_errors=True)
         set_attention(model, False)
         return trainer

@@ -1,13 +1,15 @@
-"""The command line's reference, made from the parsers while the pages are built."""
+"""What is made while pages are built: the command line's reference, from the parsers, and links from pictures to themselves."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put every verb's help where a page asks for it."""
+    """Put every verb's help where a page asks for it, and open pictures that are touched in full size, as on a phone."""
+    markdown = re.sub(r"(?m)^!\[([^\]]*)\]\((\S+)\)$", r"[![\1](\2)](\2)", markdown)
     return markdown.replace("<!-- cli -->", _reference()) if "<!-- cli -->" in markdown else markdown
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from heat_hf import CompressionReport
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.evaluation.tasks import TASKS
+from heat_hf.hardware import units
 from heat_hf.hardware.cost import EDP
 from heat_hf.reports.card import Evaluation
 
@@ -34,7 +35,7 @@ def result_row(report: CompressionReport, task: str, score: float, teacher_score
         "score": score,
         "teacher_score": teacher_score,
         "accuracy_drop": TASKS[task].points(teacher_score - score),
-        "edp_uJs": None if cost is None else cost.now.edp * 1e6,
+        "edp_uJs": None if cost is None else units.EDP.of(cost.now.edp),
         "edp_gain": None if cost is None else 1 / cost.ratio,
         "params_M": report.compressed_model_parameters / 1e6,
         "params_ratio": report.params_ratio,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from heat_hf import FORMATS, HeatConfig
 from heat_hf.distillation import DistillationArguments
 from heat_hf.evaluation.tasks import TASKS, Task, find_task
 
+_PLACE = re.compile(r"(?s)^(--[\w-]+=)?/(?:.*/)?(?=[^/])")  # where a file is on this machine is not published
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
@@ -106,7 +108,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         FileNotFoundError: if there is no such file.
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    command = " ".join(["python -m recipes.run", *given])
+    command = shlex.join(["python", "-m", "recipes.run", *(_PLACE.sub(r"\1", word) for word in given)])
     parser = HfArgumentParser((ModelOptions, DataOptions, CompressionOptions, DistillationArguments))  # type: ignore[arg-type]
     if given and given[0].endswith((".yaml", ".yml")):
         parser.set_defaults(**_read(Path(given.pop(0)), {action.dest for action in parser._actions}))

@@ -6,25 +6,32 @@ Every part is kept in the output folder as soon as it is done, so that a run tha
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from heat_hf import CompressionReport, HeatCompressor
 from heat_hf.distillation import DistillationTrainer
-from heat_hf.encoders.batches import pad_batches
+from heat_hf.encoders.batches import data_digest, pad_batches
+from heat_hf.encoders.checkpoints.key import read_key, require_same_key
 from heat_hf.encoders.checkpoints.storage import atomic_directory
+from heat_hf.encoders.resuming import deciding, newest_checkpoint
 from heat_hf.encoders.rows import joined_texts
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.reports.card import Origin, inherited_license
+from heat_hf.reports.markdown import plain
 from heat_hf.reports.ranks import RankRecord
 from recipes.evidence import evaluation_of, result_row, write_json
 from recipes.material import Material, read_material
 from recipes.options import Options
+
+# Options that say what is scored and how the result is called, not what it is.
+_SHOWN = ("name", "data_name", "validation_rows", "validation_file", "validation_split")
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ def run(options: Options) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(model.teacher or model.model, revision=model.revision)
     encoded = options.task.encode(material.train, material.train_columns, tokenizer, data.max_length, data.stride)
     job = Job(options, material, tokenizer, encoded)
+    with first(local=False):
+        _require_run(job)
     teacher = _teacher(job)
     rows = _joined(job) if data.joined_rows else encoded
     with first(local=False):
@@ -79,7 +88,7 @@ def run(options: Options) -> dict[str, Any]:
     trainer = DistillationTrainer(
         student, teacher, training, rows, options.task.collator(tokenizer), report, processing_class=tokenizer
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=_last(checkpoints))
+    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints) is not None)
     seconds = time.perf_counter() - started
     scores = {"scores": job.score(student.eval()), "teacher_scores": job.score(teacher), "untrained_scores": untrained}
     row = _row(job, report, scores, trainer.state.global_step, seconds)
@@ -98,8 +107,23 @@ def _joined(job: Job) -> Any:  # noqa: ANN401
     return datasets.concatenate_datasets([plain, added]).shuffle(seed=seed)
 
 
-def _last(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+def _require_run(job: Job) -> None:
+    """Make sure that what the output folder keeps is of this very run.
+
+    Raises:
+        ValueError: if it is of another; the message says in what they differ.
+    """
+    options, file = job.options, job.output / "run.json"
+    asked = {**vars(options.model), **vars(options.data), **vars(options.compression), **deciding(options.training)}
+    key = {name: value for name, value in asked.items() if name not in _SHOWN}
+    key["training data"] = data_digest(job.encoded[row] for row in range(len(job.encoded)))
+    for name in ("ranks", "cost_table"):
+        key[f"content of {name}"] = hashlib.sha256(Path(key[name]).read_bytes()).hexdigest() if key[name] else None
+    key = json.loads(json.dumps(key, default=str))
+    if file.exists():
+        require_same_key(read_key(file), key, str(job.output), "run", "remove it")
+    else:
+        write_json(file, key)
 
 
 def _teacher(job: Job) -> Any:  # noqa: ANN401
@@ -125,7 +149,8 @@ def _fine_tune(job: Job, folder: Path) -> None:
     )
     model, collator = _with_a_new_head(job), options.task.collator(job.tokenizer)
     trainer = Trainer(model=model, args=args, train_dataset=job.encoded, data_collator=collator)
-    trainer.train(resume_from_checkpoint=_last(checkpoints))
+    newest = newest_checkpoint(checkpoints)
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if trainer.is_world_process_zero():
         with atomic_directory(folder, overwrite=True) as scratch:
             model.save_pretrained(scratch)
@@ -212,4 +237,4 @@ def recipe_origin(options: Options, row: dict[str, Any], data: str) -> Origin:
 def training_text(training: Any, row: dict[str, Any], data: str) -> str:  # noqa: ANN401
     """A card's sentences on how a model was trained."""
     how = training.described(row["steps"], row["train_rows"], data)
-    return f"Ranks by {row['rank_search']}, projected on {data} training rows; then {how}"
+    return f"Ranks by {row['rank_search']}, projected on {plain(data)} training rows; then {how}"

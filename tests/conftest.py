@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
+SENTENCES = ["A man is playing a guitar.", "Two dogs run on the beach.", "She is slicing an onion.", "The market fell today."]
 SMALL_SEARCH = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
 _SMALL = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _DEBERTA = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}
@@ -99,3 +101,20 @@ def encoder() -> transformers.PreTrainedModel:
 def cost_table(encoder: transformers.PreTrainedModel) -> CostTable:
     """Its cost table, at 32 tokens."""
     return search_shapes(encoder, tokens=32, search=SMALL_SEARCH)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, minilm: str) -> Path:
+    """A small random BERT with the real tokenizer, and data files beside it."""
+    torch_model = small_model("bert", head=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    torch_model.resize_token_embeddings(len(tokenizer))
+    torch_model.save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "sentences.txt").write_text("\n".join([*SENTENCES, "", "  "]) + "\n")
+    (tmp_path / "labels.csv").write_text(
+        "sentence,label\n" + "\n".join(f"{s.rstrip('.')},{i % 2}" for i, s in enumerate(SENTENCES))
+    )
+    pairs = [f"{a}\t{b}\t{i}" for i, (a, b) in enumerate(itertools.pairwise(SENTENCES))]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *pairs]))
+    return tmp_path / "dense"

@@ -58,8 +58,8 @@ def pair(family: str = "bert", loader: Any = transformers.AutoModelForSequenceCl
 
 def arguments(folder: Path, **kwargs: Any) -> DistillationArguments:
     values: dict[str, Any] = {
-        "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "save_steps": 1000, "logging_steps": 1,
-        "use_cpu": True, "disable_tqdm": True, "train_sampling_strategy": "sequential",
+        "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logit_learning_rate": 1e-2,
+        "save_steps": 1000, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True, "train_sampling_strategy": "sequential",
     }  # fmt: skip
     return DistillationArguments(output_dir=str(folder), **{**values, **kwargs})
 

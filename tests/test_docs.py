@@ -135,6 +135,9 @@ def test_documentation_is_built_strictly(tmp_path: Path) -> None:
         assert f'id="heat_hf.{name}"' in api
     loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?:[^"]+)"', api)
     assert not loaded, "a page loads something from elsewhere"
+    shapes = (tmp_path / "site" / "how" / "shapes.html").read_text()
+    assert re.search(r'<a href="(../figures/figure-7-384x1536.png)"><img [^>]*src="\1"', shapes), "no full size to open"
+    assert "(prefers-color-scheme: dark)" in shapes
 
 
 def test_the_two_commands_are_make_targets() -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoConfig
 
+from heat_hf.distillation import DistillationArguments
+from heat_hf.distillation.stages import LEARNING_RATE, LOGIT_LEARNING_RATE
 from heat_hf.encoders.linears import factorized_layers
 from heat_hf.encoders.rows import JOINTS, joined_texts
 from heat_hf.evaluation.tasks import TASKS
@@ -91,6 +94,14 @@ def test_a_recipe_without_labels_and_again(minilm: str, tmp_path: Path) -> None:
     assert row["train_rows"] == len(SENTENCES) - 1
     again = run(options.parse(argv))  # all parts are there, nothing is trained again
     assert again["score"] == row["score"]
+    for option, value in (
+        ("--learning_rate", "1e-5"),
+        ("--target_params_ratio", "0.3"),
+        ("--max_length", "16"),
+        ("--seed", "8"),
+    ):
+        with pytest.raises(ValueError, match=f"out holds another run: its {option[2:]} is .*, wanted is .*or remove it"):
+            run(options.parse([*argv, option, value]))
     assert 'SentenceTransformer("out")' in (output / "model" / "README.md").read_text()
     assert (output / "model" / "1_Pooling" / "config.json").is_file(), "it stays a sentence encoder"
 
@@ -185,3 +196,17 @@ def test_pairs_are_not_joined(minilm: str, tmp_path: Path) -> None:
     argv = arguments("sentence-similarity", tmp_path, "--teacher", minilm, "--joined_rows", "3")
     with pytest.raises(ValueError, match="have a second one, 'sentence2'"):
         run(options.parse(argv))
+
+
+def test_a_command_names_files_without_their_places(tmp_path: Path) -> None:
+    argv = arguments("sentence-similarity", tmp_path, "--teacher", f"{tmp_path}/my teacher", f"--output_dir={tmp_path}/out")
+    command = options.parse(argv).command
+    assert str(tmp_path) not in command and "--teacher 'my teacher' --output_dir=out" in command
+    assert command.startswith("python -m recipes.run ")
+
+
+def test_learning_rates_have_one_default() -> None:
+    assert DistillationArguments().rates() == [LEARNING_RATE, LOGIT_LEARNING_RATE]
+    defaults = {"learning_rate": LEARNING_RATE, "logit_learning_rate": LOGIT_LEARNING_RATE}
+    for file in sorted(Path(options.__file__).parent.glob("*.yaml")):
+        assert not defaults.items() & yaml.safe_load(file.read_text()).items(), file.name

@@ -6,6 +6,7 @@ Parsing takes names alone: neither torch nor Transformers is loaded before a ver
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import os
 import signal
@@ -96,7 +97,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "heat-hf") -> int:
 
 
 def _tell(prog: str, text: str, code: int) -> int:
-    print(f"{prog}: {' '.join(text.split())}", file=sys.stderr)
+    line = f"{prog}: {' '.join(text.split())}"
+    bars = sys.modules.get("tqdm")
+    if bars is None:
+        print(line, file=sys.stderr)
+    else:
+        bars.tqdm.write(line, file=sys.stderr)  # on a line of its own, also where a bar of another thread is on the last one
     return code
 
 
@@ -124,3 +130,4 @@ def _terminable() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # else a late Ctrl-C is a traceback

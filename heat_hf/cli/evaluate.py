@@ -28,9 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Score one model, or two side by side."""
     import dataclasses
 
-    import transformers
-
     import heat_hf  # noqa: F401
+    from heat_hf.encoders.checkpoints.tokenizer import load_tokenizer
     from heat_hf.encoders.rows import load_rows
     from heat_hf.evaluation.timing import measure_latency
 
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     models = {name: _load(task.model_class, name, how[name]) for name in names}
     results: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how[name])
+        tokenizer = load_tokenizer(name, **how[name])
         scores = evaluate_task(model, tokenizer, args.task, rows, args.columns)
         counted = getattr(model, "num_parameters", None)  # of an exported model there is none
         results[name] = {**scores, **({"parameters": counted()} if counted else {})}

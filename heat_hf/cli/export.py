@@ -20,16 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export to ONNX, with the head that the checkpoint has."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     from heat_hf.encoders.checkpoints.storage import check_target
+    from heat_hf.encoders.checkpoints.tokenizer import load_tokenizer
     from heat_hf.encoders.linears import model_class_of
     from heat_hf.integrations.onnx import OPSET, export_onnx
 
     check_target(args.output, args.overwrite)
     how, encoder = with_encoder(args.model, loading(args))
     model = model_class_of(AutoConfig.from_pretrained(args.model, **how)).from_pretrained(args.model, **how)
-    tokenizer = AutoTokenizer.from_pretrained(args.model, **how)
+    tokenizer = load_tokenizer(args.model, **how)
     path = export_onnx(model, tokenizer, args.output, args.int8, args.overwrite, encoder)
     size = path.stat().st_size
     written = {"file": str(path), "bytes": size, "opset": OPSET, "int8": args.int8}

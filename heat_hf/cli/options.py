@@ -89,10 +89,23 @@ def add_matrices(group: Group, chosen: str = "factorize", others: str = "dense")
 
 def add_loading(group: Group) -> None:
     """`--revision`, `--subfolder`, `--trust-remote-code`, `--code-revision`: of the checkpoint, and whether its code runs."""
-    group.add_argument("--revision", metavar="R", help="branch, tag or commit of the model (default: main)")
-    group.add_argument("--subfolder", metavar="DIR", help="of the checkpoint, where the Transformer is")
+    add_place(group)
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the checkpoint")
-    group.add_argument("--code-revision", metavar="R", help="of that code (default: the model's)")
+
+
+def add_place(group: Group, prefix: str = "", of: str = "the model") -> None:
+    """`--revision`, `--subfolder`, `--code-revision`: which files of a checkpoint.
+
+    Args:
+        group: where.
+        prefix: of the options' names, "teacher-".
+        of: whose checkpoint.
+    """
+    group.add_argument(f"--{prefix}revision", metavar="R", help=f"branch, tag or commit of {of} (default: main)")
+    group.add_argument(f"--{prefix}subfolder", metavar="DIR", help=f"of the checkpoint of {of}, where its Transformer is")
+    group.add_argument(
+        f"--{prefix}code-revision", metavar="R", help=f"of the code that {of} comes with (default: that of {of})"
+    )
 
 
 def add_seed(group: Group) -> None:

@@ -53,10 +53,15 @@ def heat_config(args: argparse.Namespace) -> HeatConfig:
     return HeatConfig(**{name: parse_pairs(value, read[name]) if name in read else value for name, value in given.items()})
 
 
-def loading(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options of `add_loading` ask for, as `from_pretrained` takes it; nobody is asked whether code may run."""
-    given = {name: getattr(args, name) for name in ("revision", "subfolder", "code_revision") if getattr(args, name)}
-    return {**given, "trust_remote_code": args.trust_remote_code}
+def loading(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
+    """What the options of `add_loading` ask for, as `from_pretrained` takes it; nobody is asked whether code may run.
+
+    Args:
+        args: of the command line.
+        prefix: of the names of `add_place`'s options, "teacher_".
+    """
+    places = {name: getattr(args, f"{prefix}{name}") for name in ("revision", "subfolder", "code_revision")}
+    return {**{name: place for name, place in places.items() if place}, "trust_remote_code": args.trust_remote_code}
 
 
 def with_encoder(model: str, how: dict[str, Any]) -> tuple[dict[str, Any], SentenceEncoder]:

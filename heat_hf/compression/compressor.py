@@ -25,11 +25,9 @@ from heat_hf.encoders.checkpoints.hub import push_saved
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of
 from heat_hf.encoders.checkpoints.storage import check_target
 from heat_hf.encoders.config import require_dense
-from heat_hf.encoders.rows import as_rows
-from heat_hf.encoders.served import serve
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
-from heat_hf.evaluation.tasks import task_of
+from heat_hf.evaluation.tasks import as_served, task_of
 from heat_hf.hardware import CostModel
 from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files
 from heat_hf.reports.compression import CompressionReport
@@ -198,7 +196,8 @@ class HeatCompressor:
             raise ValueError(f"rank_search={config.rank_search!r} needs a tokenizer, and the checkpoint has none")
         length, vocabulary = config.sequence_length, self._vocabulary
         classes: Any = self.model.config.label2id
-        served = [self._served(data, name) for data, name in ((train, "train_dataset"), (evaluation, "eval_dataset"))]
+        given = ((train, "train_dataset"), (evaluation, "eval_dataset"))
+        served = [as_served(self.model, self.tokenizer, *data, self.encoder) for data in given]
         rows = encode_rows(served[0][1], served[0][0], length, "train_dataset")
         held_out = encode_rows(served[1][1], served[1][0], length, "eval_dataset", classes)
         for encoded, name in ((rows, "train_dataset"), (held_out, "eval_dataset")):
@@ -210,14 +209,6 @@ class HeatCompressor:
     def _vocabulary(self) -> int | None:
         return getattr(self.model.config, "vocab_size", None)
 
-    def _served(self, rows: Any, name: str) -> tuple[Any, Any]:  # noqa: ANN401
-        """Tokenizer and rows as a headless model's checkpoint serves them: lower case where it says so, and with its prompt."""
-        if task_of(self.model) != "feature-extraction":
-            return self.tokenizer, rows
-        served = serve(self.model, self.encoder)
-        tokenizer = self.tokenizer and served.tokenizer(self.tokenizer, self.model.config)
-        return tokenizer, served.prompted(as_rows(rows, name)) if served.prompt else rows
-
     def _job(
         self,
         config: HeatConfig,
@@ -228,7 +219,7 @@ class HeatCompressor:
     ) -> Job:
         batches = None
         if dataset is not None and config.uses_calibration:
-            tokenizer, rows = self._served(dataset, "calibration_dataset")
+            tokenizer, rows = as_served(self.model, self.tokenizer, dataset, "calibration_dataset", self.encoder)
             batches = calibration_batches(rows, tokenizer, max_length=config.sequence_length)
             require_vocabulary(batches, self._vocabulary)
         return Job(self.model, config, batches, statistics, cost_model, training)

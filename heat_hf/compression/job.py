@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached, report_of
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
+from heat_hf.encoders.checkpoints.key import require_same_key
+from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import block_of, encoder_linears, resolve_names, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
@@ -29,7 +31,7 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
-from heat_hf.search.journal import Journal, require_same_key
+from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
 from heat_hf.search.ranks.problem import Problem, Training
 from heat_hf.search.ranks.space import Costs, Matrix, Settings
@@ -232,6 +234,7 @@ class Job:
         if output is not None and output.exists() and not overwrite:
             record = RankRecord.load(output)
             require_same_key(record.key, self.key, str(output))
+            Journal(output, self.key, overwrite).clear()
             return record
         return self._search(output, overwrite)
 
@@ -241,12 +244,10 @@ class Job:
         budgets = self.budgets
         method.check(self.problem, budgets)
         # Left once the result is saved; an interrupted search goes on from OUTPUT.partial.
-        resumable: AbstractContextManager[Journal | None]
-        resumable = Journal(output, self.key, overwrite) if method.resumable else nullcontext()
-        with resumable as journal:
+        with Journal(output, self.key, overwrite) if method.resumable else nullcontext() as journal:
             variants = find_variants(method, replace(self.problem, journal=journal), budgets)
             record = RankRecord(
-                str(self.model.config._name_or_path or type(self.model).__name__),
+                checkpoint_name(self.model),
                 method.name,
                 self.key,
                 variants.networks,
@@ -271,6 +272,8 @@ class Job:
         """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
         reached = dict.fromkeys(self.linears, Reached(None))
         factorized = [name for name in self.linears if settings[name] is not None]
+        if not self._by_block:
+            _ = self.statistics  # collected behind a bar of its own, which ends before the next begins
         with tqdm(total=len(factorized), desc="Factorizing", unit="matrix") as progress:
             for names, statistics in self._moments_by_group(factorized):
                 for name in names:
@@ -298,15 +301,20 @@ class Job:
 
     def _moments_by_group(self, names: Sequence[str]) -> Iterator[tuple[Sequence[str], Statistics | None]]:
         """Layers with their statistics: all at once, or block by block where memory is short."""
-        config = self.config
-        by_layer = config.calibration_memory == "layer" and not config.method.needs_calibration
-        if not self._calibrated or self.given_statistics is not None or not by_layer:
+        if not self._by_block:
             yield names, self.statistics
             return
         assert self.calibration is not None
+        gradients, seed = self.config.uses_gradients, self.config.seed
         for group in _blocks(names):
             modules = {name: self.linears[name] for name in group}
-            yield group, Statistics.collect(self.model, modules, self.calibration, config.uses_gradients, config.seed)
+            yield group, Statistics.collect(self.model, modules, self.calibration, gradients, seed, bar=False)
+
+    @property
+    def _by_block(self) -> bool:
+        """Whether statistics are collected for one block at a time."""
+        by_layer = self.config.calibration_memory == "layer" and not self.config.method.needs_calibration
+        return self._calibrated and self.given_statistics is None and by_layer
 
     def _decompose(self, name: str, setting: TensorSetting, statistics: Statistics | None) -> Factorization:
         config, weight = self.config, self.linears[name].weight

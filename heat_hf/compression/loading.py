@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from heat_hf.encoders.checkpoints.adapter import has_adapter, load_merged
 from heat_hf.encoders.checkpoints.names import pickled_weights
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, sentence_encoder
+from heat_hf.encoders.checkpoints.tokenizer import FILES, load_tokenizer
 from heat_hf.encoders.config import require_dense
 from heat_hf.encoders.linears import model_class_of
 
@@ -71,17 +72,27 @@ def load_dense(
     place = {**hub, **({"subfolder": encoder.subfolder} if encoder.subfolder else {})}
     config = AutoConfig.from_pretrained(model, **place, **code)
     require_dense(config)
-    loaded = _load_weights(model_class or model_class_of(config), model, place, options)
+    loaded = load_weights(model_class or model_class_of(config), model, {**place, **options})
     return Loaded(loaded.eval(), tokenizer or _load_tokenizer(model, {**place, **code}), encoder)
 
 
-def _load_weights(loader: Any, model: str | os.PathLike[str], place: Mapping[str, Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def load_weights(loader: Any, model: str | os.PathLike[str], options: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """What a class's `from_pretrained` returns for a checkpoint of safetensors.
+
+    Args:
+        loader: a class of Transformers, or one of its `Auto…` classes.
+        model: folder or Hub id.
+        options: of `from_pretrained`.
+
+    Raises:
+        OSError: if there is no such checkpoint, or its weights are pickled.
+    """
     if not hasattr(loader, "_model_mapping"):  # only the Auto classes take it: others load no code
         options = {key: value for key, value in options.items() if key != "code_revision"}
     try:
-        return loader.from_pretrained(model, use_safetensors=True, **place, **options)
+        return loader.from_pretrained(model, use_safetensors=True, **options)
     except OSError as error:
-        pickled = pickled_weights(model, **place)
+        pickled = pickled_weights(model, **{key: options[key] for key in (*PLACE, "subfolder") if key in options})
         if pickled is None:
             raise
         raise OSError(
@@ -92,7 +103,6 @@ def _load_weights(loader: Any, model: str | os.PathLike[str], place: Mapping[str
 
 def _load_tokenizer(model: str | os.PathLike[str], options: Mapping[str, Any]) -> PreTrainedTokenizerBase | None:
     folder = Path(model) / options.get("subfolder", "")
-    if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if folder.is_dir() and not any(os.path.lexists(folder / name) for name in FILES):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model, **options)
-    return tokenizer
+    return load_tokenizer(model, **options)

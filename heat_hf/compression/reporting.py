@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.encoders.checkpoints.names import package_version
+from heat_hf.encoders.checkpoints.names import checkpoint_name, package_version
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.reports.card import inherited_license
 from heat_hf.reports.compression import Compared, CompressionReport, TensorReport
 from heat_hf.search.ranks.space import Costs
 
@@ -45,9 +46,10 @@ def report_of(
         calibration_rows: sequences of the calibration data.
         request: what was asked for, as JSON.
     """
-    hardware = costs.model
+    hardware, place = costs.model, str(model.config._name_or_path)
     return CompressionReport(
-        base_model=model.config._name_or_path or type(model).__name__,
+        base_model=checkpoint_name(model),
+        license=inherited_license(place) if place else None,
         model_parameters=model.num_parameters(),
         tokens=costs.tokens,
         tensors=tuple(_tensor(name, result, costs) for name, result in reached.items()),

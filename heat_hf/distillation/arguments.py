@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transformers.trainer_utils import HubStrategy
 
-from heat_hf.distillation.stages import RECIPES, Stage
+from heat_hf.distillation.stages import (
+    BATCH_SIZE,
+    EPOCHS,
+    LAYER_SHARE,
+    LEARNING_RATE,
+    LOGIT_LEARNING_RATE,
+    RECIPES,
+    SAVE_STEPS,
+    TARGETS,
+    Stage,
+)
 from heat_hf.encoders.training import TeachingArguments
-
-TARGETS = ("teacher", "labels")
+from heat_hf.reports.markdown import plain
 
 
 @dataclass
@@ -23,7 +32,7 @@ class DistillationArguments(TeachingArguments):
     Attributes:
         recipe: a key of `heat_hf.distillation.RECIPES`; the default is the paper's.
         layer_share: of all steps, those of the first stage, where the recipe has two.
-        logit_learning_rate: of the second stage; default: `learning_rate`.
+        logit_learning_rate: of the second stage, which undoes little of the first's with a smaller one.
         attention_weight, hidden_weight: of the two parts of Eq. 3.
         kept_hidden_weight: of the hidden states' distance in stages that match outputs; 0 is the paper's Eq. 4.
         temperature: τ of Eq. 4.
@@ -39,13 +48,16 @@ class DistillationArguments(TeachingArguments):
     """
 
     output_dir: str | None = field(default="distilled", metadata={"help": "folder of checkpoints"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "peak learning rate of the first stage"})
-    num_train_epochs: float = field(default=2.0, metadata={"help": "epochs of all stages together"})
+    learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "peak learning rate of the first stage"})
+    num_train_epochs: float = field(default=EPOCHS, metadata={"help": "epochs of all stages together"})
+    per_device_train_batch_size: int = field(default=BATCH_SIZE, metadata={"help": "rows in a batch"})
+    save_steps: float = field(default=SAVE_STEPS, metadata={"help": "steps between checkpoints"})
+    logging_steps: float = field(default=0.02, metadata={"help": "steps between log lines, below 1 a fraction of all"})
     warmup_steps: float = field(default=0.1, metadata={"help": "steps of a stage until its peak, below 1 a fraction of it"})
     hub_strategy: HubStrategy | str = field(default="end", metadata={"help": "only end: checkpoints are not pushed"})
     recipe: str = field(default="two-stage", metadata={"help": f"one of {', '.join(RECIPES)}"})
-    layer_share: float = field(default=0.5, metadata={"help": "share of the steps that the first of two stages takes"})
-    logit_learning_rate: float | None = field(default=None, metadata={"help": "peak learning rate of the second stage"})
+    layer_share: float = field(default=LAYER_SHARE, metadata={"help": "share of the steps that the first of two stages takes"})
+    logit_learning_rate: float = field(default=LOGIT_LEARNING_RATE, metadata={"help": "that of the second stage"})
     attention_weight: float = field(default=1.0, metadata={"help": "weight of the attention maps' distance"})
     hidden_weight: float = field(default=1.0, metadata={"help": "weight of the hidden states' distance"})
     kept_hidden_weight: float = field(default=0.0, metadata={"help": "the same, in stages that match outputs"})
@@ -65,6 +77,10 @@ class DistillationArguments(TeachingArguments):
         strategy = HubStrategy(self.hub_strategy)
         if self.push_to_hub and strategy != HubStrategy.END:
             raise ValueError(f"hub_strategy must be end: checkpoints are not pushed, got {strategy.value}")
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{own.name} must be finite, got {value}")
         self._check_numbers()
         if any(stage.by_layer for stage in self.stages) and not self.attention_weight + self.hidden_weight:
             raise ValueError("attention_weight and hidden_weight are both 0: the first stage would have nothing to do")
@@ -75,9 +91,8 @@ class DistillationArguments(TeachingArguments):
         if not 0 < self.layer_share < 1:
             raise ValueError(f"layer_share must be between 0 and 1, both excluded, got {self.layer_share}")
         for name in ("temperature", "logit_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive, got {value}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("attention_weight", "hidden_weight", "kept_hidden_weight", "similarity_weight", "teacher_cache_gib"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -95,8 +110,7 @@ class DistillationArguments(TeachingArguments):
 
     def rates(self) -> list[float]:
         """Peak learning rate of every stage."""
-        later = self.learning_rate if self.logit_learning_rate is None else self.logit_learning_rate
-        return [self.learning_rate, later][: len(self.stages)]
+        return [self.learning_rate, self.logit_learning_rate][: len(self.stages)]
 
     def stage_steps(self, steps: int) -> list[int]:
         """Optimizer steps of every stage, of so many together.
@@ -119,9 +133,9 @@ class DistillationArguments(TeachingArguments):
             rows: of the training data.
             data: its name.
         """
-        rates = " and ".join(f"{rate:g}" for rate in self.rates())
+        rates, named = " and ".join(f"{rate:g}" for rate in self.rates()), f" of {plain(data)}" if data else ""
         return (
-            f"distilled from the dense model by the recipe “{self.recipe}” on {rows:,} rows{f' of {data}' if data else ''}: "
+            f"distilled from the dense model by the recipe “{self.recipe}” on {rows:,} rows{named}: "
             f"{steps:,} steps of {self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size} rows, "
             f"learning rates {rates}, seed {self.seed}."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from heat_hf.distillation.teacher import set_attention
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.checkpoints.names import STATE_NAME
 from heat_hf.encoders.checkpoints.sentence_encoder import encoder_of
+from heat_hf.encoders.checkpoints.storage import temporary_directory
 from heat_hf.evaluation.tasks import task_of
 from heat_hf.reports.card import Evaluation, Origin, model_card, origin_of, saved_files
 from heat_hf.reports.compression import CompressionReport
@@ -50,18 +50,24 @@ class TrainedStudent:
             )
         report = self.report or loaded_report(self.model)
         set_attention(self.model, False)
-        with tempfile.TemporaryDirectory() as scratch:
+        with temporary_directory() as scratch:
             files: dict[str, Path | bytes] = {**encoder_of(self.model).files}
             about = origin or origin_of(report, folder.name, task_of(self.model, bool(files)))
             about = replace(about, training=about.training or self.training)
-            self.state.save_to_json(str(Path(scratch) / STATE_NAME))
-            files[STATE_NAME] = Path(scratch) / STATE_NAME
+            _lasting(self.state).save_to_json(str(scratch / STATE_NAME))
+            files[STATE_NAME] = scratch / STATE_NAME
             if any("loss" in entry for entry in self.state.log_history):
-                draw_training(self.state.log_history, Path(scratch) / CURVES_NAME)
-                files[CURVES_NAME] = Path(scratch) / CURVES_NAME
+                draw_training(self.state.log_history, scratch / CURVES_NAME)
+                files[CURVES_NAME] = scratch / CURVES_NAME
                 about = replace(about, figures={**(about.figures or {}), "Losses over the steps of training": CURVES_NAME})
             files = {**saved_files(report, model_card(report, about, evaluations)), **files}
             save_compressed(self.model, self.tokenizer, folder, files, overwrite, **kwargs)
+
+
+def _lasting(state: TrainerState) -> TrainerState:
+    """Without what is of this run: times, a mean loss that counts from where it was resumed, and paths of this machine."""
+    lasting = [entry for entry in state.log_history if "train_runtime" not in entry]
+    return replace(state, log_history=lasting, best_model_checkpoint=None)
 
 
 def loaded_report(student: Any) -> CompressionReport:  # noqa: ANN401

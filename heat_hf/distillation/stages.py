@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+TARGETS = ("teacher", "labels")
+# Defaults that the command line, the API and the recipes share: what low rank was tuned with.
+EPOCHS, BATCH_SIZE, LAYER_SHARE, SAVE_STEPS = 2.0, 32, 0.5, 200
+LEARNING_RATE, LOGIT_LEARNING_RATE = 3e-4, 1e-4
 LABEL_COLUMNS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 
 

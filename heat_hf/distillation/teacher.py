@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ BY_BLOCK = ("hidden_states", "attentions")
 
 
 class Teacher:
-    """Asks the dense model, each row once if its answers are to be kept.
+    """Asks the dense model, unless its answers are kept.
 
     Args:
         model: the dense model; put into evaluation mode.
@@ -30,10 +30,37 @@ class Teacher:
         self.hits = 0
         self.kept: dict[int, dict[str, Tensor]] = {}
         self.kind: Any = None
+        self._asked: Any = None
 
     def prepare(self, attention: bool) -> None:
         """Attention maps need the eager implementation, which is slower."""
         set_attention(self.model, attention)
+
+    def fill(
+        self,
+        batches: Iterable[tuple[Sequence[int], Mapping[str, Tensor]]],
+        *,
+        hidden: bool,
+        attention: bool,
+        rows: Any,  # noqa: ANN401
+    ) -> None:
+        """Keep answers until the memory is full; those to other questions or on other data go first.
+
+        Args:
+            batches: rows' numbers and the model's inputs, padding on the right.
+            hidden: whether hidden states are needed.
+            attention: whether attention maps are needed.
+            rows: what the numbers count, as its digest.
+        """
+        if self._asked != (asked := (hidden, attention, rows)):
+            self.kept.clear()
+            self.used, self._asked = 0, asked
+        self.prepare(attention)
+        for numbers, inputs in batches:
+            if self.used >= self.limit:
+                break
+            if not all(number in self.kept for number in numbers):
+                self._keep(self._ask(inputs, hidden, attention), inputs, numbers, _needed(hidden, attention))
 
     def __call__(
         self, inputs: Mapping[str, Tensor], rows: Sequence[int] | None = None, hidden: bool = False, attention: bool = False
@@ -46,15 +73,15 @@ class Teacher:
             hidden: whether hidden states are needed.
             attention: whether attention maps are needed.
         """
-        needed = [name for name, asked in zip(BY_BLOCK, (hidden, attention), strict=True) if asked]
+        needed = _needed(hidden, attention)
         if rows is not None and all(row in self.kept and all(name in self.kept[row] for name in needed) for row in rows):
             self.hits += len(rows)
             return self._recall([self.kept[row] for row in rows], needed)
+        return self._ask(inputs, hidden, attention)
+
+    def _ask(self, inputs: Mapping[str, Tensor], hidden: bool, attention: bool) -> Any:  # noqa: ANN401
         with torch.no_grad():
-            outputs = self.model(**inputs, output_hidden_states=hidden, output_attentions=attention)
-        if rows is not None and self.used < self.limit:
-            self._keep(outputs, inputs, rows, needed)
-        return outputs
+            return self.model(**inputs, output_hidden_states=hidden, output_attentions=attention)
 
     def _keep(self, outputs: Any, inputs: Mapping[str, Tensor], rows: Sequence[int], needed: Sequence[str]) -> None:  # noqa: ANN401
         """Every row's answers, without padding."""
@@ -77,6 +104,10 @@ class Teacher:
             values = _join(name, [answer[name] for answer in kept])
             fields[name] = tuple(values.unbind(1)) if name in BY_BLOCK else values
         return self.kind(**fields)
+
+
+def _needed(hidden: bool, attention: bool) -> list[str]:
+    return [name for name, asked in zip(BY_BLOCK, (hidden, attention), strict=True) if asked]
 
 
 def _size(answer: Mapping[str, Tensor]) -> int:

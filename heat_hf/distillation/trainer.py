@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, get_scheduler
 from transformers.modeling_utils import unwrap_model
 
 from heat_hf.distillation.arguments import DistillationArguments
-from heat_hf.distillation.checkpoints import mark, newest_checkpoint, require_training, training_key
 from heat_hf.distillation.checks import check_data, check_models
 from heat_hf.distillation.losses import layer_losses, output_losses, total
 from heat_hf.distillation.results import TrainedStudent
@@ -70,50 +70,48 @@ class DistillationTrainer(TeachingTrainer):
         super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator, **kwargs)
         asked.model.to(args.device)
         self.teacher, self.report = asked, report
+        self.dense, self.rows = asked.model, self.train_dataset
         if asked.limit and self.train_dataset is not None:
             self.train_dataset = _Numbered(self.train_dataset)
             self.data_collator = _KeepRows(self.data_collator)
         self.model_accepts_loss_kwargs = False
         self._stage: Stage | None = None
         self._parts: dict[str, list[float]] = {}
-        self._key: dict[str, Any] | None = None
         self.add_callback(_FreshOptimizer(self))
 
-    @property
-    def key(self) -> dict[str, Any]:
-        """All that decides which weights the training ends with; taken before its first step, kept in every checkpoint."""
-        if self._key is None:
-            rows = self.train_dataset.rows if isinstance(self.train_dataset, _Numbered) else self.train_dataset
-            student = unwrap_model(self.model)  # type: ignore[arg-type]
-            self._key = training_key(student, self.teacher.model, self.args, rows)
-        return self._key
+    def before_first_step(self) -> None:
+        """Keep the teacher's answers, if there is memory for them and rows are met more than once."""
+        if isinstance(self.train_dataset, _Numbered) and self._epochs() > self.args.world_size:
+            self._fill(self.train_dataset)
 
-    def train(  # type: ignore[override]
-        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
-    ) -> Any:  # noqa: ANN401
-        """Trainer's, going on only from a whole checkpoint of this very training.
+    def _epochs(self) -> float:
+        """How often every row is met."""
+        args = self.args
+        if args.max_steps <= 0:
+            return float(args.num_train_epochs)
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return float(args.max_steps * batch / len(self.rows))
 
-        Args:
-            resume_from_checkpoint: a checkpoint; True: the newest whole one in `args.output_dir`.
-            **kwargs: of Trainer.
+    def _fill(self, numbered: _Numbered) -> None:
+        """Ask the teacher before training: with which rows one shares a batch there changes the last bits of its answers."""
+        args = self.args
+        order = sorted(range(len(numbered)), key=lambda row: len(numbered[row]["input_ids"]))
+        size = args.train_batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        collate = self._get_collator_with_removed_columns(self.data_collator)
 
-        Raises:
-            ValueError: if the checkpoint lacks a part, or is of a training with another student, teacher, data or arguments.
-        """
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            checkpoint = newest_checkpoint(Path(str(self.args.output_dir)))  # type: ignore[assignment]
-            if checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to go on from")
-        if checkpoint is not None:
-            require_training(Path(str(checkpoint)), self.key)
-        _ = self.key
-        return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
+        def asked() -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+            for batch in tqdm(batches, desc="Asking the teacher", unit="batch", disable=args.disable_tqdm):
+                inputs: Any = self._prepare_inputs(collate([numbered[row] for row in batch]))
+                yield batch, _given(inputs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401
-        if self.args.should_save:
-            mark(Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), self.key)
-        super()._save_checkpoint(model, trial)
+        with self.compute_loss_context_manager():
+            self.teacher.fill(
+                asked(),
+                hidden=any(args.hidden_weight_in(stage) > 0 for stage in args.stages),
+                attention=any(stage.attention for stage in args.stages),
+                rows=self.key["training rows"],
+            )
 
     def stage_ends(self) -> list[int]:
         """Steps after which the stages end."""
@@ -135,8 +133,7 @@ class DistillationTrainer(TeachingTrainer):
         """The current stage's loss; its parts go to the log."""
         stage = self._stage_now(model.training)
         self._enter(stage)
-        references = label_columns(inputs)
-        given = {key: value for key, value in inputs.items() if key not in references and key != ROW}
+        references, given = label_columns(inputs), _given(inputs)
         rows = inputs[ROW].tolist() if ROW in inputs else None
         hidden = self.args.hidden_weight_in(stage) > 0
         by_labels = stage.labels or (stage.logits and self.args.targets == "labels")
@@ -328,6 +325,12 @@ class _KeepRows:
         plain = [{key: value for key, value in row.items() if key != ROW} for row in rows]
         numbers = {ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {}
         return {**self.collator(plain), **numbers}
+
+
+def _given(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without its references and its rows' numbers."""
+    references = label_columns(inputs)
+    return {key: value for key, value in inputs.items() if key not in references and key != ROW}
 
 
 def _freeze(model: Any, args: DistillationArguments) -> None:  # noqa: ANN401

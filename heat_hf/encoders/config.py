@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from packaging.version import Version
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from heat_hf.encoders.checkpoints.names import METHOD, package_version
+from heat_hf.encoders.checkpoints.names import METHOD, SOURCE, package_version
+from heat_hf.encoders.values import brief, shown, whole
 from heat_hf.formats.setting import TensorSetting
 
+logger = logging.getLogger(__name__)
 MOST_TENSORS = 20_000  # more than any encoder has; reading stays a matter of seconds
+MOST_TOKENS = 2**24
 
 
 @dataclass
@@ -25,9 +31,10 @@ class FactorizedConfig(QuantizationConfigMixin):
         accelerator: name of the hardware that settings were chosen for, or costs reported for; None without.
         heat_version: version of heat_hf that factorized the model.
         weights_file: name of the weights file, if not the usual one. Set on saving.
+        checksum: of the weights files, see `checkpoints.weights.checksum`; None: they are not compared. Set on saving.
 
     Raises:
-        ValueError: if there are no tensors, or a setting is not valid.
+        ValueError: if there are no tensors, or a setting or another field is not valid.
     """
 
     quant_method: str = field(default=METHOD, init=False)  # type: ignore[assignment]
@@ -36,6 +43,7 @@ class FactorizedConfig(QuantizationConfigMixin):
     accelerator: str | None = None
     heat_version: str | None = None
     weights_file: str | None = None
+    checksum: str | None = None
 
     def __post_init__(self) -> None:
         if not self.tensors or not isinstance(self.tensors, Mapping):
@@ -44,12 +52,13 @@ class FactorizedConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"the quantization_config has {len(self.tensors)} tensors, more than {MOST_TENSORS}: it is damaged"
             )
-        self.tensors = {
-            name: setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
-            for name, setting in self.tensors.items()
-        }
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
-            raise ValueError(f"tokens must be a positive integer, got {self.tokens!r}")
+        self.tensors = {name: _setting(name, setting) for name, setting in self.tensors.items()}
+        whole("tokens of the quantization_config", self.tokens, 1, MOST_TOKENS)
+        for name in ("accelerator", "heat_version", "weights_file", "checksum"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name} of the quantization_config must be text, got {shown(value)}")
+        _check_version(self.heat_version)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without what is None."""
@@ -66,15 +75,35 @@ class FactorizedConfig(QuantizationConfigMixin):
         """
         data = {**config_dict, **kwargs}
         if data.pop("quant_method", METHOD) != METHOD:
-            raise ValueError(f"quant_method must be {METHOD!r}, got {config_dict['quant_method']!r}")
+            raise ValueError(f"quant_method must be {METHOD!r}, got {shown(config_dict['quant_method'])}")
         unknown = set(data) - {f.name for f in dataclasses.fields(cls) if f.init}
         if unknown:
             raise ValueError(
-                f"unknown options {sorted(unknown)} in a heat quantization_config "
-                f"(written by heat_hf {data.get('heat_version', 'unknown')}, this is {package_version()})"
+                f"unknown options {shown(sorted(unknown))} in a heat quantization_config "
+                f"(written by heat_hf {brief(str(data.get('heat_version', 'unknown')))}, this is {package_version()})"
             )
         config = cls(**data)
         return (config, {}) if return_unused_kwargs else config
+
+
+def _setting(name: str, setting: Any) -> TensorSetting:  # noqa: ANN401
+    try:
+        return setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the quantization_config's setting of {shown(name)} is damaged: {brief(str(error))}") from error
+
+
+@functools.cache
+def _check_version(written: str | None) -> None:
+    """Say once if a version is newer than this one: what its numbers mean may have changed."""
+    if written is None:
+        return
+    try:
+        newer = Version(written) > Version(package_version()) and package_version() != SOURCE
+    except ValueError as error:
+        raise ValueError(f"heat_version of the quantization_config must be a version, got {shown(written)}") from error
+    if newer:
+        logger.warning("a checkpoint was written by heat_hf %s, this is %s: update heat_hf", shown(written), package_version())
 
 
 def require_dense(config: Any) -> None:  # noqa: ANN401

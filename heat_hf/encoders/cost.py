@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from heat_hf.encoders.checkpoints.names import METHOD
+from heat_hf.encoders.checkpoints.reading import told
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import BLOCKS, block_pattern, dense_linears, factorized_layers, resolve_names, runs
 from heat_hf.formats.layer import FactorizedLinear
@@ -130,11 +131,14 @@ def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str
         if quantization.get("quant_method") != METHOD:
             raise ValueError(f"{source} is quantized with {quantization.get('quant_method')}; its cost is not known")
         del config.quantization_config
-    with torch.device("meta"):
+    with told(source), torch.device("meta"):
         model = AutoModel.from_config(config)
-    tensors = FactorizedConfig.from_dict(quantization).tensors if quantization else {}
-    names = resolve_names(model, tensors)
-    return model, {names[name]: setting for name, setting in tensors.items() if name in names}
+        tensors = FactorizedConfig.from_dict(quantization).tensors if quantization else {}
+        names = resolve_names(model, tensors)
+        settings = {names[name]: setting for name, setting in tensors.items() if name in names}
+        for name, setting in settings.items():
+            setting.shape.require(*model.get_submodule(name).weight.shape)
+    return model, settings
 
 
 def _matrices(

@@ -166,7 +166,8 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the
             resolved[name] = match
         else:
             missing.append(name)
-    lost = [name for name in missing if name.startswith(prefix) or not resolved]
+    blocks = BLOCKS.get(model.config.model_type, r"(?!)")  # without a prefix in what was saved headless
+    lost = [name for name in missing if name.startswith(prefix) or re.match(blocks, name) or not resolved]
     if lost:
         raise ValueError(
             f"{what} does not fit {type(model).__name__}: it has no linear layer {lost[0]!r} ({len(lost)} such names)"
@@ -188,4 +189,6 @@ def model_class_of(config: Any) -> Any:  # noqa: ANN401
 
     name = (getattr(config, "architectures", None) or ["AutoModel"])[0]
     own = {str(place).rpartition(".")[2]: auto for auto, place in (getattr(config, "auto_map", None) or {}).items()}
-    return getattr(transformers, own.get(name, name), transformers.AutoModel)
+    found = getattr(transformers, own.get(name, name), None)
+    models = isinstance(found, type) and (issubclass(found, transformers.PreTrainedModel) or hasattr(found, "_model_mapping"))
+    return found if models else transformers.AutoModel

@@ -5,7 +5,6 @@ Features go from module to module in a dictionary, as there: `token_embeddings`,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heat_hf.encoders.checkpoints.reading import parse_json, told, typed
+
 Features = dict[str, Any]
 TINY = 1e-9
+WIDTHS = ("word_embedding_dimension", "embedding_dimension")  # one of them is in the configuration of every pooling
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -71,14 +73,14 @@ class Pooling(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        named = config.get("pooling_mode")
+        named = typed(config, "pooling_mode", str, list)
         if named is None:
-            named = [mode for flag, mode in POOLING_FLAGS.items() if config.get(flag)] or "mean"
-        self.modes = [named] if isinstance(named, str) else list(named)
+            named = [mode for flag, mode in POOLING_FLAGS.items() if typed(config, flag, bool)] or "mean"
+        self.modes = [named] if isinstance(named, str) else named
         unknown = [mode for mode in self.modes if mode not in POOLINGS]
         if unknown:
             raise ValueError(f"unknown pooling mode {unknown[0]!r}; known are {', '.join(POOLINGS)}")
-        self.include_prompt = bool(config.get("include_prompt", True))
+        self.include_prompt: bool = typed(config, "include_prompt", bool, default=True)
 
     def forward(self, features: Features) -> Features:
         """Adds `sentence_embedding`."""
@@ -97,11 +99,11 @@ class Dense(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         inputs, outputs = int(config["in_features"]), int(config["out_features"])
-        self.linear = nn.Linear(inputs, outputs, bias=config.get("bias", True))
-        self.activation = _activation(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
-        self.source = config.get("module_input_name") or "sentence_embedding"
-        self.target = config.get("module_output_name") or self.source
-        self.adds_input = bool(config.get("use_residual"))
+        self.linear = nn.Linear(inputs, outputs, bias=typed(config, "bias", bool, default=True))
+        self.activation = _activation(typed(config, "activation_function", str, default="torch.nn.modules.activation.Tanh"))
+        self.source = typed(config, "module_input_name", str) or "sentence_embedding"
+        self.target = typed(config, "module_output_name", str) or self.source
+        self.adds_input = typed(config, "use_residual", bool, default=False)
         if self.adds_input:
             self.residual = nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
 
@@ -157,10 +159,15 @@ def make_module(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> nn.Modu
         ValueError: if it is not known, or its configuration or weights are missing or not what they should be.
     """
     kind, path = require_known(entry.get("type", ""), KNOWN), entry.get("path", "")
-    try:
-        module = KNOWN[kind](read_json(files, str(PurePosixPath(path, "config.json"))))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the configuration of the checkpoint's module {path!r} lacks or misstates {error}") from error
+    name = str(PurePosixPath(path, "config.json"))
+    with (
+        told(f"the checkpoint's {name}", "is damaged"),
+        torch.device("meta"),
+    ):  # memory is that of the weights, not of what it says
+        config = read_json(files, name)
+        if kind == "Pooling" and not any(typed(config, width, int) for width in WIDTHS):
+            raise ValueError(f"it has no {WIDTHS[0]}")
+        module = KNOWN[kind](config)
     if module.state_dict():
         _load(module, path, files)
     return module
@@ -174,7 +181,7 @@ def _load(module: nn.Module, path: str, files: Mapping[str, bytes]) -> None:
     if name not in files:
         raise ValueError(f"the checkpoint has no {name}: save it again with sentence-transformers, as safetensors")
     try:
-        module.load_state_dict(load(files[name]))
+        module.load_state_dict(load(files[name]), assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{name} does not hold the weights of the checkpoint's module {path!r}") from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in module.parameters()):
@@ -194,7 +201,4 @@ def require_known(kind: str, known: Iterable[str]) -> str:
 
 def read_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """A file of the checkpoint; empty if it has none of this name."""
-    found = json.loads(files[name]) if name in files else {}
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} must hold a JSON object, got a {type(found).__name__}")
-    return found
+    return parse_json(files[name], f"the checkpoint's {name}") if name in files else {}

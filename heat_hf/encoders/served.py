@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.encoders.batches import TEXT_COLUMNS
-from heat_hf.encoders.checkpoints.sentence_encoder import MODULES, SentenceEncoder, encoder_of
+from heat_hf.encoders.checkpoints.reading import told, typed
+from heat_hf.encoders.checkpoints.sentence_encoder import ABOUT, MODULES, SentenceEncoder, encoder_of
 from heat_hf.encoders.sentence_modules import Features, Pooling, make_module, read_json, require_known
+from heat_hf.encoders.values import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,14 +56,13 @@ class Served(nn.Module):
         if not self.pooled_by_default:
             require_known(json.loads(files[MODULES])[0].get("type", ""), ("Transformer",))
         self.steps = nn.ModuleList([make_module(entry, files) for entry in entries] or [Pooling({})])
-        about = read_json(files, "config_sentence_transformers.json")
-        similarity = about.get("similarity_fn_name")
-        self.similarity = similarity if similarity in SIMILARITIES else "cosine"
-        prompts, name = about.get("prompts") or {}, about.get("default_prompt_name")
-        if name is not None and name not in prompts:
-            raise ValueError(f"default_prompt_name must be one of the checkpoint's prompts {sorted(prompts)}, got {name!r}")
-        self.prompt: str = prompts.get(name) or ""
-        self.truncated: int | None = about.get("truncate_dim")
+        with told(f"the checkpoint's {ABOUT}", "is damaged"):
+            about = read_json(files, ABOUT)
+            self.similarity = typed(about, "similarity_fn_name", str, default="cosine")
+            if self.similarity not in SIMILARITIES:
+                raise ValueError(f"similarity_fn_name must be one of {', '.join(SIMILARITIES)}, got {shown(self.similarity)}")
+            self.prompt: str = _prompt(about)
+            self.truncated: int | None = typed(about, "truncate_dim", int)
         self.settings = _transformer_settings(files)
         self.eval().requires_grad_(False)
 
@@ -176,13 +177,28 @@ def serve(model: Any, encoder: SentenceEncoder | None) -> Served:  # noqa: ANN40
     return served
 
 
+def _prompt(about: Mapping[str, Any]) -> str:
+    prompts, name = typed(about, "prompts", dict, default={}), typed(about, "default_prompt_name", str)
+    if name is not None and name not in prompts:
+        raise ValueError(f"default_prompt_name must be one of the checkpoint's prompts {sorted(prompts)}, got {name!r}")
+    return "" if name is None else typed(prompts, name, str, default="")
+
+
 def _transformer_settings(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Of the Transformer: where rows are cut, and which of its outputs is taken."""
     name = next((name for name in files if name.startswith("sentence_") and name.endswith("_config.json")), "")
-    settings = read_json(files, name)
-    text = (settings.get("modality_config") or {}).get("text") or {}
-    asked = (text.get("method", "forward"), text.get("method_output_name", "last_hidden_state"))
-    taken = settings.get("module_output_name", "token_embeddings")
+    with told(f"the checkpoint's {name}", "is damaged"):
+        settings = read_json(files, name)
+        for number, kind in (
+            ("max_seq_length", int),
+            ("do_lower_case", bool),
+            ("processor_kwargs", dict),
+            ("tokenizer_args", dict),
+        ):
+            typed(settings, number, kind)
+        text = (settings.get("modality_config") or {}).get("text") or {}
+        asked = (text.get("method", "forward"), text.get("method_output_name", "last_hidden_state"))
+        taken = settings.get("module_output_name", "token_embeddings")
     if asked != ("forward", "last_hidden_state") or taken != "token_embeddings":
         raise ValueError(f"{name} must take last_hidden_state of forward as token_embeddings, got {asked} as {taken!r}")
     return settings

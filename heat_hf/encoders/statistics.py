@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,7 @@ class Statistics:
         batches: Sequence[Batch],
         gradients: bool = True,
         seed: int = 0,
+        bar: bool = True,
     ) -> Statistics:
         """Run every batch once; the gradients of about `GRADIENT_ROWS` sequences, evenly spread, are taken on the way.
 
@@ -73,6 +74,7 @@ class Statistics:
             batches: model inputs; an `attention_mask` marks padding.
             gradients: whether G is needed.
             seed: of the random directions in output space.
+            bar: whether to show how far it is; not within other work that has a bar.
 
         Raises:
             ValueError: if a layer is never reached, or a moment is not finite.
@@ -80,7 +82,8 @@ class Statistics:
         batches = list(batches)
         inputs, outputs = _Inputs(), _Outputs(seed)
         probed = _spread(batches, GRADIENT_ROWS) if gradients else frozenset()
-        _run(model, modules, batches, inputs, outputs, probed)
+        shown = tqdm(batches, desc="Calibrating", unit="batch", disable=not bar)
+        _run(model, modules, shown, inputs, outputs, probed)
         return cls(
             inputs.moments(modules),
             outputs.moments(modules) if gradients else {},
@@ -174,7 +177,7 @@ class Statistics:
 def _run(
     model: PreTrainedModel,
     modules: Mapping[str, nn.Module],
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     inputs: _Inputs,
     outputs: _Outputs,
     probed: frozenset[int],
@@ -186,7 +189,7 @@ def _run(
         for name, module in modules.items():
             stack.callback(module.register_forward_pre_hook(inputs.hook(name)).remove)
             stack.callback(module.register_forward_hook(outputs.hook(name)).remove)
-        for number, batch in enumerate(tqdm(batches, desc="Calibrating", unit="batch")):
+        for number, batch in enumerate(batches):
             given = model_inputs(batch, device)
             inputs.mask = outputs.mask = _padding_mask(given)
             with torch.set_grad_enabled(number in probed):

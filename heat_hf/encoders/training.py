@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_utils import unwrap_model
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
+
+from heat_hf.encoders.checkpoints.storage import writing
+from heat_hf.encoders.resuming import mark, newest_checkpoint, require_training, training_key
 
 
 @dataclass
@@ -39,13 +49,30 @@ class TeachingArguments(TrainingArguments):
 
 
 class TeachingTrainer(Trainer):
-    """Trainer with a loss that is a mean over a batch's rows, computed by `loss_and_outputs`."""
+    """Trainer with a loss that is a mean over a batch's rows, computed by `loss_and_outputs`.
+
+    A resumed training ends with the same weights as an uninterrupted one, and goes on only from a checkpoint of its own.
+
+    Attributes:
+        dense: the dense model that is learned from.
+        rows: training data, as given.
+    """
 
     loss_is_scaled_for_ga = False  # else gradient accumulation would divide by its steps twice
+    dense: nn.Module
+    rows: Any
+    _key: dict[str, Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(_LogWithCheckpoint())
 
     @abstractmethod
     def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """The loss of a batch, and the model's outputs."""
+
+    def before_first_step(self) -> None:
+        """Work that a training starts with, once it is known to be able to."""
 
     def compute_loss(
         self,
@@ -57,6 +84,78 @@ class TeachingTrainer(Trainer):
         """As Trainer asks for it."""
         loss, outputs = self.loss_and_outputs(model, inputs)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that decides which weights the training ends with; taken before its first step, kept in every checkpoint."""
+        if self._key is None:
+            self._key = training_key(unwrap_model(self.model), self.dense, self.args, self.rows)  # type: ignore[arg-type]
+        return self._key
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:  # noqa: ANN401
+        """Trainer's, going on only from a whole checkpoint of this very training.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; True: the newest whole one in `args.output_dir`.
+            **kwargs: of Trainer.
+
+        Raises:
+            ValueError: if the checkpoint lacks a part, or is of a training with another student, teacher, data or arguments.
+        """
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = newest_checkpoint(Path(str(self.args.output_dir)))  # type: ignore[assignment]
+            if checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no whole checkpoint to go on from")
+        if checkpoint is not None:
+            require_training(Path(str(checkpoint)), self.key)
+        _ = self.key
+        self.before_first_step()
+        return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401
+        checkpoint = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            mark(checkpoint, self.key)
+        with writing(checkpoint):
+            super()._save_checkpoint(model, trial)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:  # noqa: ANN401
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _OrderOfEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
+
+
+class _LogWithCheckpoint(TrainerCallback):
+    """Logs where a checkpoint is written: a mean that went on after it would be another one in a resumed training."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Runs after Trainer has decided whether to save."""
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
+
+
+class _OrderOfEpoch(Sampler[int]):
+    """Rows grouped by length in an order that follows from seed and epoch.
+
+    Trainer's own draws from the generator of all random numbers, which a resumed run meets in another state.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int, epoch: Callable[[], int]) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        state = np.random.SeedSequence([self.seed, self.epoch()]).generate_state(1)[0]
+        self.sampler.generator = torch.Generator().manual_seed(int(state))
+        return iter(self.sampler)
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -6,6 +6,13 @@ import numbers
 from typing import Any
 
 SHOWN = 80  # characters of a value in a message
+TOLD = 600  # characters of a message of others
+
+
+def brief(text: str) -> str:
+    """A message of others: one line, not long."""
+    line = " ".join(text.split())
+    return line if len(line) <= TOLD else f"{line[:TOLD]}…"
 
 
 def shown(value: object) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of
-from heat_hf.encoders.checkpoints.storage import atomic_directory
+from heat_hf.encoders.checkpoints.storage import atomic_directory, temporary_directory
 
 logger = logging.getLogger(__name__)
 OPSET = 18
@@ -220,9 +220,19 @@ def _check(path: Path, tokenizer: Any, model: Any, outputs: tuple[str, ...]) -> 
 def _quantize(path: Path) -> None:
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as scratch:
-        prepared = Path(scratch) / path.name
+    with temporary_directory() as scratch, _temporary_files_in(scratch):
+        prepared = scratch / path.name
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
         # Weights of 7 bits: on CPUs without VNNI the sum of two products of 8 bits overflows (seen: outputs without meaning).
         options = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
         quantize_dynamic(str(prepared), str(path), **options)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Other libraries' too: ONNX Runtime leaves copies of the model behind where it is killed."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

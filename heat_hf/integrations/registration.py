@@ -21,6 +21,8 @@ from heat_hf.encoders.checkpoints.names import METHOD
 
 REGISTRY = "transformers.quantizers.auto"
 MODELS = "transformers.modeling_utils"
+CONFIGURATIONS = "transformers.configuration_utils"
+AUTO_CLASSES = "transformers.models.auto.auto_factory"
 TUNERS = "peft.tuners.tuners_utils"
 
 
@@ -79,29 +81,48 @@ def _present_layers(tuners: ModuleType) -> None:
     base.__init__, base.inject_adapter, base._heat_hf = __init__, inject_adapter, True
 
 
-def _save_by_layers(models: ModuleType) -> None:
-    """Let what a model is saved as follow from its layers, not from where it came from.
+def _present_models(models: ModuleType) -> None:
+    """Let what a model is saved as follow from its layers, not from where it came from; and damaged ones be told of.
 
     Transformers asks only a model's own quantizer, which a copy, a model around it or an unpickled one need not have.
     """
     for name in ("save_pretrained", "push_to_hub"):
-        method = getattr(models.PreTrainedModel, name)
-        if not hasattr(method, "_heat_hf"):
-            setattr(models.PreTrainedModel, name, _wrapped(method, name))
+        _wrap(models.PreTrainedModel, name, "heat_hf.integrations.saving")
+    _wrap(models.PreTrainedModel, "from_pretrained", "heat_hf.integrations.loading")
 
 
-def _wrapped(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _load_configurations(configurations: ModuleType) -> None:
+    _wrap(configurations.PreTrainedConfig, "get_config_dict", "heat_hf.integrations.loading")
+
+
+def _load_by_auto_classes(classes: ModuleType) -> None:
+    """Each `Auto…` class that is there already has a copy of the method; others copy it from the first of them."""
+    base = classes._BaseAutoModelClass
+    for cls in (base, *base.__subclasses__()):
+        if "from_pretrained" in vars(cls):
+            _wrap(cls, "from_pretrained", "heat_hf.integrations.loading")
+
+
+def _wrap(cls: type, name: str, module: str) -> None:
+    """Let the function of its name in a module of ours call a method of Transformers; doing it again changes nothing."""
+    held = vars(cls)[name]
+    method = held.__func__ if isinstance(held, classmethod) else held
+    if hasattr(method, "_heat_hf"):
+        return
+
     @functools.wraps(method)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        return getattr(import_module("heat_hf.integrations.saving"), name)(method, self, *args, **kwargs)
+        return getattr(import_module(module), name)(method, self, *args, **kwargs)
 
     wrapper._heat_hf = True  # type: ignore[attr-defined]
-    return wrapper
+    setattr(cls, name, classmethod(wrapper) if isinstance(held, classmethod) else wrapper)
 
 
 _REGISTER: dict[str, Callable[[ModuleType], None]] = {
     REGISTRY: _register,
-    MODELS: _save_by_layers,
+    CONFIGURATIONS: _load_configurations,
+    MODELS: _present_models,
+    AUTO_CLASSES: _load_by_auto_classes,
     TUNERS: _present_layers,
 }
 

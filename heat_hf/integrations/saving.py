@@ -21,15 +21,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from heat_hf.encoders.checkpoints.hub import push_saved
-from heat_hf.encoders.checkpoints.names import CARD_NAME, METHOD, REPORT_NAME, package_version
+from heat_hf.encoders.checkpoints.names import (
+    CARD_NAME,
+    METHOD,
+    MISSING_IMPORT,
+    REPORT_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    package_version,
+)
 from heat_hf.encoders.checkpoints.storage import atomic_directory
+from heat_hf.encoders.checkpoints.weights import checksum as weights_checksum
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import factorized_layers
 
-WEIGHTS_NAME = "heat_model.safetensors"
-WEIGHTS_INDEX_NAME = "heat_model.safetensors.index.json"
-# Transformers without the quantizer looks for a file of this name, and names it in its error.
-MISSING_IMPORT = "import_heat_hf_before_loading_this_model.safetensors"
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _WEIGHTS = re.compile(r"(heat_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
@@ -69,6 +74,7 @@ def save_pretrained(
         with _undescribed(model.config):
             save(model, scratch, **options)
         quantization.weights_file = _weights_name(scratch, rename=not checkpoint)
+        quantization.checksum = weights_checksum(path for path in scratch.iterdir() if path.suffix == ".safetensors")
         _describe(scratch, quantization)
         for name, content in ({} if checkpoint else _known_files(model, Path(folder).name)).items():
             (scratch / name).write_bytes(content)

@@ -8,13 +8,14 @@ name of the real one in its place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, saved_names
+from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
 from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_module
 from heat_hf.formats.layer import FactorizedLinear
 
@@ -31,7 +32,8 @@ class HeatQuantizer(HfQuantizer):
 
     requires_calibration = False
     quantization_config: Any  # a FactorizedConfig of a saved model; a HeatConfig of a dense one that is to be factorized
-    _names: frozenset[str] = frozenset()  # of the checkpoint's tensors
+    _files: Sequence[str] = ()  # of the checkpoint's weights
+    _names: frozenset[str] = frozenset()  # of their tensors
     report: CompressionReport | None = None  # of a model that was compressed in this process
 
     def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -55,13 +57,15 @@ class HeatQuantizer(HfQuantizer):
                     setting, linear.bias is not None, self.quantization_config.tokens, dtype=linear.weight.dtype
                 )
             swap_module(model, linear, layer)
-        self._names = saved_names(model, kwargs.get("checkpoint_files") or ())
+        self._files = kwargs.get("checkpoint_files") or ()
+        self._names = saved_names(model, self._files)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.pre_quantized:
             require_loaded(model, self._names)
             require_finite(model)
+            require_unchanged(self._files, self.quantization_config.checksum)  # last: it says least of what is wrong
             _align(model)
             self.attach(model)
         else:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
 from heat_hf.evaluation.tasks import usage
 from heat_hf.hardware.cost import EDP, TIME
+from heat_hf.reports.markdown import code, plain
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 OF_DENSE = " of the dense model"  # after a metric's name
 HARDWARE_METRICS = {EDP: "edp", TIME: "latency"}  # what a report compares → the Hub's type of metric
 _SAVED = {EDP: "energy-delay product (EDP)", TIME: "time"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
@@ -53,7 +57,7 @@ class Origin:
     Attributes:
         name: of the model.
         base_model: Hub id or name of the dense checkpoint; default: the report's.
-        license: of the dense checkpoint.
+        license: of the dense checkpoint; default: the report's.
         datasets: Hub ids or names of training data.
         training: sentences on how it was trained.
         command: that makes it again.
@@ -90,23 +94,23 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
     card: ModelCard = ModelCard.from_template(
         _card_data(report, origin, evaluations, base, task),
         template_path=str(TEMPLATE),
-        name=origin.name,
-        base_link=f"https://huggingface.co/{base}" if base.count("/") == 1 else "",
-        base_model=base,
+        name=plain(origin.name),
+        base_link=f"https://huggingface.co/{base}" if HUB_ID.fullmatch(base) else "",
+        base_model=plain(base),
         factorized=len(factorized),
         tensors=len(report.tensors),
         formats=", ".join(sorted(_formats(report))),
         params_ratio=f"{report.params_ratio:.3f}",
         gain="" if cost is None else f"{1 / cost.ratio:.2f} times less {_SAVED[cost.measure]}",
         measure=report.measure[0].upper() + report.measure[1:],
-        accelerator=report.accelerator,
+        accelerator=plain(report.accelerator),
         usage=usage(origin.name, task),
         comparison=_comparison(report, evaluations),
         scores_note=_scores_note(evaluations),
         hardware_note=_hardware_note(report),
         training=origin.training,
-        command=origin.command,
-        figures=[{"label": label, "path": path} for label, path in (origin.figures or {}).items()],
+        command=origin.command.replace("\n", " "),
+        figures=[{"label": plain(label), "path": quote(path)} for label, path in (origin.figures or {}).items()],
         settings=_settings(report.tensors, report.measure),
     )
     return card
@@ -119,17 +123,14 @@ def saved_files(report: CompressionReport, card: ModelCard | None = None) -> dic
 
 
 def origin_of(report: CompressionReport, name: str, task: str = "") -> Origin:
-    """What is known of a model's origin from its report: a checkpoint in a folder is named as that, not by its path.
+    """What is known of a model's origin from its report.
 
     Args:
         report: of the compression.
         name: of the model.
         task: of the model, see `heat_hf.evaluation.tasks.task_of`.
     """
-    base = Path(report.base_model)
-    if not base.is_dir():
-        return Origin(name, report.base_model, task=task)
-    return Origin(name, base.name, inherited_license(base), task=task)
+    return Origin(name, report.base_model, report.license, task=task)
 
 
 def inherited_license(checkpoint: str | Path) -> str | None:
@@ -167,7 +168,7 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
                 results.append(EvalResult(**about, metric_type=kind, metric_name=f"{label} {where}", metric_value=figure))
     return ModelCardData(
         language=origin.language,
-        license=origin.license,
+        license=origin.license or report.license,
         library_name="heat_hf",
         tags=["heat_hf", "tensor-decomposition", "model-compression", *sorted(_formats(report))],
         base_model=base,
@@ -185,7 +186,7 @@ def _formats(report: CompressionReport) -> set[str]:
 def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) -> str:
     lines = ["| | dense | this model | change |", "|---|---:|---:|---:|"]
     for scored in evaluations:
-        what = f"{scored.dataset} {scored.split}, {scored.metric}"
+        what = plain(f"{scored.dataset} {scored.split}, {scored.metric}")
         lines.append(f"| {what} | {scored.dense_score:.4f} | {scored.score:.4f} | {scored.score - scored.dense_score:+.4f} |")
     figures = [
         ("parameters", report.model_parameters, report.compressed_model_parameters),
@@ -201,7 +202,7 @@ def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) ->
 
 
 def _scores_note(evaluations: Sequence[Evaluation]) -> str:
-    return "; ".join(f"{scored.dataset}: {scored.rows:,} rows of {scored.split}" for scored in evaluations) + (
+    return "; ".join(f"{plain(scored.dataset)}: {scored.rows:,} rows of {plain(scored.split)}" for scored in evaluations) + (
         "." if evaluations else ""
     )
 
@@ -209,23 +210,24 @@ def _scores_note(evaluations: Sequence[Evaluation]) -> str:
 def _hardware_note(report: CompressionReport) -> str:
     if report.accelerator is None:
         return ""
+    hardware, digest = code(report.accelerator), code(report.accelerator_digest)
     if report.measure == TIME:
         return (
-            f"The time is summed over the encoder matrices for {report.tokens} tokens, as the cost model "
-            f"`{report.accelerator}` (digest `{report.accelerator_digest}`) gives it; energies are not known."
+            f"The time is summed over the encoder matrices for {report.tokens} tokens, as the cost model {hardware} "
+            f"(digest {digest}) gives it; energies are not known."
         )
     from heat_hf.hardware import load_accelerator
 
     note = (
-        f"EDP is ΣE·ΣT over the encoder matrices for {report.tokens} tokens on `{report.accelerator}` (specification digest "
-        f"`{report.accelerator_digest}`), each product with its best mapping, as heat_hf's cost model has it; it is computed, "
+        f"EDP is ΣE·ΣT over the encoder matrices for {report.tokens} tokens on {hardware} (specification digest "
+        f"{digest}), each product with its best mapping, as heat_hf's cost model has it; it is computed, "
         "not measured on a chip."
     )
     try:
         specification = load_accelerator(report.accelerator)
     except (OSError, ValueError):
         return note
-    return f"{note} {specification.technology.strip()}" if specification.digest == report.accelerator_digest else note
+    return f"{note} {plain(specification.technology)}" if specification.digest == report.accelerator_digest else note
 
 
 def _settings(tensors: Sequence[TensorReport], measure: str) -> str:
@@ -235,5 +237,5 @@ def _settings(tensors: Sequence[TensorReport], measure: str) -> str:
     ]
     for tensor in tensors:
         name, size, form, shape, rank, _, ratio, _, gain, error, output = tensor.row()
-        lines.append(f"| {name} | {size} | {form} | {shape} | {rank} | ×{ratio} | {gain} | {error} | {output} |")
+        lines.append(f"| {plain(name)} | {size} | {form} | {shape} | {rank} | ×{ratio} | {gain} | {error} | {output} |")
     return "\n".join(lines)

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from heat_hf.encoders.checkpoints.names import REPORT_NAME
+from heat_hf.encoders.checkpoints.reading import read_json, told, typed
+from heat_hf.encoders.values import whole
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.hardware import units
 from heat_hf.hardware.cost import EDP, TIME, Cost
 from heat_hf.reports.text import text_table
+
+MOST = 2**53  # of a whole number in a report: more than any model has parameters, and exact as a float
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,11 @@ class Compared:
 
     def rows(self) -> list[tuple[str, str, float, float]]:
         """What is known, as (figure, unit, dense, now) in units that people read."""
-        rows = [(TIME, "ms", self.dense.seconds * 1e3, self.now.seconds * 1e3)]
+        rows = [(TIME, units.TIME.name, *map(units.TIME.of, (self.dense.seconds, self.now.seconds)))]
         if self.now.energy_pJ is None or self.dense.energy_pJ is None:
             return rows
-        energy = ("energy", "mJ", self.dense.energy_pJ * 1e-9, self.now.energy_pJ * 1e-9)
-        return [(EDP, "µJ·s", self.dense.edp * 1e6, self.now.edp * 1e6), energy, *rows]
+        energy = ("energy", units.ENERGY.name, *map(units.ENERGY.of, (self.dense.energy_pJ, self.now.energy_pJ)))
+        return [(EDP, units.EDP.name, *map(units.EDP.of, (self.dense.edp, self.now.edp))), energy, *rows]
 
     def __add__(self, other: Compared) -> Compared:
         return Compared(self.now + other.now, self.dense + other.dense)
@@ -136,8 +141,18 @@ class TensorReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TensorReport:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, ValueError: if a key is missing, or a value is of another kind.
+        """
         values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+        for name, least in (("rows", 1), ("columns", 1), ("runs", 1), ("sweeps", 0)):
+            whole(name, data[name], least, MOST)
+        for name in ("macs", "relative_error", "output_error"):
+            typed(data, name, float, int)
+        typed(data, "name", str)
+        typed(data, "converged", bool)
         hardware = None if data["hardware"] is None else Compared.from_dict(data["hardware"])
         setting = None if data["setting"] is None else TensorSetting.from_dict(data["setting"])
         return cls(**{**values, "setting": setting, "hardware": hardware})
@@ -148,7 +163,7 @@ class CompressionReport:
     """All matrices that compression chose for, and the model's size around them.
 
     Attributes:
-        base_model: name or folder of the dense checkpoint.
+        base_model: name of the dense checkpoint: Hub id, or a folder's own name.
         model_parameters: parameters of the dense model, embeddings and heads included.
         tokens: number of tokens for which contraction paths were chosen and MACs counted.
         tensors: the matrices.
@@ -157,6 +172,7 @@ class CompressionReport:
         calibration_rows: sequences of the calibration data; 0 if there was none.
         heat_version: version of heat_hf.
         request: the options that were asked for, as JSON; empty where it is not known.
+        license: that the dense checkpoint's own card states, if it was in a folder.
     """
 
     base_model: str
@@ -168,6 +184,7 @@ class CompressionReport:
     calibration_rows: int = 0
     heat_version: str = ""
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    license: str | None = None
 
     @property
     def dense_parameters(self) -> int:
@@ -219,13 +236,21 @@ class CompressionReport:
         """Read what `to_dict` wrote.
 
         Raises:
-            ValueError: if a key is missing.
+            ValueError: if a key is missing, a value is of another kind, or totals are not those of the tensors.
         """
         try:
             values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-            return cls(**{**values, "tensors": tuple(map(TensorReport.from_dict, data["tensors"]))})
-        except (KeyError, TypeError) as error:
+            whole("model_parameters", data["model_parameters"], 1, MOST)
+            whole("tokens", data["tokens"], 1, MOST)
+            whole("calibration_rows", data["calibration_rows"], 0, MOST)
+            for name in ("base_model", "accelerator", "accelerator_digest", "heat_version"):
+                typed(data, name, str)
+            report = cls(**{**values, "tensors": tuple(map(TensorReport.from_dict, data["tensors"]))})
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a heat_hf report: {error} is missing") from error
+        if json.loads(report.to_json()) != data:
+            raise ValueError("its totals are not those of its tensors")
+        return report
 
     def to_json(self) -> str:
         """What `heat_report.json` has."""
@@ -244,12 +269,10 @@ class CompressionReport:
             ValueError: if it is not one.
         """
         path = folder / REPORT_NAME
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise FileNotFoundError(f"{folder} has no {REPORT_NAME}: it is not a folder saved by heat_hf")
-        try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        with told(path, "is damaged"):
+            return cls.from_dict(read_json(path))
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **hub: Any) -> CompressionReport:
@@ -292,8 +315,7 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        few = self.few_tokens and f"\n{self.few_tokens}"
-        return table + self._hardware_line() + (warning if more else "") + few
+        return table + self._hardware_line() + (warning if more else "") + (self.few_tokens and f"\n{self.few_tokens}")
 
     @property
     def few_tokens(self) -> str:

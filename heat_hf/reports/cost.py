@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.hardware import units
 from heat_hf.hardware.cascade import Cascade, CascadeStep, join
 from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.spec import TENSORS, Accelerator
@@ -118,7 +119,7 @@ def level_table(cost: Cascade, accelerator: Accelerator) -> str:
         energy = by_level.get(level, 0.0)
         rows.append((level, *map(_micro, cells), _micro(energy), f"{energy / cost.energy_pJ:.1%}"))
     slow = ", ".join(f"{level} {cycles / cost.cycles:.0%}" for level, cycles in cost.cycles_by_bottleneck.items())
-    head = ("level", *TENSORS, "µJ", "of all")
+    head = ("level", *TENSORS, units.ENERGY.name, "of all")
     return text_table(head, [rows], "energy by level") + f"\ncycles: {slow}"
 
 
@@ -133,7 +134,7 @@ def step_table(cost: Cascade) -> str:
              _micro(step.repeats * mapped.energy_pJ), f"{step.repeats * mapped.cycles:,}", f"{mapped.utilization:.3f}",
              mapped.bottleneck)
         )  # fmt: skip
-    head = ("step", "M×N×K", "inputs · weights → outputs", "µJ", "cycles", "utilization", "limited by")
+    head = ("step", "M×N×K", "inputs · weights → outputs", units.ENERGY.name, "cycles", "utilization", "limited by")
     return text_table(head, [rows], "by step", left=(0, 2))
 
 
@@ -150,24 +151,26 @@ def layer_table(model: CostedModel) -> str:
         energy, seconds = count * layer.cost.energy_pJ, count * layer.cost.seconds
         rows.append(
             (key.rsplit(" ", 1)[0], layer.what, layer.size, str(count), _micro(energy), f"{energy / total.energy_pJ:.1%}",
-             f"{seconds * 1e6:,.1f}", f"{seconds / total.seconds:.1%}", f"{layer.cost.utilization:.3f}",
+             f"{units.TIME.of(seconds):,.1f}", f"{seconds / total.seconds:.1%}", f"{layer.cost.utilization:.3f}",
              f"{layer.cost.edp / layer.dense.edp:.3f}")
         )  # fmt: skip
-    head = ("tensor", "format", "size", "runs", "µJ", "of all", "µs", "of all", "utilization", "EDP of dense")
+    head = ("tensor", "format", "size", "runs", units.ENERGY.name, "of all", units.TIME.name, "of all", "utilization",
+            "EDP of dense")  # fmt: skip
     title = f"{model.name}, {model.batch_size} × {model.sequence_length} tokens"
     return text_table(head, [rows], title, left=(0, 1))
 
 
 def total_line(name: str, cost: Cascade) -> str:
     """Totals in one line."""
+    energy, time, edp = units.ENERGY.of(cost.energy_pJ), units.TIME.of(cost.seconds), units.EDP.of(cost.edp)
     return (
-        f"{name}: {cost.energy_pJ * 1e-9:.4g} mJ, {cost.seconds * 1e3:.4g} ms ({cost.cycles:,} cycles), "
-        f"EDP {cost.edp * 1e6:.4g} µJ·s, utilization {cost.utilization:.3f}"
+        f"{name}: {energy:.4g} {units.ENERGY.name}, {time:.4g} {units.TIME.name} ({cost.cycles:,} cycles), "
+        f"EDP {edp:.4g} {units.EDP.name}, utilization {cost.utilization:.3f}"
     )
 
 
 def _micro(picojoules: float) -> str:
-    return f"{picojoules * 1e-6:,.2f}"
+    return f"{units.ENERGY.of(picojoules):,.2f}"
 
 
 def model_parts(model: CostedModel) -> dict[str, Cascade]:
@@ -198,9 +201,9 @@ def plot_cost(parts: Mapping[str, Cascade], accelerator: Accelerator, title: str
     levels = [*(level.name for level in accelerator.levels), "MAC"]
     figure = Figure(figsize=(13, 1.8 + 0.38 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    energies = {level: [parts[name].energy_by_level_pJ.get(level, 0.0) * 1e-6 for name in names] for level in levels}
+    energies = {level: [units.ENERGY.of(parts[name].energy_by_level_pJ.get(level, 0.0)) for name in names] for level in levels}
     cycles = {level: [parts[name].cycles_by_bottleneck.get(level, 0) * 1e-3 for name in names] for level in levels}
-    _bars(left, names, energies, "energy (µJ)")
+    _bars(left, names, energies, f"energy ({units.ENERGY.name})")
     _bars(right, names, cycles, "cycles (thousands), by what limits them")
     left.invert_yaxis()
     handles, labels = left.get_legend_handles_labels()

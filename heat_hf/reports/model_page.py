@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, STATE_NAME
+from heat_hf.encoders.checkpoints.reading import read_json, require_readable, told, typed
 from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware import units
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
 from heat_hf.hardware.cascade import Cascade, join
 from heat_hf.reports.card import HARDWARE_METRICS, OF_DENSE, origin_of
@@ -19,6 +20,8 @@ from heat_hf.reports.compression import CompressionReport, TensorReport
 from heat_hf.reports.figures.distillation import loss_curves
 from heat_hf.reports.figures.style import COLOURS
 from heat_hf.reports.page import fill
+
+MOST_OF_A_CARD = 2**20  # bytes; YAML is slow to read
 
 
 def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> str:
@@ -38,12 +41,11 @@ def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLik
 def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
     """What the page shows; totals in the units of the report. See `report_page`."""
     report, name = CompressionReport.from_pretrained(model), _name(model)
-    scores = _scores(model)
-    others = []
+    models = [_model(model, report)]
     for other in beside:
         other_report = CompressionReport.from_pretrained(other)
         _require_comparable(report, other_report, other)
-        others.append(_model(_name(other), other_report, _scores(other)))
+        models.append(_model(other, other_report))
     origin = origin_of(report, name)
     return {
         "name": name,
@@ -55,12 +57,12 @@ def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[
         "calibration_rows": report.calibration_rows,
         "version": report.heat_version,
         "colours": list(COLOURS),
-        "scores": scores,
+        "scores": _scores(model),
         "totals": _totals(report),
         "tensors": [_tensor(tensor, report.calibration_rows > 0) for tensor in report.tensors],
         "levels": _levels(report),
         "training": _training(model),
-        "models": [_model(name, report, scores), *others],
+        "models": models,
     }
 
 
@@ -71,6 +73,8 @@ def _name(model: str | os.PathLike[str]) -> str:
 
 def _beside_the_weights(model: str | os.PathLike[str], name: str) -> Path | None:
     """A file of a model's folder or repository; None if it has no such file."""
+    if Path(model).is_dir():
+        return Path(model, name) if os.path.lexists(Path(model, name)) else None
     from transformers.utils.hub import cached_file
 
     file = cached_file(str(model), name, _raise_exceptions_for_missing_entries=False)
@@ -84,9 +88,11 @@ def _scores(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return []
     from huggingface_hub import ModelCard
 
-    results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
-    scores = [r for r in results if r.metric_type not in HARDWARE_METRICS.values()]
-    dense = {(r.dataset_name, r.metric_name): r.metric_value for r in scores if r.metric_name.endswith(OF_DENSE)}
+    require_readable(path, MOST_OF_A_CARD)
+    with told(path, "is damaged"):
+        results = ModelCard.load(path, ignore_metadata_errors=True).data.eval_results or []
+        scores = [r for r in results if r.metric_type not in HARDWARE_METRICS.values()]
+        dense = {(r.dataset_name, r.metric_name): r.metric_value for r in scores if r.metric_name.endswith(OF_DENSE)}
     return [
         {
             "label": f"{r.dataset_name} {r.dataset_split}, {r.metric_name}",
@@ -144,9 +150,11 @@ def _levels(report: CompressionReport) -> dict[str, Any] | None:
     ways = _cascades(report, costs)
     return {
         "names": names,
+        "units": {"energy": units.ENERGY.name, "time": units.TIME.name},
         "technology": accelerator.technology.strip(),
         "energy": {
-            way: [cascade.energy_by_level_pJ.get(level, 0.0) * 1e-6 for level in names] for way, cascade in ways.items()
+            way: [units.ENERGY.of(cascade.energy_by_level_pJ.get(level, 0.0)) for level in names]
+            for way, cascade in ways.items()
         },
         "time": {way: _times(cascade, names) for way, cascade in ways.items()},
     }
@@ -164,27 +172,30 @@ def _cascades(report: CompressionReport, costs: AnalyticModel) -> dict[str, Casc
 
 
 def _times(cost: Cascade, names: Sequence[str]) -> list[float]:
-    """µs by what limits a step."""
-    return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * cost.seconds * 1e6 for level in names]
+    """By what limits a step."""
+    return [cost.cycles_by_bottleneck.get(level, 0) / cost.cycles * units.TIME.of(cost.seconds) for level in names]
 
 
 def _training(model: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Parts of the loss over the steps, and where stages start; None if the model was not distilled."""
+    """Steps, parts of the loss over them, and where stages start; None if the model was not distilled."""
     path = _beside_the_weights(model, STATE_NAME)
     if path is None:
         return None
-    parts, starts = loss_curves(json.loads(path.read_text()).get("log_history", []))
-    return {"parts": parts, "stages": starts} if parts else None
+    with told(path, "is damaged"):
+        state = read_json(path)
+        parts, starts = loss_curves(typed(state, "log_history", list, default=[]))
+        return {"steps": typed(state, "global_step", int, default=0), "parts": parts, "stages": starts}
 
 
-def _model(name: str, report: CompressionReport, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _model(model: str | os.PathLike[str], report: CompressionReport) -> dict[str, Any]:
     cost = report.hardware
     return {
-        "name": name,
+        "name": _name(model),
         "edp": None if cost is None else cost.ratio,
         "params": report.params_ratio,
         "output_error": report.output_error,
-        "scores": {score["label"]: score["now"] for score in scores},
+        "trained": _beside_the_weights(model, STATE_NAME) is not None,
+        "scores": {score["label"]: score["now"] for score in _scores(model)},
     }
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heat_hf.encoders.checkpoints.reading import read_json, told
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.hardware import units
 from heat_hf.reports.text import text_table
 from heat_hf.search.ranks.variants import Variant
 
@@ -34,7 +36,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
         f"{variant.edp_ratio:.4f}",
         f"{1 / variant.edp_ratio:.2f}×",
         f"{variant.params_ratio:.3f}",
-        "" if variant.seconds is None else f"{variant.seconds * 1e6:.1f}",
+        "" if variant.seconds is None else f"{units.TIME.of(variant.seconds):.1f}",
         str(sum(setting is None for setting in variant.settings.values())),
         "" if variant.expected_divergence is None else f"{variant.expected_divergence:.5f}",
         "" if variant.predicted_accuracy is None else f"{variant.predicted_accuracy:.4f}",
@@ -84,7 +86,7 @@ class RankRecord:
             self.variants[0].measure,
             "gain",
             "params",
-            "time, µs",
+            f"time, {units.TIME.name}",
             "dense",
             "expected divergence",
             "predicted accuracy",
@@ -113,13 +115,11 @@ class RankRecord:
             ValueError: if it is damaged, or not a record.
         """
         file = Path(path)
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise FileNotFoundError(f"no rank record {file}; make one with: heat-hf search ranks MODEL --output {file}")
-        try:
-            data = json.loads(file.read_text())
+        with told(file, "is damaged or no rank record"):
+            data = read_json(file)
             version = data.pop("version")
             if version != RECORD_VERSION:
                 raise ValueError(f"{file} is a rank record of version {version}, this is {RECORD_VERSION}: search again")
             return cls(**{**data, "variants": tuple(map(Variant.from_dict, data["variants"]))})
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} is damaged or no rank record: {error}") from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware import units
 from heat_hf.reports.page import fill
 from heat_hf.reports.text import text_table
 from heat_hf.search.shapes.pareto import front, select
@@ -20,9 +21,9 @@ _SPARE = ("#E69F00", "#56B4E9", "#7F7F7F")
 MEASURES: dict[str, Callable[[Candidate], float]] = {
     "error": lambda c: c.error,
     "ratio": lambda c: c.ratio,
-    "energy": lambda c: (c.energy_pJ or 0.0) * 1e-6,
-    "latency": lambda c: c.seconds * 1e6,
-    "EDP": lambda c: c.edp * 1e9,
+    "energy": lambda c: units.ENERGY.of(c.energy_pJ or 0.0),
+    "latency": lambda c: units.TIME.of(c.seconds),
+    "EDP": lambda c: units.EDP.of(c.edp),
     "MACs": lambda c: c.macs,
     "parameters": lambda c: c.parameters,
 }
@@ -99,7 +100,6 @@ def _setting_data(candidate: Candidate, info: SizeInfo) -> dict[str, Any]:
 
 def table_text(table: CostTable) -> str:
     """The same as text: what was searched, and what is selected."""
-    # The name stands outside of the tables: their titles would take brackets in it for markup.
     title = f"{table.model}, {table.tokens} tokens, {table.accelerator} ({table.accelerator_digest})"
     return "\n\n".join([title, _space_table(table), _selected_table(table)])
 
@@ -137,8 +137,8 @@ def _selected_table(table: CostTable) -> str:
             error, ratio = f"{candidate.error:.4f}", f"{candidate.ratio:.4f}"
             rows.append((size, format, candidate.shape, rank_text(candidate), error, ratio, *_cost_cells(candidate, info)))
         groups.append(rows)
-    head = ("size", "format", "shape", "rank", "error", "ratio", "MACs (M)", "energy (µJ)", "latency (µs)", "EDP (nJ·s)",
-            "EDP / dense")  # fmt: skip
+    head = ("size", "format", "shape", "rank", "error", "ratio", "MACs (M)", f"energy ({units.ENERGY.name})",
+            f"latency ({units.TIME.name})", f"EDP ({units.EDP.name})", "EDP / dense")  # fmt: skip
     return text_table(head, groups, "selected settings, without a budget", left=(0, 1, 2, 3))
 
 
@@ -153,9 +153,9 @@ def dense_candidate(table: CostTable, size: str) -> Candidate:
 def _cost_cells(candidate: Candidate, info: SizeInfo) -> tuple[str, ...]:
     return (
         f"{candidate.macs * 1e-6:,.2f}",
-        f"{(candidate.energy_pJ or 0.0) * 1e-6:,.3f}",
-        f"{candidate.seconds * 1e6:,.3f}",
-        f"{candidate.edp * 1e9:,.4g}",
+        f"{MEASURES['energy'](candidate):,.3f}",
+        f"{MEASURES['latency'](candidate):,.3f}",
+        f"{MEASURES['EDP'](candidate):,.4g}",
         f"{candidate.edp / info.dense_edp:.3f}",
     )
 
@@ -173,7 +173,9 @@ def page(table: CostTable) -> str:
 def _page_data(table: CostTable) -> dict[str, Any]:
     """All candidates by size, as the template's script reads them."""
     colours = [[name, colour] for name, colour in format_colours(table).items()]
-    return {**_header(table), "formats": colours, "sizes": [_page_size(table, size) for size in table.sizes]}
+    read = {"energy": units.ENERGY, "latency": units.TIME, "edp": units.EDP}
+    named = {name: {"name": unit.name, "factor": unit.factor} for name, unit in read.items()}
+    return {**_header(table), "units": named, "formats": colours, "sizes": [_page_size(table, size) for size in table.sizes]}
 
 
 def _page_size(table: CostTable, size: str) -> dict[str, Any]:

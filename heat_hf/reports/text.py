@@ -28,13 +28,14 @@ def text_table(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title)
+    table = Table(title=None if title is None else Text(title))  # a name in brackets is no markup
     for position, heading in enumerate(columns):
-        table.add_column(heading, justify="left" if position in left else "right", overflow="fold")
+        table.add_column(Text(heading), justify="left" if position in left else "right", overflow="fold")
     for rows in groups:
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         table.add_section()
     text = io.StringIO()
     Console(file=text, width=width or _width()).print(table)

@@ -11,30 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from heat_hf.encoders.checkpoints.key import read_key, require_same_key
+from heat_hf.encoders.checkpoints.storage import remove_leftovers, writing
+
 Row = TypeVar("Row")
-
-
-def require_same_key(key: Mapping[str, Any], wanted: Mapping[str, Any], path: str, what: str = "search") -> None:
-    """Make sure that what was found is of the search, or whatever it is, wanted, in all that `wanted` names.
-
-    Raises:
-        ValueError: if it is not; the message says in what they differ.
-    """
-    for name, value in wanted.items():
-        if key.get(name) != value:
-            raise ValueError(
-                f"{path} holds another {what}: its {name} is {key.get(name)!r}, wanted is {value!r}; "
-                f"name another output, or start anew with overwrite (--overwrite)"
-            )
-
-
-def read_key(file: Path) -> dict[str, Any]:
-    """The key; an empty one, which nothing has, if the file is damaged or not there."""
-    try:
-        key = json.loads(file.read_text())
-    except (ValueError, FileNotFoundError):
-        return {}
-    return key if isinstance(key, dict) else {}
 
 
 class Journal:
@@ -59,6 +39,7 @@ class Journal:
         self.wait = self.state.wait_for_everyone
         if output is None and self.processes > 1:
             raise ValueError("a search over several processes needs an output file, through which they share results")
+        self.output = output
         self.folder = None if output is None else output.with_name(f"{output.name}.partial")
         self.key = json.loads(json.dumps(key))
         self.overwrite = overwrite
@@ -73,13 +54,23 @@ class Journal:
 
     def _open(self, folder: Path) -> None:
         file = folder / "key.json"
-        if self.overwrite and file.exists() and read_key(file) != self.key:
+        # Without a key, as of a process that was killed while it removed the folder, rows may be of any search.
+        if folder.exists() and (not file.exists() or (self.overwrite and read_key(file) != self.key)):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             temporary = folder / f"key-{os.getpid()}"
-            temporary.write_text(json.dumps(self.key))
+            with writing(folder):
+                temporary.write_text(json.dumps(self.key))
             temporary.replace(file)
+
+    def clear(self) -> None:
+        """Remove what this search left if it was killed when its table was there already."""
+        if self.output is None or self.folder is None or not self.main:
+            return
+        remove_leftovers(self.output)
+        if self.folder.exists() and read_key(self.folder / "key.json") in ({}, self.key):
+            shutil.rmtree(self.folder)
 
     def read(self, row: Callable[..., Row]) -> dict[str, list[Row]]:
         """Results by task, from all processes. A line torn by a crash is as if it had not been written.
@@ -101,7 +92,7 @@ class Journal:
         """Keep the result of a task, NamedTuples."""
         if self.folder is None:
             return
-        with (self.folder / f"part-{self.state.process_index}.jsonl").open("a") as file:
+        with writing(self.folder), (self.folder / f"part-{self.state.process_index}.jsonl").open("a") as file:
             file.write(f"\n{json.dumps([name, list(rows)])}\n")  # the first break ends a line torn before
             file.flush()
             os.fsync(file.fileno())

@@ -149,18 +149,23 @@ def main() -> None:
 
 
 def _hardware_rows(report: CompressionReport) -> list[tuple[str, str, str, str]]:
+    from heat_hf.hardware import units
+
     cost = report.hardware
     if cost is None:
         return []
     where = f"on {report.accelerator}, {report.tokens} tokens"
     return [
-        _row(f"encoder-linear energy {where}, µJ", cost.dense.energy_pJ * 1e-6, cost.now.energy_pJ * 1e-6),
-        _row(f"encoder-linear EDP {where}, nJ·s", cost.dense.edp * 1e9, cost.now.edp * 1e9),
+        _row(
+            f"encoder-linear energy {where}, {units.ENERGY.name}",
+            *map(units.ENERGY.of, (cost.dense.energy_pJ, cost.now.energy_pJ)),
+        ),
+        _row(f"encoder-linear EDP {where}, {units.EDP.name}", *map(units.EDP.of, (cost.dense.edp, cost.now.edp))),
     ]
 
 
 def _row(name: str, before: float, after: float) -> tuple[str, str, str, str]:
-    form = "{:,.0f}" if before > 1e4 else "{:,.1f}"
+    form = "{:,.0f}" if before > 1e4 else "{:,.4g}"
     return name, form.format(before), form.format(after), f"×{after / before:.2f}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -10,30 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
-from conftest import small_model
 
 import heat_hf
 from heat_hf.cli import VERBS, build_parser, main
-
-SENTENCES = ["A man is playing a guitar.", "Two dogs run on the beach.", "She is slicing an onion.", "The market fell today."]
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, minilm: str) -> Path:
-    """A small random BERT with the real tokenizer, and data files beside it."""
-    torch_model = small_model("bert", head=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
-    torch_model.resize_token_embeddings(len(tokenizer))
-    torch_model.save_pretrained(tmp_path / "dense")
-    tokenizer.save_pretrained(tmp_path / "dense")
-    (tmp_path / "sentences.txt").write_text("\n".join([*SENTENCES, "", "  "]) + "\n")
-    (tmp_path / "labels.csv").write_text(
-        "sentence,label\n" + "\n".join(f"{s.rstrip('.')},{i % 2}" for i, s in enumerate(SENTENCES))
-    )
-    pairs = [f"{a}\t{b}\t{i}" for i, (a, b) in enumerate(itertools.pairwise(SENTENCES))]
-    (tmp_path / "pairs.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *pairs]))
-    return tmp_path / "dense"
 
 
 def printed(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -263,77 +241,3 @@ def test_bad_input_to_the_search(
     assert main([argument.format(model=checkpoint) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted(file.name for file in tmp_path.iterdir()) == before
-
-
-def distill(checkpoint: Path) -> list[str]:
-    """Compress, and return the command that distils the result in four steps, less its output."""
-    student = checkpoint.parent / "student"
-    assert main(["compress", str(checkpoint), "--target-params-ratio", "0.6", "--output", str(student)]) == 0
-    rows = ["--train-file", str(checkpoint.parent / "labels.csv"), "--batch-size", "2"]
-    return ["distill", str(student), "--teacher", str(checkpoint), *rows, "--max-steps", "4", "--save-steps", "3"]
-
-
-def test_distill_trains_and_saves(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = distill(checkpoint)
-    student, out = Path(command[1]), checkpoint.parent / "distilled"
-    assert main([*command, "--output", str(out)]) == 0
-    after, before = map(transformers.AutoModelForSequenceClassification.from_pretrained, (out, student))
-    assert any(not a.equal(b) for a, b in zip(after.parameters(), before.parameters(), strict=True))
-    assert (out / "heat_report.json").read_text() == (student / "heat_report.json").read_text()
-    assert not out.with_name("distilled.checkpoints").exists()
-    assert main([*command, "--output", str(out)]) == 2
-    assert "distilled" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "change",
-    [("--learning-rate", "1e-3"), ("--seed", "5"), ("--batch-size", "3"), ("--train-rows", "3"), ("--max-length", "4")],
-)
-def test_an_interrupted_distillation_is_not_gone_on_with_as_another(
-    checkpoint: Path, change: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = [*distill(checkpoint), "--output", str(checkpoint.parent / f"cut{change[0]}")]
-    left = checkpoint.parent / f"cut{change[0]}.checkpoints"
-    with monkeypatch.context() as patched:
-        patched.setattr("heat_hf.distillation.DistillationTrainer.save", interrupted)
-        assert main(command) == 130
-    assert list(left.glob("checkpoint-*"))
-    assert main([*command, *change]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "holds another training" in error and "--overwrite" in error
-    assert list(left.glob("checkpoint-*")) and not left.with_suffix("").exists()
-    assert main([*command, *change, "--overwrite"]) == 0
-    assert not left.exists()
-
-
-def interrupted(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-def test_bad_input_to_distill(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command, out = distill(checkpoint), checkpoint.parent / "other"
-    headless = checkpoint.parent / "headless"
-    transformers.AutoModel.from_pretrained(checkpoint).save_pretrained(headless)
-    transformers.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(headless)
-    for options, message in (
-        (["--recipe", "none"], "recipe must be one of two-stage"),
-        (["--learning-rate", "-1"], "learning_rate must be positive, got -1.0"),
-        (["--learning-rate", "inf"], "learning_rate must be positive, got inf"),
-        (["--batch-size", "0"], "per_device_train_batch_size must be positive, got 0"),
-        (["--max-steps", "-1", "--epochs", "0"], "num_train_epochs must be positive, got 0"),
-        (["--save-steps", "0"], "save_steps must be positive, got 0"),
-        (["--max-length", "-3"], "argument --max-length"),
-        (["--teacher", command[1]], "the model is compressed by heat_hf already"),
-        (
-            ["--teacher", str(headless)],
-            "is no BertForSequenceClassification as the student is: it has no weights for classifier",
-        ),
-        (["--max-steps", "1"], "1 steps are too few for 2 stages"),
-        (["--max-steps", "-1", "--epochs", "0.1"], "1 steps are too few for 2 stages"),
-        (["--targets", "labels", "--train-file", str(checkpoint.parent / "sentences.txt")], "targets='labels' reads labels"),
-    ):
-        assert main([*command, *options, "--output", str(out)]) == 2
-        assert message in capsys.readouterr().err
-    assert main(["distill", str(checkpoint), *command[2:], "--output", str(out)]) == 2
-    assert "has no heat_report.json" in capsys.readouterr().err
-    assert not list(out.parent.glob("other*"))

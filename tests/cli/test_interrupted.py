@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from heat_hf.cli import main
 
@@ -33,3 +35,15 @@ def test_one_line_and_the_shells_code(
     assert all(f"out{end}" in line for end in kept)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"out{end}" for end in kept)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_line_is_not_on_that_of_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    bars = []
+
+    def interrupted(args: object) -> None:
+        bars.append(tqdm(total=3, file=sys.stderr))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("heat_hf.cli.cost._check", interrupted)
+    assert main(["cost", "--gemm", "1x2x3"]) == 130
+    assert "heat-hf: interrupted" in capsys.readouterr().err.splitlines()

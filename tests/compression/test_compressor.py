@@ -12,6 +12,7 @@ import torch
 import transformers
 from conftest import small_model, token_ids
 from torch import nn
+from tqdm.auto import tqdm
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.compression.factorize import factorize
@@ -108,6 +109,28 @@ def test_calibration_memory_bounded_by_layer_gives_the_same() -> None:
         for memory in ("model", "layer")
     ]
     assert reports[0].tensors == reports[1].tensors
+
+
+@pytest.mark.parametrize("memory", ["model", "layer"])
+def test_one_progress_bar_at_a_time(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_bars, seen = [], []
+
+    class Bar(tqdm):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            if not self.disable:
+                open_bars.append(self.desc)
+                seen.append(list(open_bars))
+
+        def close(self) -> None:
+            if not self.disable:
+                open_bars.remove(self.desc)
+            super().close()
+
+    for module in ("compression.job", "encoders.statistics"):
+        monkeypatch.setattr(f"heat_hf.{module}.tqdm", Bar)
+    factorize(small_model("bert"), HeatConfig(target_params_ratio=0.4, calibration_memory=memory), calibration())
+    assert seen == ([["Calibrating"], ["Factorizing"]] if memory == "model" else [["Factorizing"]])
 
 
 def test_a_configuration_serves_several_models() -> None:
@@ -265,7 +288,7 @@ def test_config_round_trip() -> None:
     for damage, message in (
         ({"quant_method": "gptq"}, "quant_method must be 'heat'"),
         ({"tensors": {}}, "has method 'heat' but no tensors"),
-        ({"tokens": 0}, "tokens must be a positive integer"),
+        ({"tokens": 0}, "tokens of the quantization_config must be a whole number from 1"),
         ({"decomposition": "cp"}, r"unknown options \['decomposition'\].*written by heat_hf 1.0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -13,6 +13,7 @@ import numpy
 import pytest
 import torch
 from conftest import small_model, token_ids
+from fuzzing import require_told
 
 from heat_hf import HeatCompressor, HeatConfig, TensorShape
 from heat_hf.encoders.linears import factorized_layers
@@ -144,7 +145,7 @@ def random_configurations(folder: Path, count: int) -> Counter[str]:
     Right is what keeps its target, is finite and is saved; anything but that or a named error of one line fails, and so does
     one that changes the model, leaves files, or takes long.
     """
-    rng, counts, slowest = random.Random(0), Counter[str](), 0.0
+    rng, counts = random.Random(0), Counter[str]()
     dense = small_model("bert").state_dict()
     for number in range(count):
         options, model, target = _drawn(rng), small_model("bert"), folder / str(number)
@@ -171,9 +172,7 @@ def random_configurations(folder: Path, count: int) -> Counter[str]:
             for file in sorted(target.rglob("*"), reverse=True):
                 file.unlink() if file.is_file() else file.rmdir()
             target.rmdir()
-        slowest = max(slowest, time.perf_counter() - started)
-    print(dict(counts), f"slowest {slowest:.1f} s")
-    assert slowest < 60
+        assert time.perf_counter() - started < 60, options
     return counts
 
 
@@ -185,5 +184,6 @@ def test_a_few_random_configurations(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_random_configurations(tmp_path: Path) -> None:
     counts = random_configurations(tmp_path, 3000)
-    assert counts.total() == 3000
-    assert counts["compressed"] > 300
+    require_told(
+        "of {total} random configurations {compressed} were compressed right and {refused} refused in one line", counts
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from heat_hf.distillation.checkpoints import missing_parts, newest_checkpoint, read_key
+from heat_hf.encoders.resuming import missing_parts, newest_checkpoint, read_key
 from tests.students import ROWS, pair, same, train
 
 OPTIONS: dict[str, Any] = {"save_steps": 2, "save_total_limit": 10, "train_sampling_strategy": "random"}
@@ -63,6 +63,34 @@ def test_what_does_not_change_weights_may_change(trained: tuple[Path, Any], opti
     assert same(student, trained[1])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_sampling_strategy": "group_by_length"},
+        {"train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 2, "max_steps": 11, "data_seed": 5},
+        {"train_sampling_strategy": "group_by_length", "student_dropout": True},
+        {"train_sampling_strategy": "group_by_length", "teacher_cache_gib": 1.0},
+        {"train_sampling_strategy": "random", "teacher_cache_gib": 3e-5, "student_dropout": True},
+        {"train_sampling_strategy": "random", "teacher_cache_gib": 1.0, "recipe": "hidden-logits", "logging_steps": 5},
+        {"train_sampling_strategy": "sequential", "teacher_cache_gib": 1.0, "gradient_accumulation_steps": 2, "max_steps": 11},
+    ],
+)
+def test_a_resumed_training_ends_with_the_same_weights(options: dict[str, Any], tmp_path: Path) -> None:
+    """From every epoch of 8 steps, its middle and its end, in either stage."""
+    options = {"max_steps": 22, "save_steps": 1, "save_total_limit": 30, **options}
+    whole, teacher = pair()
+    trainer = train(tmp_path / "whole", whole, teacher, **options)
+    kept = trainer.teacher.kept
+    assert bool(kept) == ("teacher_cache_gib" in options) and (len(kept) < 32 or options["teacher_cache_gib"] == 1)
+    for share in (0.05, 0.4, 0.75, 0.9):
+        step = max(1, round(share * options["max_steps"]))
+        folder = tmp_path / f"from-{step}" / f"checkpoint-{step}"
+        shutil.copytree(tmp_path / "whole" / folder.name, folder)
+        student, teacher = pair()
+        train(folder.parent, student, teacher, resume=str(folder), **options)
+        assert same(student, whole), f"from step {step}"
+
+
 def test_the_newest_whole_checkpoint_is_taken(trained: tuple[Path, Any], tmp_path: Path) -> None:
     """Whatever a killed process left of the newest one, the run ends with the same weights."""
     source, wanted = trained
@@ -96,3 +124,12 @@ def test_every_checkpoint_says_of_which_training_it_is(trained: tuple[Path, Any]
     keys = [read_key(trained[0] / f"checkpoint-{step}" / "heat_training.json") for step in (2, 4, 6)]
     assert keys[0] == keys[1] == keys[2] and keys[0]["learning_rate"] == 1e-2
     assert not {"output_dir", "save_steps", "logging_steps"} & set(keys[0])
+
+
+def test_a_disk_that_fills_at_a_checkpoint_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*/checkpoint-2"):
+        train(tmp_path, *pair(), **OPTIONS)

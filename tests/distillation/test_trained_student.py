@@ -48,6 +48,19 @@ def test_a_trained_student_is_saved_with_report_card_and_curves(tmp_path: Path) 
         trainer.save(tmp_path / "saved")
 
 
+def test_a_resumed_training_saves_the_same_files(tmp_path: Path) -> None:
+    _, teacher = compressed(tmp_path / "student")
+    saved = []
+    for name, resume in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-2"))):
+        student = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+        trainer = train(
+            tmp_path / name, student, teacher, resume=resume, max_steps=4, save_steps=2, save_total_limit=2, logging_steps=3
+        )
+        trainer.save(tmp_path / f"{name}-saved" / "model")
+        saved.append({file.name: file.read_bytes() for file in (tmp_path / f"{name}-saved" / "model").iterdir()})
+    assert saved[0] == saved[1]
+
+
 def test_a_student_without_a_known_report(tmp_path: Path) -> None:
     student, teacher = pair()
     trainer = train(tmp_path / "run", student, teacher, max_steps=2)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import transformers
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.reports.card import Evaluation, Origin, inherited_license, model_card, saved_files
 
+EVIL = (
+    "a | b || c", "[x](javascript:alert(1))", "<script>alert(1)</script>", "x\n---\nlicense: other", "a: b # c, - d",
+    "`tick` ```", "*bold* _it_ ~~no~~ \\ back", "{{ 7 * 7 }}", "# head\n\n<b>", "quote\"s 'n' &lt;", "Übung 😀", "```\n# out",
+)  # fmt: skip
 SCORE = Evaluation("sentence-similarity", "STS-B", "test", 1379, "spearman", 0.81, 0.82, "sentence-transformers/stsb")
 
 
@@ -61,6 +69,38 @@ def test_words_have_the_accelerator_every_tensor_and_how_it_was_made(compressed:
     assert "| STS-B test, spearman | 0.8200 | 0.8100 | -0.0100 |" in text
     plain = str(model_card(report, Origin("me-heat")))
     assert "How it was made" not in plain and "```sh" not in plain and "model-index" not in plain
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_names_break_neither_metadata_nor_page(compressed: HeatCompressor, name: str) -> None:
+    report = replace(report_of(compressed), base_model=name, accelerator=name)
+    score = replace(SCORE, dataset=name, split=name, metric=name, dataset_type=name)
+    origin = Origin(name, training="Distilled.", command=f"make {name}", figures={name: "a b.png"}, datasets=[name])
+    card = ModelCard(str(model_card(report, origin, [score])))
+    assert (card.data.base_model, card.data.datasets, card.data.library_name) == (name, [name], "heat_hf")
+    assert card.data.eval_results[0].dataset_name == name and card.data.license == report.license
+    plainest = model_card(report_of(compressed), Origin("plain"), [SCORE])
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
+    plain = MarkdownIt("commonmark").enable("table").render(ModelCard(str(plainest)).text)
+    assert f"<h1>{escapeHtml(' '.join(name.split()))}</h1>" in html
+    for tag in ("<tr>", "<th", "<td", "<em>", "<a ", "<script", "<b>", "<h1>"):
+        assert html.count(tag) == plain.count(tag), tag
+    assert html.count("<pre>") == plain.count("<pre>") + 1  # the command
+    (code,) = re.findall(r"```python\n(.*?)\n```\n", card.content, re.DOTALL)
+    assert f"SentenceTransformer({json.dumps(name, ensure_ascii=False)})" in code
+    compile(code, "card", "exec")
+
+
+def test_a_folder_is_named_without_its_place(minilm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hidden-from-all").mkdir()
+    (tmp_path / "hidden-from-all" / "encoder").symlink_to(minilm)
+    for place, out in ((tmp_path / "hidden-from-all" / "encoder", "absolute"), ("hidden-from-all/encoder", "relative")):
+        HeatCompressor.from_pretrained(place).compress(HeatConfig(target_params_ratio=0.4), save_directory=tmp_path / out)
+        assert CompressionReport.load(tmp_path / out).base_model == "encoder"
+        texts = [file.read_text() for file in (tmp_path / out).rglob("*") if file.suffix in (".json", ".md")]
+        assert not any("hidden-from-all" in text or str(tmp_path) in text for text in texts)
+        assert ModelCard.load(tmp_path / out / "README.md").data.license == "apache-2.0"
 
 
 def test_the_usage_code_runs(compressed: HeatCompressor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_the_page_has_scores_training_and_what_stands_beside(folder: Path) -> No
     assert [own["name"] for own in data["models"]] == ["small", "large"]
     assert data["models"][1]["scores"] == {"SST-2 validation, accuracy": 0.89}
     assert set(data["training"]["parts"]) == {"attention", "hidden", "divergence", "cross_entropy"}
-    assert data["training"]["stages"] == [3]
+    assert data["training"]["stages"] == [3] and data["training"]["steps"] == 4
 
 
 def test_energies_by_level_add_up_to_the_report(folder: Path) -> None:
@@ -115,7 +116,8 @@ def test_the_pictures_follow_the_choices(folder: Path, tmp_path: Path) -> None:
     """
     found = run_page(report_page(folder / "small", [folder / "large"]), script, tmp_path)
     assert (found["rows"], found["cells"], found["models"], found["tensors"]) == (6, 3, 2, 12)
-    assert found["measures"] == ["rank", "parameters / dense", "EDP / dense", "MACs / dense", "weight error"]
+    errors = ["weight error, before training"]
+    assert found["measures"] == ["rank", "parameters / dense", "EDP / dense", "MACs / dense", *errors]
     assert found["note"].endswith("of 12.")
     assert found["curves"] == [1 + 4, 2 + 2 + 2 + 2], "axes and four parts, each of two steps"
     first = CompressionReport.load(folder / "small").tensors[0]
@@ -145,27 +147,83 @@ def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytes
     assert not (tmp_path / "other").exists()
 
 
+def test_a_training_without_logged_losses_is_still_said(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "small", tmp_path / "quiet")
+    state = tmp_path / "quiet" / "trainer_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "log_history": [{"train_loss": 1.0, "step": 4}]}))
+    found = run_page(report_page(tmp_path / "quiet"), 'out.curves = text("curvesNote");', tmp_path)
+    assert found == {"curves": "Distilled in 4 steps; its losses were not logged."}
+
+
+def test_errors_of_a_distilled_model_are_those_before_training(folder: Path, tmp_path: Path) -> None:
+    texts = ["one two three", "four five"] * 12
+    both = {}
+    for name, rows in (("trained", folder / "small"), ("not trained", folder / "small-untrained")):
+        shutil.copytree(rows, tmp_path / name)
+        report = tmp_path / name / "heat_report.json"
+        data = json.loads(report.read_text())
+        data["tensors"] = [{**tensor, "output_error": 0.25} for tensor in data["tensors"]]
+        report.write_text(json.dumps({**data, "calibration_rows": len(texts)}))
+        (tmp_path / name / "README.md").unlink()  # no scores: the view shows errors
+        both[name] = tmp_path / name
+    script = """
+      const titles = element => element.children.flatMap(c => c.name === "title" ? [c.textContent] : titles(c));
+      out.heads = ids.get("head").children.map(c => c.textContent);
+      out.up = ids.get("y").children.map(c => c.textContent);
+      out.marks = titles(ids.get("pareto")).map(text => text.split("\\n").at(-1));
+    """
+    found = run_page(report_page(both["not trained"], [both["trained"]]), script, tmp_path)
+    assert found["heads"][-2:] == ["weight error", "output error"]
+    assert found["up"] == ["output error, before training"]
+    measured = "output error{}: 0.25"
+    assert found["marks"] == [measured.format(""), measured.format(", before training")]
+    found = run_page(report_page(both["trained"]), script, tmp_path)
+    assert found["heads"][-2:] == ["weight error, before training", "output error, before training"]
+    assert all(label.endswith(", before training") for label in found["up"])
+
+
+# What sticks out of the window or of its picture, and colours that a reader cannot tell from the page's.
+PROBE = """<script>addEventListener("load", () => {
+  const {scrollWidth, clientWidth} = document.documentElement, all = query => [...document.querySelectorAll(query)];
+  const within = (inner, outer) => inner.left >= outer.left - 1 && inner.right <= outer.right + 1
+    && inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1;
+  const box = element => element.getBoundingClientRect();
+  const light = colour => colour.match(/[0-9.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) / 765;
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  const contrast = (element, name) => Math.abs(light(getComputedStyle(element)[name]) - page);
+  const out = {wide: scrollWidth - clientWidth, marks: all("circle").length,
+    cells: all("#map td").filter(c => c.style.background).length, bars: all("#levels rect").length, title: document.title,
+    cut: all("svg text").filter(t => !within(box(t), box(t.ownerSVGElement))).map(t => t.textContent),
+    hidden: all(".bar span").filter(bar => !within(box(bar), box(bar.closest(".scroll")))).length,
+    dark: page < 0.5, faint: all("svg text").filter(t => !t.style.fill && contrast(t, "fill") < 0.4).length,
+    loud: all("svg g line").filter(line => contrast(line, "stroke") > 0.25).length};
+  document.body.textContent = JSON.stringify(out);
+}); addEventListener("error", event => { document.title = `error: ${event.message}`; });</script>"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 480])
-def test_the_page_in_chromium(minilm: str, tmp_path: Path, width: int) -> None:
-    """The page of the real MiniLM renders without an error, and nothing sticks out of the window."""
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_chromium(minilm: str, tmp_path: Path, width: int, dark: bool) -> None:
+    """The page of the real MiniLM renders without an error; nothing is cut, and all is seen, by day and by night."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no Chromium is installed: the page is not looked at in a browser")
     compressor = HeatCompressor.from_pretrained(minilm)
     compressor.compress(HeatConfig(target_edp_ratio=0.3), ["A man is playing a guitar.", "Nobody sings."] * 8, tmp_path / "m")
-    probe = """<script>addEventListener("load", () => {
-      const {scrollWidth, clientWidth} = document.documentElement;
-      const out = {wide: scrollWidth - clientWidth, marks: document.querySelectorAll("circle").length,
-        cells: [...document.querySelectorAll("#map td")].filter(c => c.style.background).length,
-        bars: document.querySelectorAll("#levels rect").length, title: document.title};
-      document.body.textContent = JSON.stringify(out);
-    }); addEventListener("error", event => { document.title = `error: ${event.message}`; });</script>"""
-    file = tmp_path / "page.html"
-    file.write_text(report_page(tmp_path / "m").replace("<title>", f"{probe}<title>"), encoding="utf-8")
+    history = [{"loss": 1.0, "divergence": 1 / step, "step": step, "stage": 1} for step in (1, 2)]
+    (tmp_path / "m" / "trainer_state.json").write_text(json.dumps({"global_step": 2, "log_history": history}))
+    # A window of Chromium is at least 500 pixels wide: a phone's page is looked at in a frame.
+    page = report_page(tmp_path / "m").replace("<title>", f"{PROBE}<title>")
+    frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{escape(page)}"></iframe>'
+    relay = """<script>addEventListener("load", () => setTimeout(() => {
+      document.body.textContent = document.querySelector("iframe").contentDocument.body.textContent; }, 500));</script>"""
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><body>{frame}{relay}", encoding="utf-8")
     quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
     command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}"]
-    command += [f"--window-size={width},900", "--dump-dom", f"file://{file}"]
+    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=4000"]
+    command += ["--window-size=1400,1000", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    found = json.loads(re.search(r"<body>(\{.*?\})</body>", done.stdout).group(1))
-    assert found == {"wide": 0, "marks": 36, "cells": 36, "bars": 28, "title": "m, compressed"}
+    found = json.loads(unescape(re.search(r"<body>(\{.*?\})</body>", done.stdout).group(1)))
+    good = {"wide": 0, "cut": [], "hidden": 0, "dark": dark, "faint": 0, "loud": 0}
+    assert found == {**good, "marks": 38, "cells": 36, "bars": 28, "title": "m, compressed"}

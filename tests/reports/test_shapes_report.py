@@ -14,6 +14,7 @@ from pages import Scripts, page_data, run_page
 
 from heat_hf.reports.figures.shapes import draw_figure_2, draw_figure_7, edp_spread, rank_correlation
 from heat_hf.reports.shapes import COLOURS, format_colours, page, table_data, table_text
+from heat_hf.reports.text import text_table
 from heat_hf.search.shapes.search import NO_MAPPING
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
 
@@ -91,7 +92,7 @@ def test_text_names_what_was_searched_and_what_is_selected(table: CostTable) -> 
         "1,234", "2", f"3 degenerate, 4 not of the highest entropy, 5 {NO_MAPPING}", "2", "1"
     ]  # fmt: skip
     assert row(space, "8x8", "all")[2:] == ["1,242", "3", "", "4", "3"]
-    low_rank = ["8:8", "2", "0.3000", "0.5000", "0.00", "0.000", "0.400", "1.6e-07", "0.160"]
+    low_rank = ["8:8", "2", "0.3000", "0.5000", "0.00", "0.000", "0.400", "1.6e-10", "0.160"]
     assert row(selected, "8x8", "low_rank")[2:] == low_rank
     assert row(selected, "8x8", "any: low_rank")[2:] == low_rank
     assert row(selected, "8x16", "any: cp")[2:4] == ["8:4x4", "3"]
@@ -100,6 +101,11 @@ def test_text_names_what_was_searched_and_what_is_selected(table: CostTable) -> 
 
 def test_brackets_in_a_name_are_text_not_markup(table: CostTable) -> None:
     assert "[/red]odd[bold]" in table_text(replace(table, model="[/red]odd[bold]"))
+
+
+def test_brackets_are_text_in_every_part_of_a_table() -> None:
+    text = text_table(["[b]"], [[("[/red]cell",)]], "[/i] title")
+    assert all(part in text for part in ("[b]", "[/red]cell", "[/i] title"))
 
 
 def test_formats_have_colours_of_their_own(table: CostTable) -> None:
@@ -171,7 +177,7 @@ def test_figure_7_is_a_picture_with_the_selected_settings(table: CostTable, size
 
     draw_figure_7(table, size, tmp_path / "figure.png")
     image = imread(tmp_path / "figure.png")
-    assert image.shape[0] > 1000 and image.shape[1] > 1500 and image[..., :3].std() > 0.02
+    assert image.shape[0] > 2000 and image.shape[1] > 1000 and image[..., :3].std() > 0.02
     figure = figures[0]
     assert f"some/model, {size}, 16 tokens, simba-l\n{len(table.of(size))} candidates" in figure.get_suptitle()
     boxes, _ = labels_and_points(figure, table, size)

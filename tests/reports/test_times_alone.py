@@ -60,8 +60,8 @@ def test_the_card(compressor: HeatCompressor, tmp_path: Path) -> None:
     assert "as the cost model `times` (digest `abc`) gives it; energies are not known" in text
     assert "| parameters | time | error |" in text and "Time: of the\nfactorized layer" in text
     results = {result.metric_name: (result.metric_type, result.metric_value) for result in card.data.eval_results}
-    assert results["time on times, 16 tokens, ms"] == ("latency", pytest.approx(cost.now.seconds * 1e3, rel=1e-5))
-    assert results["time of the dense model on times, 16 tokens, ms"][1] == pytest.approx(cost.dense.seconds * 1e3, rel=1e-5)
+    assert results["time on times, 16 tokens, µs"] == ("latency", pytest.approx(cost.now.seconds * 1e6, rel=1e-5))
+    assert results["time of the dense model on times, 16 tokens, µs"][1] == pytest.approx(cost.dense.seconds * 1e6, rel=1e-5)
 
 
 def test_the_page(compressor: HeatCompressor, tmp_path: Path) -> None:

@@ -132,18 +132,15 @@ def test_any_number_of_processes_gives_the_same_bytes(cost_table: CostTable, che
     assert sorted(file.name for file in tmp_path.iterdir()) == ["here.parquet", "launched.parquet", "workers.parquet"]
 
 
-def kill_when_something_is_kept(command: list[str], journal: Path) -> list[int]:
-    """Run a search until a result is on disk; the processes that it had started."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def search_until_something_is_kept(command: list[str], journal: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A search that has a result on disk, and the processes that it has started."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.stat().st_size):
         assert process.poll() is None
         assert time.monotonic() < deadline, "nothing was written"
         time.sleep(0.02)
-    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return children
+    return process, [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
 def wait_for_their_end(processes: list[int]) -> None:
@@ -157,7 +154,9 @@ def wait_for_their_end(processes: list[int]) -> None:
 def test_a_killed_search_goes_on_where_it_stopped(cost_table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "table.parquet"
     journal = tmp_path / "table.parquet.partial" / "part-0.jsonl"
-    children = kill_when_something_is_kept(search_command(checkpoint, output, "--workers", "2"), journal)
+    process, children = search_until_something_is_kept(search_command(checkpoint, output, "--workers", "2"), journal)
+    process.kill()
+    process.communicate()
     assert not output.exists()
     kept = sum(bool(line) for line in journal.read_text().splitlines())
     with journal.open("a") as file:
@@ -172,6 +171,17 @@ def test_a_killed_search_goes_on_where_it_stopped(cost_table: CostTable, checkpo
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not journal.parent.exists()
     wait_for_their_end(children)  # pool processes end with the one that started them
+
+
+def test_a_killed_process_of_a_search_ends_it_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "table.parquet"
+    journal = tmp_path / "table.parquet.partial" / "part-0.jsonl"
+    process, children = search_until_something_is_kept(search_command(checkpoint, output, "--workers", "2"), journal)
+    os.kill(children[-1], signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert "Traceback" not in said
+    assert "heat-hf: a process of the search was killed, as where memory runs out" in said
 
 
 def test_a_table_of_another_search_is_never_taken_for_this_one(
@@ -231,6 +241,26 @@ def test_what_is_left_of_another_search_is_not_mixed_in(encoder: transformers.Pr
         search_shapes(encoder, tokens=32, search=few, output=output)
     done = search_shapes(encoder, tokens=32, search=few, output=output, overwrite=True)
     assert done == search_shapes(encoder, tokens=32, search=few)
+    assert [file.name for file in tmp_path.iterdir()] == ["table.parquet"]
+
+
+def test_rows_without_a_key_are_of_no_search(encoder: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    """A search that was killed while it removed its journal leaves them; another seed gives other rows of the same names."""
+    output, few = tmp_path / "table.parquet", ShapeSearch(formats=("low_rank",), budgets=1)
+    with pytest.raises(KeyboardInterrupt), Journal(output, {}, overwrite=False) as journal:
+        journal.write("24x24 low_rank 24:24", [Row([1], 0.9, 48, 1, 1.0, 1.0)])
+        raise KeyboardInterrupt
+    (tmp_path / "table.parquet.partial" / "key.json").unlink()
+    assert search_shapes(encoder, tokens=32, search=few, output=output) == search_shapes(encoder, tokens=32, search=few)
+
+
+def test_a_search_killed_when_its_table_was_there_leaves_nothing(encoder: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    output, few = tmp_path / "table.parquet", ShapeSearch(formats=("low_rank",), budgets=1)
+    table = search_shapes(encoder, tokens=32, search=few, output=output)
+    with pytest.raises(KeyboardInterrupt), Journal(output, table.key, overwrite=False):
+        raise KeyboardInterrupt
+    (tmp_path / ".table.parquet.heat-hf-abc").mkdir()
+    assert search_shapes(encoder, tokens=32, search=few, output=output) == table
     assert [file.name for file in tmp_path.iterdir()] == ["table.parquet"]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heat_hf.encoders.checkpoints.folder import require_whole
 from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
+from heat_hf.encoders.checkpoints.storage import temporary_directory
 
 _ADVICE = {
     401: "the Hub does not accept the token: log in with `hf auth login`, or pass token",
@@ -47,6 +48,7 @@ def push_folder(
 
     Raises:
         FileNotFoundError: if the folder has no compressed model, or no card.
+        OSError, ValueError: if the folder is damaged, see `require_whole`.
         OSError: if the Hub refuses or cannot be reached; the message says whether a repository was made and is still empty.
     """
     from huggingface_hub import HfApi
@@ -55,6 +57,7 @@ def push_folder(
     for name in (REPORT_NAME, CARD_NAME, "config.json"):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} has no {name}: save the model with heat_hf, with a card, before pushing it")
+    require_whole(path)
     api = HfApi(token=token)
     with _explained(f"cannot make the repository {repo_id}"):
         full, existed = _repository(api, repo_id, private)
@@ -69,8 +72,8 @@ def push_folder(
 
 def push_saved(save: Callable[[Path], None], repo_id: str, **hub: Any) -> Any:  # noqa: ANN401
     """Push what `save` writes into a scratch folder named as the repository; `hub`, result and errors as of `push_folder`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / repo_id.rsplit("/", 1)[-1]
+    with temporary_directory() as scratch:
+        folder = scratch / repo_id.rsplit("/", 1)[-1]
         save(folder)
         return push_folder(folder, repo_id, **hub)
 

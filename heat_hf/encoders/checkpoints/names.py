@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+SOURCE = "0+source"  # the version of what is not installed
 METHOD = "heat"  # quant_method of the configuration
+WEIGHTS_NAME = "heat_model.safetensors"
+WEIGHTS_INDEX_NAME = "heat_model.safetensors.index.json"
+# Transformers without the quantizer looks for a file of this name, and names it in its error.
+MISSING_IMPORT = "import_heat_hf_before_loading_this_model.safetensors"
 REPORT_NAME = "heat_report.json"
 CARD_NAME = "README.md"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -14,11 +20,23 @@ STATE_NAME = "trainer_state.json"  # as Trainer's checkpoints have it
 
 
 def package_version() -> str:
-    """The installed version of heat_hf; "0+source" where it runs from a folder that is not installed."""
+    """The installed version of heat_hf; `SOURCE` where it runs from a folder that is not installed."""
     try:
         return version("heat-hf")
     except PackageNotFoundError:
-        return "0+source"
+        return SOURCE
+
+
+def checkpoint_name(model: Any) -> str:  # noqa: ANN401
+    """What a model's checkpoint is called: its id on the Hub, a folder's own name, or its class if it was made in Python.
+
+    A path on this machine says nothing elsewhere, and may say more about its owner than is meant to be published.
+
+    Args:
+        model: of Transformers.
+    """
+    name = str(model.config._name_or_path or type(model).__name__)
+    return Path(name).absolute().name if Path(name).is_absolute() or Path(name).is_dir() else name
 
 
 def pickled_weights(model: str | os.PathLike[str], **hub: Any) -> str | None:

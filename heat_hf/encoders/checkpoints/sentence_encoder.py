@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from heat_hf.encoders.checkpoints.reading import read_json, require_regular, told, typed
+from heat_hf.encoders.values import shown
+
 MODULES = "modules.json"
-ROOT_FILES = ("config_sentence_transformers.json", "sentence_*_config.json")
+ABOUT = "config_sentence_transformers.json"
+ROOT_FILES = (ABOUT, "sentence_*_config.json")
 
 
 @dataclass(frozen=True)
@@ -34,26 +38,47 @@ def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncod
         **hub: revision, token, cache_dir, local_files_only.
 
     Raises:
-        ValueError: if the checkpoint's first module is no Transformer.
+        OSError: if one of its files is no regular file.
+        ValueError: if modules.json is damaged, lost, or names files outside the checkpoint, or the checkpoint's first module is
+            no Transformer.
     """
     folder = _folder(model, hub)
+    adapter = Path(model) / "adapter_config.json"
+    if folder is None and adapter.exists():
+        base = typed(read_json(adapter), "base_model_name_or_path", str)
+        folder = _folder(base, {}) if base else None
     if folder is None:
-        adapter = Path(model) / "adapter_config.json"
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path") if adapter.is_file() else None
-        return sentence_encoder(base) if base else SentenceEncoder()
-    modules = json.loads((folder / MODULES).read_text())
+        return SentenceEncoder()
+    modules = read_json(folder / MODULES, list)
+    with told(folder / MODULES, "is damaged"):
+        for number, module in enumerate(modules):
+            _require_module(module, folder, nested=number > 0)
     if not modules or not modules[0]["type"].endswith("Transformer"):
         raise ValueError(f"the first module of {model} must be a Transformer, got {modules[0]['type'] if modules else 'none'}")
     first, *rest = modules
     files = {MODULES: json.dumps([{**first, "path": ""}, *rest], indent=2).encode()}
     for place in (folder, folder / first["path"]):  # in older checkpoints, inside the Transformer's folder
         for pattern in ROOT_FILES:
-            files |= {path.name: path.read_bytes() for path in sorted(place.glob(pattern))}
+            files |= {path.name: _content(path) for path in sorted(place.glob(pattern))}
     for module in rest:
         for path in sorted((folder / module["path"]).rglob("*")):
-            if path.is_file():
-                files[str(path.relative_to(folder))] = path.read_bytes()
+            if not path.is_dir():
+                files[str(path.relative_to(folder))] = _content(path)
     return SentenceEncoder(first["path"], files)
+
+
+def _require_module(module: Any, folder: Path, nested: bool) -> None:  # noqa: ANN401
+    """An entry of modules.json names a class, and a folder of the checkpoint; only the first may have the checkpoint itself."""
+    if not isinstance(module, dict) or not all(type(module.get(name)) is str for name in ("type", "path")):
+        raise ValueError(f"a module must have a type and a path, got {shown(module)}")
+    root, place = folder.resolve(), (folder / module["path"]).resolve()
+    if not place.is_relative_to(root) or (nested and place == root):
+        raise ValueError(f"a module must be in a folder of the checkpoint, got {shown(module['path'])}")
+
+
+def _content(path: Path) -> bytes:
+    require_regular(path)
+    return path.read_bytes()
 
 
 def encoder_of(model: Any) -> SentenceEncoder:  # noqa: ANN401
@@ -71,7 +96,11 @@ def _folder(model: str | os.PathLike[str], hub: Mapping[str, Any]) -> Path | Non
     """Where the files are; None if the checkpoint has no modules."""
     folder = Path(model)
     if folder.is_dir():
-        return folder if (folder / MODULES).is_file() else None
+        if os.path.lexists(folder / MODULES):
+            return folder
+        if (folder / ABOUT).exists():
+            raise ValueError(f"{folder} has {ABOUT}, but no {MODULES}: how tokens are pooled is lost")
+        return None
     from transformers.utils.hub import cached_file
 
     missing = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OLD = ".replaced"  # in the scratch directory: the directory whose place the new one takes
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_target(target: str | os.PathLike[str], overwrite: bool, size: int = 0) -> Path:
@@ -28,18 +31,14 @@ def check_target(target: str | os.PathLike[str], overwrite: bool, size: int = 0)
         OSError: if the place cannot be written or has too little room.
     """
     path = Path(target).absolute()
-    if path.parent.is_dir():
-        _remove_leftovers(path.parent, path.name)  # which may put back what is at the target
+    remove_leftovers(path)  # which may put back what is at the target
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file; name a directory")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise FileExistsError(f"{path} is not empty; pass overwrite (--overwrite) to replace it")
     parent = next(folder for folder in path.parents if folder.exists())
-    try:
-        with _scratch(parent, path.name):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write into {parent}: {error.strerror}") from error
+    with _scratch(parent / path.name):
+        pass
     free = shutil.disk_usage(parent).free
     if free < size:
         raise OSError(f"{parent} has {free / 2**20:.0f} MiB free, the result needs {size / 2**20:.0f} MiB")
@@ -55,7 +54,7 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(target).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(path.parent, path.name) as scratch:
+    with _scratch(path) as scratch:
         temporary = scratch / path.name
         temporary.touch()
         yield temporary
@@ -72,11 +71,36 @@ def atomic_directory(target: str | os.PathLike[str], overwrite: bool) -> Iterato
     """
     path = check_target(target, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(path.parent, path.name) as scratch:
+    with _scratch(path) as scratch:
         temporary = scratch / path.name
         temporary.mkdir()
         yield temporary
         _replace(temporary, path, scratch / OLD, overwrite)
+
+
+@contextmanager
+def writing(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Tell what a full disk did, in the block, to what will be at `target`: each library has an error of its own for it.
+
+    Raises:
+        OSError: instead of such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = next((code for code in FULL if os.strerror(code) in str(error)), None)
+        if "inline_container" in str(error):  # PyTorch's writer, which does not say why it failed
+            code = errno.EIO
+        if code is None:
+            raise
+        raise OSError(code, f"cannot write {os.fspath(target)}: {os.strerror(code)}") from error
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A directory for temporary files; if the process dies, it goes with the next one's."""
+    with _scratch(Path(tempfile.gettempdir()) / "temporary") as scratch:
+        yield scratch
 
 
 def _replace(new: Path, path: Path, old: Path, overwrite: bool) -> None:
@@ -88,20 +112,21 @@ def _replace(new: Path, path: Path, old: Path, overwrite: bool) -> None:
     except OSError as error:
         if path.is_dir() and any(path.iterdir()):
             raise FileExistsError(f"{path} was written by another process meanwhile") from error
-        if old.exists():
-            old.rename(path)
         raise
 
 
 @contextmanager
-def _scratch(parent: Path, name: str) -> Iterator[Path]:
-    """A locked directory for what will be `parent / name`; it goes with the block, or with the next one if the process dies.
+def _scratch(target: Path) -> Iterator[Path]:
+    """A locked directory beside `target`; it goes with the block, or with the next one if the process dies.
 
     The lock is the process's life: the kernel lets go of it however the process ends, so what can be locked is left over.
     """
-    _remove_leftovers(parent, name)
+    remove_leftovers(target)
     while True:
-        scratch = Path(tempfile.mkdtemp(prefix=_prefix(name), dir=parent))
+        try:
+            scratch = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write into {target.parent}: {error.strerror}") from error
         try:
             lock = os.open(scratch, os.O_RDONLY)
         except FileNotFoundError:  # another process took it for left over before it was locked
@@ -111,25 +136,32 @@ def _scratch(parent: Path, name: str) -> Iterator[Path]:
             break
         os.close(lock)
     try:
-        yield scratch
+        with writing(target):
+            yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _discard(scratch, target)
         os.close(lock)
 
 
-def _prefix(name: str) -> str:
-    return f".{name}.heat-hf-"
+def _prefix(target: Path) -> str:
+    return f".{target.name}.heat-hf-"
 
 
-def _remove_leftovers(parent: Path, name: str) -> None:
-    """Remove what killed processes left of `parent / name`; a directory that was moved away to be replaced goes back first."""
-    for scratch in parent.glob(f"{glob.escape(_prefix(name))}*"):
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside `target`."""
+    for scratch in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         with contextlib.suppress(OSError):  # it is in use, or somebody else's, or another process removes it just now
             lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if (scratch / OLD).is_dir() and not (parent / name).exists():
-                    (scratch / OLD).rename(parent / name)
-                shutil.rmtree(scratch)
+                _discard(scratch, target)
             finally:
                 os.close(lock)
+
+
+def _discard(scratch: Path, target: Path) -> None:
+    """Remove a scratch directory; what was moved there to be replaced goes back first, unless something took its place."""
+    if (scratch / OLD).is_dir() and not target.exists():
+        (scratch / OLD).rename(target)
+    shutil.rmtree(scratch)

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import re
-import stat
-from collections.abc import Container, Sequence
+import zlib
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from heat_hf.encoders.checkpoints.reading import require_regular
 from heat_hf.encoders.linears import base_prefix, block_of, factorized_layers
+from heat_hf.encoders.values import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
+CHUNK = 2**20
+
+
+def checksum(files: Iterable[str | Path]) -> str:
+    """CRC-32 of weights files, one after the other by their names, as eight hexadecimal digits.
+
+    It is to notice damage, as that of a disk, and costs a small part of loading. Whoever changes files on purpose can change
+    it, too.
+    """
+    value = 0
+    for file in sorted(map(Path, files), key=lambda path: path.name):
+        with file.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                value = zlib.crc32(chunk, value)
+    return f"{value:08x}"
 
 
 def saved_names(model: PreTrainedModel, files: Sequence[str]) -> frozenset[str]:
@@ -24,21 +43,39 @@ def saved_names(model: PreTrainedModel, files: Sequence[str]) -> frozenset[str]:
         files: its weights files.
 
     Raises:
-        ValueError: if a file is no whole safetensors file inside the checkpoint, or a tensor's extents are not the model's.
+        OSError: if a file is not there, or no regular file.
+        ValueError: if a file is no whole safetensors file inside the checkpoint, or a tensor's extents or type are not the
+            model's.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in files:
-        shapes.update(_shapes(Path(file), Path(model.config.name_or_path or "")))
+        found.update(tensors_of(Path(file), Path(model.config.name_or_path or "")))
     for name, parameter in model.named_parameters():
-        saved = next((other for other in _spellings(model, name) if other in shapes), name)
-        extents = shapes.get(saved, tuple(parameter.shape))
+        key = next((other for other in _spellings(model, name) if other in found), None)
+        if key is None:
+            continue
+        extents, kind = found[key]
         if extents != tuple(parameter.shape) and name.startswith(base_prefix(model)):
-            raise ValueError(f"{files[0]}: tensor {saved} has extents {extents}, the model needs {tuple(parameter.shape)}")
-    return frozenset(shapes)
+            raise ValueError(f"{files[0]}: tensor {key} has extents {extents}, the model needs {tuple(parameter.shape)}")
+        if parameter.is_floating_point() and kind not in FLOATS:
+            raise ValueError(f"{files[0]}: tensor {key} is of type {kind}, the model needs one of {', '.join(FLOATS)}")
+    return frozenset(found)
+
+
+def require_unchanged(files: Sequence[str], saved: str | None) -> None:
+    """Raise ValueError if weights files are not those whose `checksum` was saved; None: it is not known."""
+    if saved is not None and files and checksum(files) != saved:
+        raise ValueError(
+            f"{files[0]}: the weights are not those that were saved (CRC-32 {checksum(files)} instead of {brief(saved)}): they "
+            "are damaged, or were changed without save_pretrained"
+        )
 
 
 def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
-    """Make sure that every tensor of the factorized blocks came from the checkpoint: Transformers would only log it.
+    """Make sure that tensors came from the checkpoint, where Transformers would make them up and only log it.
+
+    Those of the factorized blocks always; all, where the class is the one that was saved. Others may have other heads, and
+    headless ones a pooler that the saved one was built without.
 
     Args:
         model: after loading.
@@ -49,8 +86,10 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
     """
     layers = factorized_layers(model)
     blocks = {_numberless(block_of(name)) for name in layers}
+    same = type(model).__name__ in (model.config.architectures or ())
     for name, parameter in model.named_parameters():
-        if not any(name.startswith(f"{layer}.") for layer in layers) and _numberless(block_of(name)) not in blocks:
+        of_blocks = any(name.startswith(f"{layer}.") for layer in layers) or _numberless(block_of(name)) in blocks
+        if not of_blocks and (not same or name.startswith("pooler.")):
             continue
         there = any(other in names for other in _spellings(model, name)) if parameter.is_meta else False
         if not there and not getattr(parameter, "_is_hf_initialized", False):
@@ -66,16 +105,25 @@ def _spellings(model: PreTrainedModel, name: str) -> tuple[str, str, str]:
     return name, f"{model.base_model_prefix}.{name}", name.removeprefix(base_prefix(model))
 
 
-def _shapes(file: Path, folder: Path) -> dict[str, tuple[int, ...]]:
+def tensors_of(file: Path, folder: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Extents and type of every tensor of a weights file, by its header alone.
+
+    Args:
+        file: of safetensors.
+        folder: of the checkpoint, which the file must be in.
+
+    Raises:
+        OSError, ValueError: as `saved_names`.
+    """
     from safetensors import SafetensorError, safe_open
 
     if ".." in file.parts or (folder.is_dir() and not file.absolute().is_relative_to(folder.absolute())):
         raise ValueError(f"the index of {folder} names {file}, which is outside the checkpoint's folder")
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError(f"{file} is no regular file")
+    require_regular(file)
     try:
         with safe_open(file, framework="pt") as content:
-            return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
 

@@ -16,7 +16,9 @@ from heat_hf.evaluation.tasks.token_classification import TokenClassification
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["TASKS", "Task", "evaluate_task", "find_task", "task_of", "usage"]
+    from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
+
+__all__ = ["TASKS", "Task", "as_served", "evaluate_task", "find_task", "task_of", "usage"]
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (SentenceSimilarity(), TextClassification(), QuestionAnswering(), TokenClassification())
@@ -43,6 +45,35 @@ def task_of(model: Any, sentence_encoder: bool = False) -> str:  # noqa: ANN401
     """
     with_head = (task.name for task in TASKS.values() if task.head and type(model).__name__.endswith(task.head))
     return next(with_head, SentenceSimilarity.name if sentence_encoder else "feature-extraction")
+
+
+def as_served(
+    model: Any,  # noqa: ANN401
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: Any,  # noqa: ANN401
+    name: str,
+    encoder: SentenceEncoder | None = None,
+) -> tuple[Any, Any]:
+    """Tokenizer and rows as a headless model's checkpoint serves them: lower case where it says so, and with its prompt.
+
+    Args:
+        model: of Transformers; with a head, tokenizer and rows are as they were.
+        tokenizer: the checkpoint's.
+        rows: to calibrate, train or score on, see `as_rows`.
+        name: of the rows, for messages.
+        encoder: what its checkpoint has beside the Transformer; default: what is where the model was loaded from.
+
+    Raises:
+        ValueError: if the rows have none of the known forms, or embeddings are made in a way that is not known.
+    """
+    if task_of(model) != "feature-extraction":
+        return tokenizer, rows
+    from heat_hf.encoders.rows import as_rows
+    from heat_hf.encoders.served import serve, served_by
+
+    served = served_by(model) if encoder is None else serve(model, encoder)
+    words = tokenizer and served.tokenizer(tokenizer, model.config)
+    return words, served.prompted(as_rows(rows, name)) if served.prompt else rows
 
 
 def usage(name: str, task: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -97,7 +98,9 @@ class Task(ABC):
     def usage(self, name: str) -> str:
         """A program for a model's card that loads the model of this name."""
         if self.pipeline:
-            return f'import heat_hf\nfrom transformers import pipeline\n\npipe = pipeline("{self.pipeline}", model="{name}")'
+            return (
+                f'import heat_hf\nfrom transformers import pipeline\n\npipe = pipeline("{self.pipeline}", model={quoted(name)})'
+            )
         return loading(name, f"AutoModel{self.head}")
 
     def points(self, difference: float) -> float:
@@ -105,9 +108,14 @@ class Task(ABC):
         return difference if self.percent else 100 * difference
 
 
+def quoted(name: str) -> str:
+    """A name as a string of Python, in double quotes and one line."""
+    return json.dumps(name, ensure_ascii=False)
+
+
 def loading(name: str, model_class: str = "AutoModel") -> str:
     """A program for a model's card that loads it with a class of Transformers."""
-    return f'import heat_hf\nfrom transformers import {model_class}\n\nmodel = {model_class}.from_pretrained("{name}")'
+    return f"import heat_hf\nfrom transformers import {model_class}\n\nmodel = {model_class}.from_pretrained({quoted(name)})"
 
 
 def check_columns(rows: Any, columns: Sequence[str], what: str = "the data") -> None:  # noqa: ANN401

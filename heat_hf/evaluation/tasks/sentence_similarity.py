@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Columns, Second, Task
+from heat_hf.evaluation.tasks.base import Columns, Second, Task, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,8 @@ class SentenceSimilarity(Task):
 
     def usage(self, name: str) -> str:
         """Loads the model with sentence-transformers."""
-        return f'import heat_hf\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")'
+        imports = "import heat_hf\nfrom sentence_transformers import SentenceTransformer"
+        return f"{imports}\n\nmodel = SentenceTransformer({quoted(name)})"
 
 
 def sentence_embeddings(model: Model, tokenizer: Tokenizer, sentences: Sequence[str], batch_size: int = 16) -> Tensor:

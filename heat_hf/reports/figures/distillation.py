@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from heat_hf.reports.figures.style import COLOURS, save_figure, tidy_axes
+from heat_hf.reports.figures.style import COLOURS, WIDEST, save_figure, tidy_axes
 
 NOT_LOSSES = {"loss", "step", "epoch", "stage", "learning_rate", "grad_norm", "train_loss", "total_flos"}
 
@@ -67,8 +67,8 @@ def draw_attention(
     """
     from matplotlib.figure import Figure
 
-    size = max(1.7, 0.14 * len(tokens))
-    figure = Figure(figsize=(1.6 + size * len(heads), 0.6 + (size + 0.25) * len(maps)), layout="constrained")
+    size = min(0.16 * len(tokens), (WIDEST - 1.4) / len(heads))
+    figure = Figure(figsize=(1.4 + size * len(heads), 1.0 + (size + 0.1) * len(maps)), layout="constrained")
     panels = figure.subplots(len(maps), len(heads), squeeze=False)
     for axes, (block, head) in zip(panels[0], heads, strict=True):
         axes.set_title(f"block {block}, head {head}", fontsize=9)
@@ -78,5 +78,5 @@ def draw_attention(
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     for axes in panels[-1]:
-        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6)
+        axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=min(9, 68 * size / len(tokens)))  # one beside another
     save_figure(figure, path)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heat_hf.encoders.linears import block_of, kind_of
-from heat_hf.reports.figures.style import COLOURS, save_figure, tidy_axes
+from heat_hf.hardware import units
+from heat_hf.reports.figures.style import COLOURS, WIDEST, save_figure, tidy_axes
 from heat_hf.reports.ranks import RankRecord, rank_text
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
             row, column = kinds.index(kind_of(name)), blocks.index(block_of(name))
             shares[row][column] = 1.0 if setting is None else setting.ratio
             axes.text(
-                column, row, rank_text(setting), ha="center", va="center", fontsize=8.5,
+                column, row, rank_text(setting), ha="center", va="center", fontsize=9,
                 color="black" if shares[row][column] > 0.45 else "white",
             )  # fmt: skip
         drawn = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
@@ -52,7 +53,7 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
         axes.set_xlabel("block")
         axes.set_title(
             f"{variant.name}: {variant.measure} ×{variant.edp_ratio:.3f}, parameters ×{variant.params_ratio:.3f}"
-            + ("" if variant.seconds is None else f", {variant.seconds * 1e6:.0f} µs"),
+            + ("" if variant.seconds is None else f", {units.TIME.of(variant.seconds):.0f} {units.TIME.name}"),
             fontsize=10,
         )
     figure.colorbar(drawn, ax=panels.tolist(), label="share of the parameters kept", pad=0.02)
@@ -82,7 +83,7 @@ def draw_fidelity(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.5 if retrained else 6, 5.4), layout="constrained")
+    figure = Figure(figsize=(WIDEST if retrained else 6, 5), layout="constrained")
     panels = figure.subplots(1, 2 if retrained else 1, squeeze=False)[0]
     note = f"Spearman {correlations[0]:.3f}, Kendall {correlations[1]:.3f}"
     _draw_pairs(panels[0], held_out, f"{len(held_out)} held-out SubNets: {note}", COLOURS[0])
@@ -149,10 +150,10 @@ def draw_tradeoff(panels: Mapping[str, Mapping[str, Points]], cloud: str, dense:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.2 * len(panels), 5.6), layout="constrained")
+    figure = Figure(figsize=(8, 0.6 + 4.6 * len(panels)), layout="constrained")
     methods = list(dict.fromkeys(name for by_method in panels.values() for name in by_method if name != cloud))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
-    for axes, (name, by_method) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (name, by_method) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
         if cloud in by_method:
             axes.scatter(*zip(*by_method[cloud], strict=True), s=16, c="#9aa0aa", alpha=0.6, linewidths=0, label=cloud)
         for number, method in enumerate(methods):

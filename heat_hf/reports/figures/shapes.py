@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.reports.figures.style import save_figure, tidy_axes
+from heat_hf.hardware import units
+from heat_hf.reports.figures.style import WIDEST, save_figure, tidy_axes
 from heat_hf.reports.shapes import (
     ANY,
     MEASURES,
@@ -34,9 +35,9 @@ _GREYS = ("#BDBDBD", "#D9D9D9", "#8C8C8C", "#595959")
 LABELS = {
     "error": "error ‖W − W′‖ / ‖W‖",
     "ratio": "compression ratio (parameters / those of the matrix)",
-    "energy": "energy (µJ)",
-    "latency": "latency (µs)",
-    "EDP": "EDP (nJ·s)",
+    "energy": f"energy ({units.ENERGY.name})",
+    "latency": f"latency ({units.TIME.name})",
+    "EDP": f"EDP ({units.EDP.name})",
     "MACs": "MACs",
     "parameters": "parameters",
 }
@@ -57,8 +58,8 @@ def draw_figure_7(table: CostTable, size: str, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     best = front(table.of(size))
-    figure = Figure(figsize=(15, 12), layout="constrained")
-    (choice, shapes), (space, ratios) = figure.subplots(2, 2, width_ratios=(1.15, 1), height_ratios=(1, 1.05))
+    figure = Figure(figsize=(9, 21), layout="constrained")
+    choice, shapes, space, ratios = figure.subplots(4, 1)
     note = f"{len(table.of(size)):,} candidates, {len(best)} of them on the front of error, ratio, energy and latency"
     figure.suptitle(f"{_title(table, size)}\n{note}", parse_math=False, fontsize=13)
     _draw_shapes(shapes, table, size)
@@ -120,7 +121,7 @@ def _legend(figure: Figure, axes: Axes, table: CostTable, size: str, best: bool 
 
 def _draw_choice(axes: Axes, table: CostTable, size: str, best: Sequence[Candidate]) -> list[Annotation]:
     """Error against EDP, and the knees with their shapes and ranks; the labels of these."""
-    dense = table.sizes[size].dense_edp * 1e9
+    dense = units.EDP.of(table.sizes[size].dense_edp)
     _scatter(axes, table, size, "EDP", "error", dense)
     _draw_front(axes, table, best, "EDP", "error", dense)
     axes.scatter([1], [0], marker="*", s=160, c="black", zorder=4, clip_on=False)
@@ -183,7 +184,7 @@ def _draw_shapes(axes: Axes, table: CostTable, size: str) -> None:
         lines = _shape_notes(format, space, orders)
         axes.text(0, row - 0.17, lines[0], va="bottom", weight="bold", fontsize=10, color=colours[format])
         axes.text(0, row + 0.17, lines[1], va="top", fontsize=9)
-    axes.set_ylim(len(spaces), -0.4)
+    axes.set_ylim(len(spaces) + 0.4, -0.4)  # the legend has its room below the last notes
     axes.set_xlim(0, 1)
     axes.set_yticks([])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
@@ -235,12 +236,12 @@ def _draw_space(axes: Axes, table: CostTable, size: str, best: Sequence[Candidat
     for points, edge in (([c for c in table.of(size) if id(c) not in on_front], "none"), (best, "black")):
         ordered = sorted(points, key=lambda c: -c.ratio)  # small marks on top of large ones
         drawn = axes.scatter(
-            [c.seconds * 1e6 for c in ordered], [MEASURES["energy"](c) for c in ordered],
+            [MEASURES["latency"](c) for c in ordered], [MEASURES["energy"](c) for c in ordered],
             s=[_area(c.ratio) for c in ordered], c=[c.error for c in ordered], cmap="viridis", vmin=0, vmax=1,
             alpha=0.75, edgecolors=edge, linewidths=0.9,
         )  # fmt: skip
     star = axes.scatter(
-        [info.dense_seconds * 1e6], [MEASURES["energy"](dense_candidate(table, size))],
+        [units.TIME.of(info.dense_seconds)], [MEASURES["energy"](dense_candidate(table, size))],
         s=260, c="red", edgecolors="white", marker="*", zorder=4, label="dense layer",
     )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel=LABELS["latency"], ylabel=LABELS["energy"])
@@ -283,7 +284,7 @@ def draw_figure_2(table: CostTable, size: str, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     points = table.of(size)
-    figure = Figure(figsize=(13, 6), layout="constrained")
+    figure = Figure(figsize=(WIDEST, 5.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     dense = dense_candidate(table, size)
     for axes, name in zip(panels, ("MACs", "parameters"), strict=True):

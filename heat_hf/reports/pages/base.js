@@ -85,7 +85,7 @@ function makeScale(values, log, from, to, most) {
 
 /** Axes with a grid in a box of left, right, top and bottom; measures have a label, and whether they count. */
 function drawAxes(svg, box, across, up, x, y) {
-  const grid = make(svg, "g", {stroke: "#e4e4e4"}), labels = make(svg, "g");
+  const grid = make(svg, "g", {stroke: "var(--grid)"}), labels = make(svg, "g");
   let free = 0;  // where the next label may start
   for (const tick of across.ticks) {
     const at = across.at(tick), text = tickText(tick, x), half = 3.6 * text.length;
@@ -99,7 +99,7 @@ function drawAxes(svg, box, across, up, x, y) {
     make(grid, "line", {x1: box.left, x2: box.right, y1: at.toFixed(1), y2: at.toFixed(1)});
     make(labels, "text", {x: box.left - 8, y: (at + 4).toFixed(1), "text-anchor": "end"}, tickText(tick, y));
   }
-  make(svg, "path", {d: `M${box.left} ${box.top}V${box.bottom}H${box.right}`, fill: "none", stroke: "#333"});
+  make(svg, "path", {d: `M${box.left} ${box.top}V${box.bottom}H${box.right}`, fill: "none", stroke: "var(--mark)"});
   make(labels, "text", {x: (box.left + box.right) / 2, y: box.bottom + 42, "text-anchor": "middle", class: "title"}, x.label);
   make(labels, "text", {
     transform: `translate(16 ${(box.top + box.bottom) / 2}) rotate(-90)`, "text-anchor": "middle", class: "title",

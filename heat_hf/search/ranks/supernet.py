@@ -200,7 +200,19 @@ class SuperNetTrainer(TeachingTrainer):
         disable_dropout(supernet.model)
         super().__init__(model=supernet.model, **kwargs)
         self.supernet = supernet
-        self.teacher = teacher.eval().to(self.args.device)
+        self.teacher = self.dense = teacher.eval().to(self.args.device)
+        self.rows = self.train_dataset
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """With what decides which SubNets are trained."""
+        net = self.supernet
+        return {
+            **super().key,
+            "options": net.space.sizes.tolist(),
+            "SubNets' seed": net.seed,
+            "stabilizers": str(net.stabilizers),
+        }
 
     def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """Mean over the step's SubNets of the divergence from the teacher, outputs and hidden states."""

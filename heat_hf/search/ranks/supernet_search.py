@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.encoders.linears import swap_module
+from heat_hf.encoders.resuming import newest_checkpoint
 from heat_hf.formats import Rank, TensorShape, get_format
 from heat_hf.formats.decomposition import decompose, rank_errors
 from heat_hf.formats.layer import FactorizedLinear
@@ -83,7 +84,6 @@ def train_supernet(
         folder: keeps checkpoints while it trains, then `supernet.safetensors`.
     """
     from safetensors.torch import load_file, save_file
-    from transformers.trainer_utils import get_last_checkpoint
 
     done = folder / WEIGHTS
     cores = dict(supernet.model.named_parameters())
@@ -91,8 +91,7 @@ def train_supernet(
         checkpoints = str(folder / "checkpoints")
         in_folder = replace(arguments, output_dir=checkpoints)
         trainer = SuperNetTrainer(supernet, teacher, args=in_folder, train_dataset=rows, data_collator=collator)
-        last = get_last_checkpoint(checkpoints) if Path(checkpoints).is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=newest_checkpoint(Path(checkpoints)) is not None)
         if trainer.is_world_process_zero():
             with atomic_file(done) as file:
                 save_file({name: parameter.detach().contiguous() for name, parameter in cores.items()}, file)

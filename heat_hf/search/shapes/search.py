@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from heat_hf.encoders.checkpoints.key import require_same_key
+from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.linears import encoder_linears, weights_digest
 from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import cost_model
 from heat_hf.hardware.protocol import CostModel
-from heat_hf.search.journal import Journal, require_same_key
+from heat_hf.search.journal import Journal
 from heat_hf.search.shapes.space import ShapeSpace, check_orders, long_modes, shape_space
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
 from heat_hf.search.shapes.worker import Row, Task, Worker, require_picklable, results
@@ -106,13 +108,15 @@ def search_shapes(
         require_picklable(costs)
     sizes = _by_size(encoder_linears(model, modules, exclude))
     table, spaces = _empty_table(model, costs, tokens, search, sizes)
+    journal = Journal(None if output is None else Path(output), table.key, overwrite)
     if output is not None and Path(output).exists() and not overwrite:
         existing = CostTable.load(output)
         require_same_key(existing.key, table.key, str(output))
+        journal.clear()
         return existing
     tasks = [task for (size, format), space in spaces.items() for task in _tasks(size, format, space, search.budgets)]
     worker = Worker(_sampled(sizes, search), costs, tokens, search.seed)
-    with Journal(None if output is None else Path(output), table.key, overwrite) as journal:
+    with journal:
         done = _complete(table, tasks, _run(tasks, worker, workers, journal))
         if output is not None and journal.main:
             done.save(output)
@@ -184,8 +188,7 @@ def _empty_table(
         "orders": None if search.orders is None else list(search.orders),
         **{name: getattr(search, name) for name in ("top_k", "budgets", "layers", "seed")},
     }
-    name = str(model.config._name_or_path or type(model).__name__)
-    return CostTable(name, costs.name, costs.digest, tokens, options, infos, ()), spaces
+    return CostTable(checkpoint_name(model), costs.name, costs.digest, tokens, options, infos, ()), spaces
 
 
 def require_fit(table: CostTable, path: str, linears: Mapping[str, nn.Linear], costs: CostModel, tokens: int) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -159,9 +161,28 @@ def results(tasks: Sequence[Task], worker: Worker, workers: int) -> Iterator[tup
                 yield task.name, worker.run(task)
         return
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(workers, len(tasks)), context, _start, worker.arguments) as pool:
         try:
-            for future in as_completed([pool.submit(_work, task) for task in tasks]):
+            with _deaf_to_interrupts():
+                futures = [pool.submit(_work, task) for task in tasks]
+            for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise OSError("a process of the search was killed, as where memory runs out: go on with fewer workers") from error
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # else an interrupted search ends only when they have done what they are at
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started in the block never see Ctrl-C, which a terminal sends to all: the one that started them ends them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

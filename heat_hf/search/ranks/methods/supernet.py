@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.encoders.checkpoints.storage import temporary_directory
 from heat_hf.search.ranks.methods.base import RankSearch, Solution
 
 if TYPE_CHECKING:
@@ -124,5 +124,5 @@ def _folder(journal: Journal) -> Iterator[Path]:
     if journal.folder is not None:
         yield journal.folder
         return
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
+    with temporary_directory() as folder:
+        yield folder

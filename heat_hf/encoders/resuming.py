@@ -1,4 +1,4 @@
-"""Checkpoints of a distillation: which are whole, and of which training."""
+"""Checkpoints of a training: which are whole, and of which training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from heat_hf.distillation.arguments import DistillationArguments
+from transformers import TrainingArguments
+
 from heat_hf.encoders.batches import data_digest
+from heat_hf.encoders.checkpoints.key import read_key, require_same_key
 from heat_hf.encoders.checkpoints.names import STATE_NAME
 from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.encoders.linears import tensors_digest
-from heat_hf.search.journal import read_key, require_same_key
 
 KEY_NAME = "heat_training.json"
 # What Trainer writes into a checkpoint, each one of these names; its state comes last, and only then older checkpoints go.
@@ -25,13 +26,13 @@ _IMMATERIAL = (
 )  # fmt: skip
 
 
-def training_key(student: Any, teacher: Any, args: DistillationArguments, rows: Any) -> dict[str, Any]:  # noqa: ANN401
-    """All that decides which weights a distillation ends with, as JSON.
+def training_key(student: Any, teacher: Any, args: TrainingArguments, rows: Any) -> dict[str, Any]:  # noqa: ANN401
+    """All that decides which weights a training ends with, as JSON.
 
     Args:
         student: the model before its training.
-        teacher: the dense model.
-        args: of the distillation.
+        teacher: the dense model, or None.
+        args: of the training.
         rows: of the training data; one that cannot be indexed does not count.
     """
     sized = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
@@ -39,15 +40,19 @@ def training_key(student: Any, teacher: Any, args: DistillationArguments, rows: 
     adapters = {
         name for name, parameter in student.named_parameters() if parameter.requires_grad and hasattr(student, "peft_config")
     }
-    arguments: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
     key = {
         "student": tensors_digest(tensor for name, tensor in student.state_dict().items() if name not in adapters),
         "teacher": tensors_digest(teacher.state_dict().values()),
         "training rows": data_digest(rows[row] for row in range(len(rows))) if sized else None,
         "number of processes": args.world_size,
-        **{name: value for name, value in arguments.items() if not name.startswith(_IMMATERIAL)},
+        **deciding(args),
     }
     return json.loads(json.dumps(key, default=str))  # type: ignore[no-any-return]
+
+
+def deciding(args: TrainingArguments) -> dict[str, Any]:
+    """Those of the arguments that decide what a training ends with."""
+    return {name: value for name, value in args.to_dict().items() if not name.startswith(_IMMATERIAL)}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
