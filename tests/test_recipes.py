@@ -123,7 +123,7 @@ def test_a_yaml_file_and_options_that_override_it(tmp_path: Path, monkeypatch: p
     parsed = options.parse([str(file), "--target_edp_ratio", "0.1"])
     assert parsed.data.train_files == ["here/a.csv"] and parsed.training.learning_rate == 1e-3
     assert parsed.compression.target_edp_ratio == 0.1
-    assert parsed.command == f"python -m recipes.run {file} --target_edp_ratio 0.1"
+    assert parsed.command == "python -m recipes.run run.yaml --target_edp_ratio 0.1"
 
 
 @pytest.mark.parametrize("path", sorted(Path(options.__file__).parent.glob("*.yaml")), ids=lambda path: path.stem)

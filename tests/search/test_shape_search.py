@@ -117,7 +117,7 @@ def search_command(checkpoint: Path, output: Path, *options: str) -> list[str]:
 
 
 def test_any_number_of_processes_gives_the_same_bytes(cost_table: CostTable, checkpoint: Path, tmp_path: Path) -> None:
-    table = replace(cost_table, model=str(checkpoint))
+    table = replace(cost_table, model=checkpoint.name)
     table.save(tmp_path / "here.parquet")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -167,7 +167,7 @@ def test_a_killed_search_goes_on_where_it_stopped(cost_table: CostTable, checkpo
     everything = sum(space["shapes"] for info in cost_table.sizes.values() for space in info.spaces.values())
     assert 0 < kept < everything
     assert f"/{everything - kept} " in done.stderr, "only what was missing is searched"
-    replace(cost_table, model=str(checkpoint)).save(tmp_path / "whole.parquet")
+    replace(cost_table, model=checkpoint.name).save(tmp_path / "whole.parquet")
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not journal.parent.exists()
     wait_for_their_end(children)  # pool processes end with the one that started them
