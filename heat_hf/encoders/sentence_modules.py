@@ -160,14 +160,12 @@ def make_module(entry: Mapping[str, Any], files: Mapping[str, bytes]) -> nn.Modu
     """
     kind, path = require_known(entry.get("type", ""), KNOWN), entry.get("path", "")
     name = str(PurePosixPath(path, "config.json"))
-    with (
-        told(f"the checkpoint's {name}", "is damaged"),
-        torch.device("meta"),
-    ):  # memory is that of the weights, not of what it says
+    # On no device: memory is that of the weights, not what the configuration says.
+    with told(f"the checkpoint's {name}", "is damaged"), torch.device("meta"):
         config = read_json(files, name)
+        module = KNOWN[kind](config)
         if kind == "Pooling" and not any(typed(config, width, int) for width in WIDTHS):
             raise ValueError(f"it has no {WIDTHS[0]}")
-        module = KNOWN[kind](config)
     if module.state_dict():
         _load(module, path, files)
     return module

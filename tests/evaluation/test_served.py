@@ -187,11 +187,11 @@ DENSE = {"in_features": 3, "out_features": 2}
         ("mine.Pool", "1/config.json", {}, "module 'mine.Pool' that heat_hf does not know"),
         ("sentence_transformers.models.CNN", "1/config.json", {}, "CNN' that heat_hf does not know; known are Pooling, Dense"),
         ("Pooling", "1/config.json", {"pooling_mode": "median"}, "unknown pooling mode 'median'"),
-        ("Dense", "1/config.json", {"in_features": 3}, "lacks or misstates 'out_features'"),
+        ("Dense", "1/config.json", {"in_features": 3}, "1/config.json is damaged: .*'out_features'"),
         ("Dense", "1/config.json", DENSE, "has no 1/model.safetensors"),
         ("Dense", "1/config.json", {**DENSE, "activation_function": "os.system"}, "a module of torch.nn, got 'os.system'"),
-        ("Pooling", "config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name must be one of"),
-        ("Pooling", "sentence_bert_config.json", {"module_output_name": "scores"}, "must take last_hidden_state of forward"),
+        ("Normalize", "config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name must be one of"),
+        ("Normalize", "sentence_bert_config.json", {"module_output_name": "scores"}, "must take last_hidden_state of forward"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(kind: str, file: str, content: dict[str, Any], message: str) -> None:
