@@ -42,7 +42,7 @@ class HeatQuantizer(HfQuantizer):
             config.transformers_weights = self.quantization_config.weights_file
         return config
 
-    update_tp_plan = update_attn_implementation  # its name before Transformers 5.20
+    update_tp_plan = update_attn_implementation  # the hook of older Transformers
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if not self.pre_quantized:
