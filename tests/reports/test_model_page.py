@@ -162,9 +162,9 @@ def test_errors_of_a_distilled_model_are_those_before_training(folder: Path, tmp
     for name, rows in (("trained", folder / "small"), ("not trained", folder / "small-untrained")):
         shutil.copytree(rows, tmp_path / name)
         report = tmp_path / name / "heat_report.json"
-        data = json.loads(report.read_text())
-        data["tensors"] = [{**tensor, "output_error": 0.25} for tensor in data["tensors"]]
-        report.write_text(json.dumps({**data, "calibration_rows": len(texts)}))
+        kept = CompressionReport.from_dict(json.loads(report.read_text()))
+        tensors = tuple(dataclasses.replace(tensor, output_error=0.25) for tensor in kept.tensors)
+        report.write_text(dataclasses.replace(kept, tensors=tensors, calibration_rows=len(texts)).to_json())
         (tmp_path / name / "README.md").unlink()  # no scores: the view shows errors
         both[name] = tmp_path / name
     script = """

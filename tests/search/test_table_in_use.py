@@ -33,7 +33,7 @@ def test_compress_takes_the_tables_choice(encoder: transformers.PreTrainedModel,
         assert (tensor.setting.shape, tensor.setting.rank) == (wanted.setting.shape, wanted.rank)
         assert tensor.setting.ratio <= 0.6
     saved = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert set(saved) == {"quant_method", "tensors", "tokens", "accelerator", "heat_version", "weights_file"}
+    assert set(saved) == {"quant_method", "tensors", "tokens", "accelerator", "heat_version", "weights_file", "checksum"}
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "out")
     ids = torch.tensor([[5, 6, 7]])
     torch.testing.assert_close(loaded(ids)[0], model(ids)[0])
