@@ -27,8 +27,8 @@ class HeatConfig:
     a variant for each in one search. What a compressed model carries is not this request but what came of it.
 
     Args:
-        decomposition: "low_rank", "cp", "tucker", "ttm" or "monarch"; or "mixed": every tensor gets the format that suits it,
-            with `rank_search="sensitivity"`.
+        decomposition: "low_rank", "pivoted", "cp", "tucker", "ttm" or "monarch"; or "mixed": every tensor gets
+            the format that suits it, with `rank_search="sensitivity"`.
         target_params_ratio: parameters of all factorized matrices together, as a fraction of the dense ones; between 0 and 1,
             both excluded. Every matrix gets the largest uniform rank within this fraction.
         target_edp_ratio: energy-delay product ΣE·ΣT of all these matrices together on the accelerator instead, as a fraction of

@@ -6,13 +6,14 @@ from heat_hf.formats.base import Format, Rank, Subscripts
 from heat_hf.formats.cp import CP
 from heat_hf.formats.low_rank import LowRank
 from heat_hf.formats.monarch import Monarch
+from heat_hf.formats.pivoted import Pivoted
 from heat_hf.formats.shape import TensorShape, balanced_factors
 from heat_hf.formats.size import MatrixSize
 from heat_hf.formats.solver import Solver
 from heat_hf.formats.ttm import TTM
 from heat_hf.formats.tucker import Tucker
 
-FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), CP(), Tucker(), TTM(), Monarch())}
+FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), Pivoted(), CP(), Tucker(), TTM(), Monarch())}
 
 
 def get_format(name: str) -> Format:
@@ -34,6 +35,7 @@ __all__ = [
     "LowRank",
     "MatrixSize",
     "Monarch",
+    "Pivoted",
     "Rank",
     "Solver",
     "Subscripts",

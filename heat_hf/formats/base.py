@@ -21,6 +21,8 @@ from heat_hf.formats.solver import Solver
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from heat_hf.formats.plan import Path
+
 Rank = tuple[int, ...]
 TOKENS = get_symbol(0)
 MAX_INDICES = 52  # torch.einsum takes the letters a–z and A–Z
@@ -49,6 +51,10 @@ class Format(ABC):
     """Whether the k-th row mode and the k-th column mode share a core, in a chain; modes of extent 1 then fill gaps."""
     iterative: ClassVar[bool] = False
     """Whether the errors of many ranks take sweeps, rather than one factorization."""
+    path: ClassVar[Path | None] = None
+    """The only order in which x and the cores can be multiplied; None where any will do."""
+    scalable: ClassVar[int] = 0
+    """A core in which W′ is linear."""
 
     @abstractmethod
     def max_rank(self, shape: TensorShape) -> Rank:
@@ -69,6 +75,21 @@ class Format(ABC):
     @abstractmethod
     def factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> tuple[list[Tensor], int, bool]:
         """Decompose a float64 tensor of extents `shape.modes`: the cores, the sweeps done, whether they converged."""
+
+    @property
+    def solved_as(self) -> Format:
+        """The format whose cores are searched, sliced and refined, before `stored` makes them this one's: by default itself."""
+        return self
+
+    def stored(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        """The cores that are kept, of those of `solved_as`; by default of equal root mean square."""
+        from heat_hf.formats.spectra import balanced
+
+        return balanced(cores)
+
+    def solved(self, cores: Sequence[Tensor]) -> list[Tensor]:
+        """Cores of `solved_as` with the same product as those that are kept: the way back from `stored`."""
+        return list(cores)
 
     def losses(self, matrix: Tensor, shape: TensorShape, ranks: Sequence[Rank], solver: Solver) -> list[float]:
         """‖W − W′‖_F² of a float64 matrix for each rank. Overridden where one factorization gives all of them."""

@@ -74,13 +74,14 @@ def decompose(
     require_finite("weight", weight)
     matrix = weight.detach().double()
     if not matrix.any():
-        return Factorization(tuple(weight.new_zeros(extents) for extents in codec.core_shapes(shape, rank)), 0.0)
+        zeros = [matrix.new_zeros(extents) for extents in codec.solved_as.core_shapes(shape, rank)]
+        return Factorization(_kept(codec, zeros, weight.dtype), 0.0)
     second_moment, output_moment = (
         None if moment is None else require_finite(name, moment).to(matrix)
         for name, moment in (("second_moment", second_moment), ("output_moment", output_moment))
     )
-    cores, sweeps, converged = _project(codec, matrix, (second_moment, output_moment), shape, rank, solver)
-    stored = tuple(core.to(weight.dtype).contiguous() for core in balanced(cores))
+    cores, sweeps, converged = _project(codec.solved_as, matrix, (second_moment, output_moment), shape, rank, solver)
+    stored = _kept(codec, cores, weight.dtype)
     return Factorization(stored, *approximation_errors(codec, matrix, stored, shape, second_moment), sweeps, converged)
 
 
@@ -120,6 +121,12 @@ def approximation_errors(
     restored = codec.reconstruct(cores, shape)
     output = None if second_moment is None else relative_error(weight, restored, second_moment)
     return relative_error(weight, restored), output
+
+
+def _kept(codec: Format, cores: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The cores as they are stored; indices keep their own dtype."""
+    kept = (core.to(dtype) if core.is_floating_point() else core for core in codec.stored(cores))
+    return tuple(core.contiguous() for core in kept)
 
 
 def _project(
@@ -197,25 +204,12 @@ def require_finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Scale the cores to equal root mean square, keeping their product.
-
-    None over- or underflows a short dtype, and an optimizer whose steps are alike for all entries, as Adam's are, changes all
-    cores by the same share: with equal norms, the large entries of a small core make its steps too short and the small entries
-    of a large core theirs too long.
-    """
-    sizes = [float(core.square().mean().sqrt()) for core in cores]
-    if min(sizes) == 0.0:
-        return list(cores)
-    mean = math.exp(sum(map(math.log, sizes)) / len(sizes))
-    return [core * (mean / size) for core, size in zip(cores, sizes, strict=True)]
-
-
 def match_variance(weight: Tensor, cores: Sequence[Tensor], format: Format, shape: TensorShape) -> tuple[Tensor, ...]:
     """Scale the cores so that W′ has the variance of W: a factor √(Var W / Var W′) (paper, section 2.2.2).
 
-    The product is linear in each core, so the factor goes into the first one.
+    W′ is linear in `Format.scalable`, so the factor goes there.
     """
     variance = format.reconstruct(cores, shape).double().var()
     scale = torch.sqrt(weight.detach().double().var() / variance) if variance > 0 else torch.ones(())
-    return (cores[0] * scale.to(cores[0]), *cores[1:])
+    place = format.scalable
+    return (*cores[:place], cores[place] * scale.to(cores[place]), *cores[place + 1 :])

@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from heat_hf.formats import get_format
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 
 DEFAULT_TOKENS = 128
-LOW_RANK = "low_rank"
+LOW_RANK, PIVOTED = "low_rank", "pivoted"
 
 
 class FactorizedLinear(nn.Module):
     """y = x·W′ᵀ + b, with W′ held as the cores of a factorization (paper, section 2.1).
 
     Other libraries find in it what they know. A low-rank layer is two plain linears, `left(right(x))`: quantizers, adapters,
-    pruning and offloading take them as any other. The other formats hold their cores as the layer's own parameters, `core_0`
-    and so on, and `bias`. Nothing is kept between forward passes, so weights may change in any way at any time.
+    pruning and offloading take them as any other. A pivoted layer is two as well: `right(x)` are the outputs of the pivots,
+    `left(right(x))` all others, and `order` puts each in its place. The other formats hold their cores as the layer's own
+    parameters, `core_0` and so on, and `bias`. Nothing is kept between forward passes, so weights may change in any way at
+    any time.
 
     There is no `weight`: code that asks a dense layer for one fails instead of silently working on a copy. `reconstruct`
     returns W′.
@@ -28,7 +31,9 @@ class FactorizedLinear(nn.Module):
     Attributes:
         setting: format, tensorization shape, rank and execution.
         active: the setting less the slices that `set_rank` leaves out.
-        right, left: of a low-rank layer, linears from N to r without a bias, and from r to M.
+        right, left: of a low-rank layer, linears from N to r without a bias, and from r to M; of a pivoted one from N to r and
+            from r to M − r, both without.
+        order: of a pivoted layer, which of these outputs is which row's; M integers.
 
     Args:
         setting: format, tensorization shape, rank and execution.
@@ -55,9 +60,15 @@ class FactorizedLinear(nn.Module):
             (rank,) = setting.rank
             self.right = _empty_linear(self.in_features, rank, False, device, dtype)
             self.left = _empty_linear(rank, self.out_features, bias, device, dtype)
+        elif setting.format == PIVOTED:
+            (rank,) = setting.rank
+            self.right = _empty_linear(self.in_features, rank, False, device, dtype)
+            self.left = _empty_linear(rank, self.out_features - rank, False, device, dtype)
+            self.register_buffer("order", torch.arange(self.out_features, dtype=torch.int32, device=device))
         else:
             for number, extents in enumerate(setting.core_shapes):
                 self.register_parameter(f"core_{number}", nn.Parameter(torch.empty(extents, device=device, dtype=dtype)))
+        if setting.format != LOW_RANK:
             self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
         self.set_rank(None)
 
@@ -75,9 +86,30 @@ class FactorizedLinear(nn.Module):
         layer.train(linear.training)
         return layer
 
+    def converted(self, format: str) -> FactorizedLinear:
+        """The same W′ and bias in a format of the same matrices: low_rank as pivoted, and back.
+
+        Raises:
+            ValueError: if the formats stand for different matrices.
+        """
+        old, new = self.setting.codec, get_format(format)
+        if old.solved_as.name != new.solved_as.name:
+            raise ValueError(f"a {old.name} layer cannot be converted to {format!r}: decompose the dense weight instead")
+        setting = TensorSetting(format, self.setting.shape, self.setting.rank, self.setting.execution)
+        first = self.cores[0]
+        layer = FactorizedLinear(setting, self.bias is not None, self.tokens, first.device, first.dtype)
+        cores = [core.double() if core.is_floating_point() else core for core in self.cores]
+        with torch.no_grad():
+            for core, value in zip(layer.cores, new.stored(old.solved(cores)), strict=True):
+                core.copy_(value)
+            if layer.bias is not None and self.bias is not None:
+                layer.bias.copy_(self.bias)
+        return layer.train(self.training)
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         """The bias of a low-rank layer is that of `left`."""
-        left = self.__dict__["_modules"].get("left") if name == "bias" else None
+        setting = self.__dict__.get("setting") if name == "bias" else None
+        left = None if setting is None or setting.format != LOW_RANK else self.__dict__["_modules"].get("left")
         return super().__getattr__(name) if left is None else left.bias
 
     @property
@@ -85,17 +117,18 @@ class FactorizedLinear(nn.Module):
         """The cores, in the format's order; of quantized linears, the numbers that these compute with.
 
         Raises:
-            ValueError: if a linear of a low-rank layer was replaced by something that is none, as an adapter.
+            ValueError: if a linear of a low-rank or pivoted layer was replaced by something that is none, as an adapter.
         """
         if "left" not in self._modules:
             return tuple(getattr(self, f"core_{number}") for number in range(len(self.setting.core_shapes)))
         for name, child in (("right", self.right), ("left", self.left)):
             if not isinstance(child, nn.Linear):
                 raise ValueError(
-                    f"the linear {name!r} of a low-rank layer is now a {type(child).__name__}, which has no plain weight: "
-                    "merge or remove adapters first, and quantize last"
+                    f"the linear {name!r} of a {self.setting.format.replace('_', '-')} layer is now a "
+                    f"{type(child).__name__}, which has no plain weight: merge or remove adapters first, and quantize last"
                 )
-        return _dense(self.left.weight), _dense(self.right.weight)
+        cores = _dense(self.left.weight), _dense(self.right.weight)
+        return (*cores, self.order) if self.setting.format == PIVOTED else cores
 
     def set_rank(self, rank: Sequence[int] | int | None, slices: Mapping[str, Tensor] | None = None, gain: float = 1.0) -> None:
         """Use only some slices of the cores from now on, as a SubNet of the Rank SuperNet does (section 2.2.2).
@@ -106,9 +139,13 @@ class FactorizedLinear(nn.Module):
             gain: factor of W′.
 
         Raises:
-            ValueError: if it is not a valid rank of the shape, or exceeds the setting's.
+            ValueError: if it is not a valid rank of the shape, exceeds the setting's, or the layer is a pivoted one.
         """
         active = self.setting
+        if self.setting.codec.path is not None and (rank, slices, gain) != (None, None, 1.0):
+            raise ValueError(
+                f"set_rank: a {self.setting.format} layer has one rank, {self.setting.rank}: use low_rank to cut ranks"
+            )
         if rank is not None:
             active = TensorSetting(active.format, active.shape, rank, active.execution)  # type: ignore[arg-type]
             if any(new > old for new, old in zip(active.rank, self.setting.rank, strict=True)):
@@ -153,6 +190,10 @@ class FactorizedLinear(nn.Module):
         Raises:
             ValueError: if only some slices are active (`set_rank`), and the linears of a low-rank layer are not plain ones.
         """
+        if self.setting.format == PIVOTED:
+            kept = self.right(x)
+            y = torch.cat((kept, self.left(kept)), -1).index_select(-1, self.order)
+            return y if self.bias is None else y + self.bias
         if "left" in self._modules and self._through_linears():
             return self.left(self.right(x))  # type: ignore[no-any-return]
         folded = x.reshape(-1, *self.setting.shape.in_modes)

@@ -44,6 +44,8 @@ class TensorSetting:
         object.__setattr__(self, "rank", self.codec.parse_rank(self.shape, self.rank))
         if self.execution not in EXECUTIONS:
             raise ValueError(f"execution must be one of {', '.join(EXECUTIONS)}, got {self.execution!r}")
+        if self.execution == "reconstruct" and self.codec.path is not None:
+            raise ValueError(f"{self.format} is never executed by rebuilding W′: execution must be 'auto' or 'contract'")
 
     @property
     def codec(self) -> Format:
@@ -75,6 +77,8 @@ class TensorSetting:
 
         Its operands are x, folded to (tokens, *in_modes), and the cores; its result is (tokens, *out_modes).
         """
+        if self.codec.path is not None:
+            return _plan(self, tokens, self.codec.path)
         if self.execution == "contract":
             return _plan(self, tokens, "optimal")
         rebuilt = _plan(self, tokens, "reconstruct")

@@ -1,7 +1,8 @@
-"""Singular values of unfoldings, from which the errors of all ranks follow at once."""
+"""Singular values of unfoldings, from which the errors of all ranks follow at once, and the scales of cores."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -62,3 +63,17 @@ def train_losses(rest: Tensor, pairs: Sequence[int], ranks: Sequence[tuple[int, 
         later = train_losses(kept.reshape(len(kept) * pairs[0], -1), pairs[1:], [rank[1:] for rank in group])
         losses |= {(first, *rank): float(lost[min(first, len(lost) - 1)]) + value for rank, value in later.items()}
     return losses
+
+
+def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the cores to equal root mean square, keeping their product.
+
+    None over- or underflows a short dtype, and an optimizer whose steps are alike for all entries, as Adam's are, changes all
+    cores by the same share: with equal norms, the large entries of a small core make its steps too short and the small entries
+    of a large core theirs too long.
+    """
+    sizes = [float(core.square().mean().sqrt()) for core in cores]
+    if min(sizes) == 0.0:
+        return list(cores)
+    mean = math.exp(sum(map(math.log, sizes)) / len(sizes))
+    return [core * (mean / size) for core, size in zip(cores, sizes, strict=True)]

@@ -71,6 +71,8 @@ class CostModel(Protocol):
 
 def ways(setting: TensorSetting, tokens: int) -> list[ContractionPlan]:
     """Different plans by which a setting may be executed: with "auto", the MAC-optimal one and the one that rebuilds W′."""
+    if setting.codec.path is not None:
+        return [setting.plan(tokens)]
     executions: tuple[Execution, ...] = ("contract", "reconstruct") if setting.execution == "auto" else (setting.execution,)
     plans = [replace(setting, execution=execution).plan(tokens) for execution in executions]
     return plans[:1] if len(plans) == 2 and plans[0].all_steps == plans[1].all_steps else plans

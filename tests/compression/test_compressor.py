@@ -39,7 +39,8 @@ def test_report_counts_what_is_there(decomposition: str, ratio: float) -> None:
     config = HeatConfig(decomposition=decomposition, target_params_ratio=ratio, max_sweeps=5, loss_aware=False)
     report = factorize(model, config, calibration(10))
     layers = factorized_layers(model)
-    assert report.parameters == sum(core.numel() for layer in layers.values() for core in layer.cores)
+    biases = sum(layer.out_features for layer in layers.values())
+    assert report.parameters == sum(core.numel() for layer in layers.values() for core in layer.parameters()) - biases
     assert report.params_ratio <= ratio
     assert report.model_parameters == before
     assert report.compressed_model_parameters == model.num_parameters()

@@ -47,7 +47,7 @@ def test_bad_shape_or_rank(name: str, shape: tuple, rank: object, message: str |
 
 
 def test_bad_values() -> None:
-    with pytest.raises(ValueError, match=r"unknown decomposition 'svd'; known are low_rank, cp, tucker, ttm"):
+    with pytest.raises(ValueError, match=r"unknown decomposition 'svd'; known are low_rank, pivoted, cp, tucker, ttm"):
         get_format("svd")
     with pytest.raises(ValueError, match="weight holds NaN"):
         decompose(get_format("low_rank"), torch.full((4, 4), float("nan")), TensorShape.matrix(4, 4), 2)

@@ -15,6 +15,7 @@ from heat_hf.formats.decomposition import decompose, match_variance
 from heat_hf.formats.projection import relative_error
 
 EXACT = ["low_rank", "tucker", "ttm", "monarch"]
+EINSUMS = [name for name in FORMATS if get_format(name).path is None]  # W′ is the einsum of its cores, in any order
 
 
 def random_matrix(rows: int, columns: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -30,8 +31,8 @@ def second_moment(columns: int, seed: int = 1, rows: int = 400) -> torch.Tensor:
 @st.composite
 def tensor_shapes(draw: st.DrawFn, name: str) -> TensorShape:
     modes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
-    if name == "low_rank":
-        return TensorShape.matrix(draw(st.integers(1, 12)), draw(st.integers(1, 12)))
+    if name in ("low_rank", "pivoted"):
+        return TensorShape.matrix(draw(st.integers(1 + (name == "pivoted"), 12)), draw(st.integers(1, 12)))
     out_modes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=2) if name == "monarch" else modes)
     size = len(out_modes) if name in ("ttm", "monarch") else draw(st.integers(1, 4))
     return TensorShape(tuple(out_modes), tuple(draw(st.lists(st.integers(1, 4), min_size=size, max_size=size))))
@@ -108,7 +109,7 @@ def test_reconstruction_equals_tensorly() -> None:
         torch.testing.assert_close(ours, torch.as_tensor(tensor).reshape(6, 20))
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", EINSUMS)
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_core_shapes_indices_and_parameters_agree(name: str, data: st.DataObject) -> None:
@@ -170,10 +171,11 @@ def test_every_clipped_rank_is_valid_and_decomposes(name: str, data: st.DataObje
     assert all(0 < r <= w for r, w in zip(rank, wanted, strict=True))
     assert format.parse_rank(shape, list(rank)) == rank
     cores = decompose(format, random_matrix(shape.rows, shape.columns), shape, rank, Solver(max_sweeps=3)).cores
+    cores = [core for core in cores if core.is_floating_point()]
     assert [tuple(core.shape) for core in cores] == list(format.core_shapes(shape, rank))
 
 
-@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("name", EINSUMS)
 def test_rank_truncation_takes_the_first_slices(name: str) -> None:
     format = get_format(name)
     shape = format.default_shape(24, 36)

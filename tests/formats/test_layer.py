@@ -13,6 +13,8 @@ from heat_hf.formats import FORMATS, get_format
 from heat_hf.formats.decomposition import decompose
 from heat_hf.formats.setting import EXECUTIONS
 
+EINSUMS = [name for name in FORMATS if get_format(name).path is None]
+
 
 def layer_for(name: str, execution: str = "auto", bias: bool = True, rows: int = 24, columns: int = 36) -> FactorizedLinear:
     torch.manual_seed(0)
@@ -27,6 +29,8 @@ def layer_for(name: str, execution: str = "auto", bias: bool = True, rows: int =
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_forward_equals_the_dense_layer(name: str, execution: str, bias: bool) -> None:
+    if execution == "reconstruct" and name not in EINSUMS:
+        pytest.skip("never rebuilds W′")
     layer = layer_for(name, execution, bias)
     dense = layer.to_linear()
     for shape in ((36,), (5, 36), (2, 3, 36), (0, 36)):
@@ -64,7 +68,7 @@ def test_precomputed_cores_follow_the_parameters() -> None:
     assert copy.deepcopy(layer)(x).shape == (3, 24)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", EINSUMS)
 def test_rank_slices(name: str) -> None:
     layer = layer_for(name)
     format, setting = get_format(name), layer.setting

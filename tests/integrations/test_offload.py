@@ -25,6 +25,7 @@ executions = pytest.mark.parametrize("execution", ["auto", "reconstruct"])
 
 
 def compressed(name: str, execution: str = "auto", **options: Any) -> Any:
+    execution = "contract" if name == "pivoted" else execution  # it never rebuilds W′
     model = small_model("bert")
     config = {"decomposition": name, "target_params_ratio": 0.6, "accelerator": None, "execution": execution, **options}
     HeatCompressor(model).compress(HeatConfig(**config))
@@ -64,6 +65,26 @@ def test_a_device_map_with_a_part_on_disk(name: str, tmp_path: Path) -> None:
     loaded = load(tmp_path / "model", device_map=parts, offload_folder=str(tmp_path / "folder"))
     assert any(parameter.is_meta for layer in factorized_layers(loaded).values() for parameter in layer.parameters())
     assert torch.equal(said(loaded), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda order: None, r"has no tensor .*query\.order"),
+        (lambda order: order * 0, r"query\.order .* is no order of 24 rows"),
+    ],
+)
+def test_an_order_of_rows_that_is_missing_or_none(change: Any, said: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    compressed("pivoted").save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    weights = load_file(file)
+    name = "bert.encoder.layer.1.attention.self.query.order"
+    changed = change(weights.pop(name))
+    save_file(weights if changed is None else {**weights, name: changed}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=said):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
 def test_a_core_that_is_missing_from_a_model_with_an_offloaded_part(tmp_path: Path) -> None:

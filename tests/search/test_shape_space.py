@@ -16,7 +16,7 @@ from tensorly.decomposition import parafac
 from heat_hf.formats import FORMATS, Solver, TensorShape, get_format
 from heat_hf.formats.decomposition import decompose, rank_errors
 from heat_hf.hardware import cost_model
-from heat_hf.search.ranks.baselines import random_rank, random_shares, tensorly_rank
+from heat_hf.search.ranks.baselines import TENSORLY_RULES, random_rank, random_shares, tensorly_rank
 from heat_hf.search.shapes.ranks import choose_ranks, is_sweet, rank_options, rank_vectors
 from heat_hf.search.shapes.space import entropy, possible_orders, shape_space
 
@@ -210,7 +210,7 @@ def test_manual_shapes_are_the_documented_ones() -> None:
     assert str(get_format("low_rank").manual_shape(768, 3072)) == "768:3072"
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "monarch"])
+@pytest.mark.parametrize("name", list(TENSORLY_RULES))
 @pytest.mark.parametrize("ratio", [0.2, 0.42])
 def test_tensorlys_rule_gives_about_the_parameters_asked_for(name: str, ratio: float) -> None:
     codec = get_format(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from heat_hf.encoders.values import brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from heat_hf.formats.layer import FactorizedLinear
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 CHUNK = 2**20
@@ -93,7 +95,25 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
             continue
         there = any(other in names for other in _spellings(model, name)) if parameter.is_meta else False
         if not there and not getattr(parameter, "_is_hf_initialized", False):
-            raise ValueError(f"{model.name_or_path} has no tensor {name}: the compressed checkpoint is damaged")
+            raise _damaged(model, name)
+    _require_orders(model, layers, names)
+
+
+def _require_orders(model: PreTrainedModel, layers: Mapping[str, FactorizedLinear], names: Container[str]) -> None:
+    """Pivoted layers hold a permutation, and it is the checkpoint's."""
+    for layer, module in layers.items():
+        for kind, order in module.named_buffers(recurse=False):
+            name = f"{layer}.{kind}"
+            if not any(other in names for other in _spellings(model, name)):
+                raise _damaged(model, name)
+            whole = torch.arange(len(order), dtype=order.dtype, device=order.device)
+            if not order.is_meta and not torch.equal(order.sort().values, whole):
+                what = f"tensor {name} of {model.name_or_path} is no order of {len(order)} rows"
+                raise ValueError(f"{what}: the compressed checkpoint is damaged")
+
+
+def _damaged(model: PreTrainedModel, name: str) -> ValueError:
+    return ValueError(f"{model.name_or_path} has no tensor {name}: the compressed checkpoint is damaged")
 
 
 def _numberless(name: str) -> str:

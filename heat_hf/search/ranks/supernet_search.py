@@ -57,8 +57,8 @@ def supernet_model(problem: Problem, space: RankSpace) -> PreTrainedModel:
         linear: Any = model.get_submodule(name)
         settings = [setting for setting in space.options[name] if setting is not None]
         largest = tuple(map(max, zip(*(setting.rank for setting in settings), strict=True)))
-        codec, shape = settings[-1].codec, settings[-1].shape
-        setting = replace(settings[-1], rank=codec.clip_rank(shape, largest))
+        codec, shape = settings[-1].codec.solved_as, settings[-1].shape  # whose ranks can be cut
+        setting = replace(settings[-1], format=codec.name, rank=codec.clip_rank(shape, largest))
         moments = () if problem.statistics is None else problem.statistics.moments(name, problem.loss_aware)
         factorization = decompose(codec, linear.weight, shape, setting.rank, problem.solver, *moments)
         swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, factorization, problem.costs.tokens))

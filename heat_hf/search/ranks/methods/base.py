@@ -112,9 +112,10 @@ class RankSearch(ABC):
         fixed = problem.fixed_shape(size)
         if fixed is not None:
             return fixed
-        if problem.table is not None:
+        codec = get_format(format)
+        if problem.table is not None and codec.solved_as is codec:  # others have the matrix's own shape only
             return select(problem.table.of(str(size), format), problem.table.sizes[str(size)]).setting.shape
-        return get_format(format).default_shape(*size)
+        return codec.default_shape(*size)
 
 
 def checked_setting(problem: Problem, format: str, shape: TensorShape, rank: object) -> TensorSetting:

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from heat_hf.search.ranks.problem import Problem
 
 
+def _competing(problem: Problem) -> list[str]:
+    """The formats asked for, and those that store the same matrices in another way: what is cheaper is known by its cost."""
+    from heat_hf.formats import FORMATS
+
+    rebuilt = problem.execution == "reconstruct"
+    asked = set(problem.formats)
+    return [name for name, codec in FORMATS.items() if {name, codec.solved_as.name} & asked and not (rebuilt and codec.path)]
+
+
 class Sensitivity(RankSearch):
     """For every tensor a rank of its own, or none where it stays dense, by the losses of `heat_hf.search.ranks.curves`."""
 
@@ -42,6 +51,6 @@ class Sensitivity(RankSearch):
     def _curves(self, problem: Problem) -> Curves:
         from heat_hf.search.ranks.curves import sensitivity_curves
 
-        shapes = {(format, size): self.shape(problem, format, size) for format in problem.formats for size in problem.sizes}
+        shapes = {(name, size): self.shape(problem, name, size) for name in _competing(problem) for size in problem.sizes}
         curves: Curves = problem.once(self.name, lambda: sensitivity_curves(problem, shapes))
         return curves
