@@ -92,7 +92,7 @@ def test_heads_are_exported_with_their_labels(minilm: str, tmp_path: Path) -> No
     assert exported.config.id2label == names
 
 
-@pytest.mark.parametrize("decomposition", ["cp", "tucker", "ttm"])
+@pytest.mark.parametrize("decomposition", ["pivoted", "cp", "tucker", "ttm"])
 def test_every_format_is_exported(minilm: str, decomposition: str, tmp_path: Path) -> None:
     compressor = HeatCompressor.from_pretrained(minilm)
     config = HeatConfig(decomposition=decomposition, rank=8, accelerator=None, modules=[r"layer\.0\."])

@@ -85,11 +85,12 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("decomposition", ["low_rank", "pivoted"])
 @pytest.mark.parametrize("method", METHODS)
-def test_methods(method: str, tmp_path: Path) -> None:
+def test_methods(method: str, decomposition: str, tmp_path: Path) -> None:
     config = copy.deepcopy(METHODS[method])
     config.task_type = "SEQ_CLS"
-    plain = compressed()
+    plain = compressed(decomposition)
     plain.save_pretrained(tmp_path / "plain")
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     before = said(plain)
@@ -147,7 +148,7 @@ def test_a_second_adapter(tmp_path: Path) -> None:
     close(said(loaded.merge_and_unload()), second)
 
 
-@pytest.mark.parametrize("decomposition", ["low_rank", *OTHERS])
+@pytest.mark.parametrize("decomposition", ["low_rank", "pivoted", *OTHERS])
 def test_adapters_of_transformers(decomposition: str, tmp_path: Path) -> None:
     model = compressed(decomposition)
     plain = said(model)

@@ -41,14 +41,16 @@ def linears(model: nn.Module) -> list[nn.Module]:
     return [child for layer in factorized_layers(model).values() for child in layer.children()]
 
 
-executions = pytest.mark.parametrize("execution", ["auto", "reconstruct"])
+kinds = pytest.mark.parametrize(
+    ("decomposition", "execution"), [("low_rank", "auto"), ("low_rank", "reconstruct"), ("pivoted", "auto")]
+)
 
 
-@executions
+@kinds
 @pytest.mark.parametrize("way", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
-def test_torchao(way: str, execution: str, tmp_path: Path) -> None:
+def test_torchao(way: str, decomposition: str, execution: str, tmp_path: Path) -> None:
     quantization = pytest.importorskip("torchao.quantization")
-    model = compressed(execution=execution)
+    model = compressed(decomposition, execution)
     expected, quantized = said(model), copy.deepcopy(model)
     quantization.quantize_(quantized, getattr(quantization, way)())
     assert all(type(child.weight.data) is not torch.Tensor for child in linears(quantized))
@@ -61,12 +63,12 @@ def test_torchao(way: str, execution: str, tmp_path: Path) -> None:
     assert torch.equal(said(other), said(quantized))
 
 
-@executions
-def test_quanto(execution: str, tmp_path: Path) -> None:
+@kinds
+def test_quanto(decomposition: str, execution: str, tmp_path: Path) -> None:
     quanto = pytest.importorskip("optimum.quanto")
     from safetensors.torch import load_file, save_file
 
-    model = compressed(execution=execution)
+    model = compressed(decomposition, execution)
     expected, quantized = said(model), copy.deepcopy(model)
     quanto.quantize(quantized, weights=quanto.qint8)
     quanto.freeze(quantized)
@@ -81,16 +83,16 @@ def test_quanto(execution: str, tmp_path: Path) -> None:
     assert torch.equal(said(other), said(quantized))
 
 
-@executions
-def test_dynamic_quantization(execution: str, tmp_path: Path) -> None:
-    model = compressed(execution=execution)
+@kinds
+def test_dynamic_quantization(decomposition: str, execution: str, tmp_path: Path) -> None:
+    model = compressed(decomposition, execution)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
         assert all(not isinstance(child, nn.Linear) for child in linears(quantized)) and linears(quantized)
         close(said(quantized), said(model))
         torch.save(quantized.state_dict(), tmp_path / "weights")
-        other = torch.ao.quantization.quantize_dynamic(compressed(), {nn.Linear}, dtype=torch.qint8)
+        other = torch.ao.quantization.quantize_dynamic(compressed(decomposition), {nn.Linear}, dtype=torch.qint8)
         other.load_state_dict(torch.load(tmp_path / "weights", weights_only=False))
     assert torch.equal(said(other), said(quantized))
     with pytest.raises(ValueError, match="has no plain weight"):
