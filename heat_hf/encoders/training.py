@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_utils import unwrap_model
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -124,7 +124,7 @@ class TeachingTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:  # noqa: ANN401
         sampler = super()._get_train_sampler(train_dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
+        if not isinstance(sampler, (LengthGroupedSampler, RandomSampler)):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return _OrderOfEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
@@ -141,12 +141,12 @@ class _LogWithCheckpoint(TrainerCallback):
 
 
 class _OrderOfEpoch(Sampler[int]):
-    """Rows grouped by length in an order that follows from seed and epoch.
+    """Rows in an order, grouped by length or not, that follows from seed and epoch.
 
-    Trainer's own draws from the generator of all random numbers, which a resumed run meets in another state.
+    Trainer's own draw from generators that a resumed run meets in another state.
     """
 
-    def __init__(self, sampler: LengthGroupedSampler, seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, sampler: LengthGroupedSampler | RandomSampler, seed: int, epoch: Callable[[], int]) -> None:
         self.sampler, self.seed, self.epoch = sampler, seed, epoch
 
     def __len__(self) -> int:

@@ -75,7 +75,10 @@ CONFIGURATIONS: dict[str, tuple[Change, str]] = {
     "another method": (_quantization(quant_method="gptq"), "quantization_config is not that of a factorized model"),
     "no version": (_quantization(heat_version="new"), "heat_version of the quantization_config must be a version, got 'new'"),
     "a name that is none": (_quantization(weights_file=[]), r"weights_file of the quantization_config must be text, got \[\]"),
-    "a climbing name": (_quantization(weights_file="../x.safetensors"), "inside the model directory"),
+    "a climbing name": (
+        _quantization(weights_file="../x.safetensors"),
+        "inside the model dir|outside the checkpoint's folder",
+    ),
     "a format of another type": (_setting(format=[]), "setting of '.*' is damaged"),
     "ten thousand modes": (_setting(shape=[[24, *[1] * 9999], [24]]), "10001 modes"),
     "a huge rank": (_setting(rank=[10**400]), "setting of '.*' is damaged"),
