@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from heat_hf.compression import fields
 from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.values import shown, whole
-from heat_hf.formats import FORMATS, Solver, get_format
+from heat_hf.formats import FORMATS, PAIRED, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
 from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
@@ -193,7 +193,7 @@ class HeatConfig:
 
 
 def _decomposition(name: str, value: Any) -> str:  # noqa: ANN401
-    if not isinstance(value, str):
+    if not isinstance(value, str) or value in PAIRED:
         raise ValueError(f"{name} must be one of {', '.join((*FORMATS, MIXED))}, got {shown(value)}")
     if value != MIXED:
         get_format(value)

@@ -6,6 +6,7 @@ from heat_hf.formats.base import Format, Rank, Subscripts
 from heat_hf.formats.cp import CP
 from heat_hf.formats.low_rank import LowRank
 from heat_hf.formats.monarch import Monarch
+from heat_hf.formats.narrowed import FewerInputs, FewerOutputs
 from heat_hf.formats.pivoted import Pivoted
 from heat_hf.formats.shape import TensorShape, balanced_factors
 from heat_hf.formats.size import MatrixSize
@@ -14,22 +15,26 @@ from heat_hf.formats.ttm import TTM
 from heat_hf.formats.tucker import Tucker
 
 FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), Pivoted(), CP(), Tucker(), TTM(), Monarch())}
+PAIRED: dict[str, Format] = {format.name: format for format in (FewerOutputs(), FewerInputs())}
+"""Formats that two matrices get together."""
 
 
 def get_format(name: str) -> Format:
-    """The format registered under `name`.
+    """The format registered under `name`, paired ones included.
 
     Raises:
         ValueError: if there is none; the message lists those there are.
     """
-    if name not in FORMATS:
+    known = {**FORMATS, **PAIRED}
+    if name not in known:
         raise ValueError(f"unknown decomposition {name!r}; known are {', '.join(FORMATS)}")
-    return FORMATS[name]
+    return known[name]
 
 
 __all__ = [
     "CP",
     "FORMATS",
+    "PAIRED",
     "TTM",
     "Format",
     "LowRank",

@@ -53,6 +53,8 @@ class Format(ABC):
     """Whether the errors of many ranks take sweeps, rather than one factorization."""
     path: ClassVar[Path | None] = None
     """The only order in which x and the cores can be multiplied; None where any will do."""
+    sliceable: ClassVar[bool] = True
+    """Whether the first slices of the cores are those of a smaller rank."""
     scalable: ClassVar[int] = 0
     """A core in which W′ is linear."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from heat_hf.formats.base import Format, Rank
+from heat_hf.formats.narrowed import Neurons, refitted
 from heat_hf.formats.projection import OUTPUT_DAMPING, refine, relative_error, square_roots, weighted_square
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
@@ -29,6 +30,7 @@ class Factorization:
             inputs; None without them.
         sweeps: iterations done; 0 for a closed form.
         converged: False if an iterative method stopped at its limit of sweeps.
+        rows: of W that are kept, ascending; None for all.
     """
 
     cores: tuple[Tensor, ...]
@@ -36,6 +38,7 @@ class Factorization:
     output_error: float | None = None
     sweeps: int = 0
     converged: bool = True
+    rows: tuple[int, ...] | None = None
 
 
 def decompose(
@@ -83,6 +86,34 @@ def decompose(
     cores, sweeps, converged = _project(codec.solved_as, matrix, (second_moment, output_moment), shape, rank, solver)
     stored = _kept(codec, cores, weight.dtype)
     return Factorization(stored, *approximation_errors(codec, matrix, stored, shape, second_moment), sweeps, converged)
+
+
+def narrow(
+    first: Tensor, second: Tensor, count: int, second_moment: Tensor, output_moment: Tensor | None = None
+) -> tuple[Factorization, Factorization]:
+    """Fewer neurons between two matrices: those that are missed least go, and the second matrix is fitted to the others.
+
+    Args:
+        first: W₁, N×any: its rows are the neurons.
+        second: W₂, M×N: its columns read them.
+        count: k, how many stay.
+        second_moment: C of the second layer's inputs, N×N.
+        output_moment: G of its outputs, M×M; None for the identity.
+
+    Raises:
+        ValueError: if a matrix holds NaN or infinity.
+    """
+    for name, tensor in (("weight", first), ("weight", second), ("second_moment", second_moment)):
+        require_finite(name, tensor)
+    matrix = second.detach().double()
+    moment = second_moment.to(matrix)
+    kept = Neurons.ranked(matrix, moment, output_moment, count).kept(count)
+    fitted = refitted(matrix, moment, kept).to(second.dtype)
+    restored = torch.zeros_like(matrix)
+    restored[:, kept] = fitted.double()
+    errors = relative_error(matrix, restored), relative_error(matrix, restored, moment)
+    rows = first.detach()[kept].contiguous()
+    return Factorization((rows,), 0.0, 0.0, rows=tuple(kept)), Factorization((fitted.contiguous(),), *errors)
 
 
 def rank_errors(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 
 DEFAULT_TOKENS = 128
-LOW_RANK, PIVOTED = "low_rank", "pivoted"
+PIVOTED = "pivoted"
+BIASED = {"low_rank": "left", "fewer_outputs": "kept", "fewer_inputs": "kept"}  # the linear inside that has the bias
 
 
 class FactorizedLinear(nn.Module):
@@ -21,9 +22,9 @@ class FactorizedLinear(nn.Module):
 
     Other libraries find in it what they know. A low-rank layer is two plain linears, `left(right(x))`: quantizers, adapters,
     pruning and offloading take them as any other. A pivoted layer is two as well: `right(x)` are the outputs of the pivots,
-    `left(right(x))` all others, and `order` puts each in its place. The other formats hold their cores as the layer's own
-    parameters, `core_0` and so on, and `bias`. Nothing is kept between forward passes, so weights may change in any way at
-    any time.
+    `left(right(x))` all others, and `order` puts each in its place. A layer with fewer inputs or outputs is one smaller
+    linear, `kept`. The other formats hold their cores as the layer's own parameters, `core_0` and so on, and `bias`. Nothing
+    is kept between forward passes, so weights may change in any way at any time.
 
     There is no `weight`: code that asks a dense layer for one fails instead of silently working on a copy. `reconstruct`
     returns W′.
@@ -33,6 +34,7 @@ class FactorizedLinear(nn.Module):
         active: the setting less the slices that `set_rank` leaves out.
         right, left: of a low-rank layer, linears from N to r without a bias, and from r to M; of a pivoted one from N to r and
             from r to M − r, both without.
+        kept: of a layer with fewer outputs, a linear from N to k; with fewer inputs, from k to M.
         order: of a pivoted layer, which of these outputs is which row's; M integers.
 
     Args:
@@ -56,19 +58,14 @@ class FactorizedLinear(nn.Module):
         self.tokens = tokens
         self.in_features = setting.shape.columns
         self.out_features = setting.shape.rows
-        if setting.format == LOW_RANK:
-            (rank,) = setting.rank
-            self.right = _empty_linear(self.in_features, rank, False, device, dtype)
-            self.left = _empty_linear(rank, self.out_features, bias, device, dtype)
-        elif setting.format == PIVOTED:
-            (rank,) = setting.rank
-            self.right = _empty_linear(self.in_features, rank, False, device, dtype)
-            self.left = _empty_linear(rank, self.out_features - rank, False, device, dtype)
+        linears = _linears(setting)
+        for name, (rows, columns) in linears.items():
+            self.add_module(name, _empty_linear(columns, rows, bias and name == BIASED.get(setting.format), device, dtype))
+        if setting.format == PIVOTED:
             self.register_buffer("order", torch.arange(self.out_features, dtype=torch.int32, device=device))
-        else:
-            for number, extents in enumerate(setting.core_shapes):
-                self.register_parameter(f"core_{number}", nn.Parameter(torch.empty(extents, device=device, dtype=dtype)))
-        if setting.format != LOW_RANK:
+        for number, extents in enumerate(() if linears else setting.core_shapes):
+            self.register_parameter(f"core_{number}", nn.Parameter(torch.empty(extents, device=device, dtype=dtype)))
+        if setting.format not in BIASED:
             self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None
         self.set_rank(None)
 
@@ -82,7 +79,8 @@ class FactorizedLinear(nn.Module):
             for parameter, core in zip(layer.cores, factorization.cores, strict=True):
                 parameter.copy_(core)
             if layer.bias is not None:
-                layer.bias.copy_(linear.bias)
+                rows = factorization.rows
+                layer.bias.copy_(linear.bias if rows is None else linear.bias[list(rows)])
         layer.train(linear.training)
         return layer
 
@@ -107,27 +105,28 @@ class FactorizedLinear(nn.Module):
         return layer.train(self.training)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        """The bias of a low-rank layer is that of `left`."""
+        """The bias may be that of a linear inside."""
         setting = self.__dict__.get("setting") if name == "bias" else None
-        left = None if setting is None or setting.format != LOW_RANK else self.__dict__["_modules"].get("left")
-        return super().__getattr__(name) if left is None else left.bias
+        inside = None if setting is None else self.__dict__["_modules"].get(BIASED.get(setting.format))
+        return super().__getattr__(name) if inside is None else inside.bias
 
     @property
     def cores(self) -> tuple[Tensor, ...]:
         """The cores, in the format's order; of quantized linears, the numbers that these compute with.
 
         Raises:
-            ValueError: if a linear of a low-rank or pivoted layer was replaced by something that is none, as an adapter.
+            ValueError: if a linear inside was replaced by something that is none, as an adapter.
         """
-        if "left" not in self._modules:
+        inside = {name: self._modules[name] for name in _linears(self.setting)}
+        if not inside:
             return tuple(getattr(self, f"core_{number}") for number in range(len(self.setting.core_shapes)))
-        for name, child in (("right", self.right), ("left", self.left)):
+        for name, child in inside.items():
             if not isinstance(child, nn.Linear):
                 raise ValueError(
                     f"the linear {name!r} of a {self.setting.format.replace('_', '-')} layer is now a "
                     f"{type(child).__name__}, which has no plain weight: merge or remove adapters first, and quantize last"
                 )
-        cores = _dense(self.left.weight), _dense(self.right.weight)
+        cores = tuple(_dense(cast(nn.Linear, child).weight) for child in reversed(inside.values()))
         return (*cores, self.order) if self.setting.format == PIVOTED else cores
 
     def set_rank(self, rank: Sequence[int] | int | None, slices: Mapping[str, Tensor] | None = None, gain: float = 1.0) -> None:
@@ -139,10 +138,10 @@ class FactorizedLinear(nn.Module):
             gain: factor of W′.
 
         Raises:
-            ValueError: if it is not a valid rank of the shape, exceeds the setting's, or the layer is a pivoted one.
+            ValueError: if it is not a valid rank of the shape, exceeds the setting's, or the format has one rank only.
         """
         active = self.setting
-        if self.setting.codec.path is not None and (rank, slices, gain) != (None, None, 1.0):
+        if not self.setting.codec.sliceable and (rank, slices, gain) != (None, None, 1.0):
             raise ValueError(
                 f"set_rank: a {self.setting.format} layer has one rank, {self.setting.rank}: use low_rank to cut ranks"
             )
@@ -181,15 +180,17 @@ class FactorizedLinear(nn.Module):
             linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
             linear.weight.copy_(weight)
             if self.bias is not None:
-                linear.bias.copy_(self.bias)
+                linear.bias.copy_(nn.functional.pad(self.bias, (0, self.out_features - len(self.bias))))
         return linear.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to x of extents (…, N); the result has extents (…, M).
+        """Apply the layer to x of extents (…, N); the result has extents (…, M), or k in the place of either.
 
         Raises:
             ValueError: if only some slices are active (`set_rank`), and the linears of a low-rank layer are not plain ones.
         """
+        if "kept" in self._modules:
+            return self.kept(x)  # type: ignore[no-any-return]
         if self.setting.format == PIVOTED:
             kept = self.right(x)
             y = torch.cat((kept, self.left(kept)), -1).index_select(-1, self.order)
@@ -221,6 +222,16 @@ class FactorizedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"format={s.format}, shape={s.shape}, rank={rank}, execution={s.execution}, ratio={s.ratio:.3f}"
         )
+
+
+def _linears(setting: TensorSetting) -> dict[str, tuple[int, int]]:
+    """The linears inside a layer and the extents of their weights, in the order in which they run."""
+    if setting.format in ("fewer_outputs", "fewer_inputs"):
+        return {"kept": setting.core_shapes[0]}  # type: ignore[dict-item]
+    if setting.format not in ("low_rank", PIVOTED):
+        return {}
+    left, right = setting.core_shapes
+    return {"right": right, "left": left}  # type: ignore[dict-item]
 
 
 def _empty_linear(

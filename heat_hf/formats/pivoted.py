@@ -27,6 +27,7 @@ class Pivoted(LowRank):
     name = "pivoted"
     path: ClassVar[Path] = "left-to-right"
     """x·Rᵀ is a part of the result: no other order gives it."""
+    sliceable: ClassVar[bool] = False
     scalable: ClassVar[int] = 1
 
     @property
