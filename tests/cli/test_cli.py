@@ -50,6 +50,18 @@ def test_statistics_are_kept_and_used_again(checkpoint: Path, capsys: pytest.Cap
     assert smaller["total"]["hardware"]["edp_J_s"] < first["total"]["hardware"]["edp_J_s"]
 
 
+def test_refine_steps(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, sentences = checkpoint.parent / "out", checkpoint.parent / "sentences.txt"
+    command = ["compress", checkpoint, "--target-params-ratio", "0.6", "--calibration-file", sentences, "--output", out]
+    report = printed([*command, "--refine-steps", "3"], capsys)
+    assert report["refinement"]["steps"] == 3
+    assert [block["name"] for block in report["refinement"]["blocks"]] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    assert printed(["report", out], capsys) == report
+    assert printed([*command, "--overwrite", "--refine-steps", "0"], capsys)["refinement"] is None
+    assert main([*map(str, command), "--refine-steps", "-1"]) == 2
+    assert "--refine-steps: must be a whole number from 0 to" in capsys.readouterr().err
+
+
 def test_evaluate_beside_the_dense_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, report = compress(checkpoint, capsys)
     data = checkpoint.parent / "labels.csv"
