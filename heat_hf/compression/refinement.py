@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,14 @@ from heat_hf.formats.decomposition import approximation_errors
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.reports.refinement import BlockError, Refinement
 
+States = dict[int, Tensor]  # number of a batch → hidden states, rows × tokens × hidden size
+
 logger = logging.getLogger(__name__)
 
 RATE = 0.02  # of a core, in root mean squares of the core
 BIAS_RATE = 1e-3  # of a bias, in what the layer makes of inputs whose root mean square is 1
+HELD_OUT = 8  # one batch of so many is learned from by no block, and tells whether a block came closer
+LEAST_BATCHES = 2
 WARMUP = 0.1  # part of the steps
 MOST_TOKENS = 2**18  # whose hidden states are held, twice: 1.6 GB with 768 of them in float32
 STEP_PASSES = 3  # a step takes as long as so many forward passes: its own, and a backward pass of two
@@ -67,17 +72,20 @@ def refine_blocks(
         linears: of the model, by name.
         layers: that take their place, by the same names.
         batches: model inputs; an `attention_mask` marks padding, which does not count. Of more than `MOST_TOKENS` tokens, an
-            even choice is used. Without any, nothing is refined, and that is logged.
+            even choice is used. One of eight is held out; with fewer than two batches nothing is refined, and that is logged.
         config: its `refine_steps` of AdamW are taken on each block, a batch each, in an order that its `seed` decides.
         statistics: of the linears, for the errors; None to take C of the tokens used, a block at a time.
     """
-    if not batches:
-        logger.warning("nothing is refined: that needs the calibration data, and only its statistics were given")
+    few = _few(batches or ())
+    if len(few) < LEAST_BATCHES:
+        logger.warning(
+            f"nothing is refined: that needs at least {LEAST_BATCHES} batches of calibration data, one of them held out"
+        )
         return Refined(None, {})
     training = model.training
     model.eval()
     try:
-        blocks = Blocks.of(model, layers, batches[0])
+        blocks = Blocks.of(model, layers, few[0])
         groups = {name: names for name, names in by_block(layers).items() if name in blocks.modules}
         left = len(layers) - sum(map(len, groups.values()))
         if left:
@@ -87,7 +95,7 @@ def refine_blocks(
             )
         moments = None if statistics is None else statistics.second_moments
         generator = torch.Generator().manual_seed(config.seed)
-        refiner = _Refiner(blocks, linears, layers, _few(batches), config.refine_steps, generator, moments)
+        refiner = _Refiner(blocks, linears, layers, few, config.refine_steps, generator, moments)
         reached = refiner.run(groups)
         return Refined(Refinement(config.refine_steps, tuple(reached)) if reached else None, refiner.errors)
     finally:
@@ -107,7 +115,7 @@ class _Refiner:
         generator: of the order of batches.
         moments: C of every linear's inputs, or None.
         errors: of the layers refined so far.
-        dense: of every batch, what the dense model has at the boundary reached; None before the first block.
+        dense: number of a batch → hidden states that the dense model has at the boundary reached; empty before the first block.
         now: the same of the model compressed so far.
     """
 
@@ -119,12 +127,13 @@ class _Refiner:
     generator: torch.Generator
     moments: Mapping[str, Tensor] | None
     errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
-    dense: list[Tensor | None] = field(init=False)
-    now: list[Tensor | None] = field(init=False)
+    dense: States = field(default_factory=dict)
+    now: States = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.dense = [None] * len(self.batches)
-        self.now = [None] * len(self.batches)
+    @cached_property
+    def held_out(self) -> list[int]:
+        """Numbers of the batches that errors are measured on, one of eight; the steps are taken on the others."""
+        return [number for number in range(len(self.batches)) if number % HELD_OUT == min(HELD_OUT // 2, len(self.batches) - 1)]
 
     def run(self, groups: Mapping[str, Sequence[str]]) -> list[BlockError]:
         """Refine all blocks.
@@ -132,7 +141,7 @@ class _Refiner:
         Args:
             groups: names of the layers of every block, in the order of a forward pass.
         """
-        total = len(groups) * (3 * len(self.batches) + STEP_PASSES * self.steps)
+        total = len(groups) * (2 * len(self.batches) + len(self.held_out) + STEP_PASSES * self.steps)
         reached = []
         with tqdm(total=total, desc="Refining", unit="pass", disable=not groups) as bar:
             for name, names in groups.items():
@@ -147,60 +156,70 @@ class _Refiner:
     def _dense(self, name: str, names: Sequence[str], bar: tqdm[None]) -> Mapping[str, Tensor]:
         """Run a block while it is dense; returns C of the inputs of its linears."""
         if self.moments is not None:
-            self.dense = self._answers(name, self.dense, bar)
+            self.dense = self._answers(name, self.dense, self.everything, bar)
             return self.moments
         inputs, modules = InputMoments(), {one: self.linears[one] for one in names}
         with ExitStack() as stack:
             for one, linear in modules.items():
                 stack.callback(linear.register_forward_pre_hook(inputs.hook(one)).remove)
-            self.dense = self._answers(name, self.dense, bar, inputs)
+            self.dense = self._answers(name, self.dense, self.everything, bar, inputs)
         return inputs.moments(modules)
 
     def _refine(self, name: str, layers: Sequence[FactorizedLinear], bar: tqdm[None]) -> BlockError:
         parameters, rates = zip(*(pair for layer in layers for pair in _rates(layer)), strict=True)
         start = [parameter.detach().clone() for parameter in parameters]
-        unrefined = self._answers(name, self.now, bar)
+        before = self._error(self._answers(name, self.now, self.held_out, bar))
         self._train(name, parameters, rates, bar)
-        refined = self._answers(name, self.now, bar)
-        before, after = self._error(unrefined), self._error(refined)
+        refined = self._answers(name, self.now, self.everything, bar)
+        after = self._error(refined)
         if not after < before:  # False also for NaN
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
                     parameter.copy_(value)
-            after, refined = before, unrefined
+            after, refined = before, self._answers(name, self.now, self.everything)
         self.now = refined
         return BlockError(name, before, after)
 
     def _answers(
-        self, name: str, before: Sequence[Tensor | None], bar: tqdm[None], inputs: InputMoments | None = None
-    ) -> list[Tensor | None]:
-        """Hidden states behind a block, of those before it."""
-        answers: list[Tensor | None] = []
+        self,
+        name: str,
+        before: States,
+        numbers: Iterable[int],
+        bar: tqdm[None] | None = None,
+        inputs: InputMoments | None = None,
+    ) -> States:
+        """Hidden states behind a block, of those before it, for some batches; adds up moments of watched layers."""
+        answers = {}
         with torch.no_grad():
-            for batch, given in zip(self.batches, before, strict=True):
+            for number in numbers:
                 if inputs is not None:
                     inputs.seen.clear()
-                    inputs.mask = padding_mask(batch)
-                answers.append(self.blocks.run(name, self.blocks.call(name, batch, given)))
-                bar.update()
+                    inputs.mask = padding_mask(self.batches[number])
+                answers[number] = self._answer(name, before, number)
+                if bar is not None:
+                    bar.update()
         return answers
 
-    def _error(self, answers: Sequence[Tensor | None]) -> float:
-        """How far hidden states are from the dense model's, relative to these."""
-        parts = [_compared(*both) for both in zip(answers, self.dense, self.batches, strict=True)]
-        lost, whole = (float(sum(part)) for part in zip(*parts, strict=True))
-        return math.sqrt(lost / max(whole, torch.finfo(torch.float32).tiny))
+    def _answer(self, name: str, before: States, number: int) -> Tensor:
+        return self.blocks.run(name, self.blocks.call(name, self.batches[number], before.get(number)))
+
+    def _error(self, answers: States) -> float:
+        """How far hidden states are from the dense model's, relative to these, on the batches held out."""
+        lost, whole = 0.0, torch.finfo(torch.float32).tiny
+        for number in self.held_out:
+            distance, norm = _compared(answers[number], self.dense[number], self.batches[number])
+            lost, whole = lost + float(distance), whole + float(norm)
+        return math.sqrt(lost / whole)
 
     def _train(self, name: str, parameters: Sequence[Tensor], rates: Sequence[float], bar: tqdm[None]) -> None:
         # Steps are far smaller than the spacing of a short dtype's numbers: they are taken in at least float32.
         masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
         optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], weight_decay=0.0)
         for step, number in enumerate(self._order()):
-            batch = self.batches[number]
-            call = self.blocks.call(name, batch, self.now[number])
             with torch.enable_grad():
-                distance, norm = _compared(self.blocks.run(name, call), self.dense[number], batch)
-                gradients = torch.autograd.grad(distance / norm, parameters)
+                answer = self._answer(name, self.now, number)
+                distance, norm = _compared(answer, self.dense[number], self.batches[number])
+                gradients = torch.autograd.grad(distance / norm.clamp_min(torch.finfo(norm.dtype).tiny), parameters)
             for master, gradient in zip(masters, gradients, strict=True):
                 master.grad = gradient.to(master.dtype)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -211,12 +230,18 @@ class _Refiner:
                     parameter.copy_(master)
             bar.update(STEP_PASSES)
 
+    @property
+    def everything(self) -> range:
+        """Numbers of all batches."""
+        return range(len(self.batches))
+
     def _order(self) -> Iterator[int]:
-        """Numbers of the batches to step on: all of them in random order, again and again."""
+        """Numbers of the batches to step on: in random order, again and again."""
         left: list[int] = []
+        learned = [number for number in self.everything if number not in self.held_out]
         for _ in range(self.steps):
-            left = left or torch.randperm(len(self.batches), generator=self.generator).tolist()
-            yield left.pop()
+            left = left or torch.randperm(len(learned), generator=self.generator).tolist()
+            yield learned[left.pop()]
 
 
 def _rates(layer: FactorizedLinear) -> Iterator[tuple[Tensor, float]]:
@@ -239,10 +264,8 @@ def _errors(linear: nn.Linear, layer: FactorizedLinear, moment: Tensor) -> tuple
     return approximation_errors(setting.codec, linear.weight, [core.detach() for core in layer.cores], setting.shape, moment)
 
 
-def _compared(answer: Tensor | None, target: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+def _compared(answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """‖y − y′‖² and ‖y‖² in float32, over what is not padding."""
-    assert answer is not None
-    assert target is not None
     mask = padding_mask(batch)
     lost, whole = (answer.float() - target.float()).square(), target.float().square()
     if mask is not None and mask.shape == target.shape[:2]:
@@ -254,5 +277,5 @@ def _few(batches: Sequence[Batch]) -> list[Batch]:
     """So many of the batches, evenly spread, that their hidden states can be held: they are often sorted by length."""
     # Padding is held, too.
     held = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
-    count = max(1, min(len(batches), len(batches) * MOST_TOKENS // max(1, held)))
+    count = min(len(batches), max(LEAST_BATCHES, len(batches) * MOST_TOKENS // max(1, held)))
     return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]

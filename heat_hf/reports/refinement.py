@@ -15,7 +15,7 @@ MOST_STEPS = 2**53
 
 @dataclass(frozen=True)
 class BlockError:
-    """How far a Transformer block's outputs are from the dense block's on calibration data.
+    """How far a Transformer block's outputs are from the dense block's, on calibration data held out.
 
     Attributes:
         name: of the block.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SENTENCES
 
 import heat_hf
 from heat_hf.cli import VERBS, build_parser, main
@@ -51,7 +52,8 @@ def test_statistics_are_kept_and_used_again(checkpoint: Path, capsys: pytest.Cap
 
 
 def test_refine_steps(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, sentences = checkpoint.parent / "out", checkpoint.parent / "sentences.txt"
+    out, sentences = checkpoint.parent / "out", checkpoint.parent / "more.txt"
+    sentences.write_text("\n".join(f"{text} And {number} more." for text in SENTENCES for number in range(10)))
     command = ["compress", checkpoint, "--target-params-ratio", "0.6", "--calibration-file", sentences, "--output", out]
     report = printed([*command, "--refine-steps", "3"], capsys)
     assert report["refinement"]["steps"] == 3
