@@ -96,7 +96,7 @@ class HeatConfig:
     seed: int = 0
     max_sweeps: int = 100
     refinement_steps: int = 40
-    refine_steps: int = 60
+    refine_steps: int = 100
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():

@@ -51,6 +51,11 @@ def test_statistics_are_kept_and_used_again(checkpoint: Path, capsys: pytest.Cap
     assert smaller["total"]["hardware"]["edp_J_s"] < first["total"]["hardware"]["edp_J_s"]
 
 
+def test_as_many_refine_steps_as_in_a_configuration() -> None:
+    args = build_parser().parse_args(["compress", "model"])
+    assert args.refine_steps == heat_hf.HeatConfig(rank=1).refine_steps
+
+
 def test_refine_steps(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, sentences = checkpoint.parent / "out", checkpoint.parent / "more.txt"
     sentences.write_text("\n".join(f"{text} And {number} more." for text in SENTENCES for number in range(10)))
