@@ -18,7 +18,7 @@ from fuzzing import require_told
 from heat_hf import HeatCompressor, HeatConfig, TensorShape
 from heat_hf.encoders.linears import factorized_layers
 
-BATCHES = [{"input_ids": token_ids(12, 9)}]
+BATCHES = [{"input_ids": half} for half in token_ids(12, 9).split(6)]
 HUGE = 10**5000  # of more digits than Python prints
 
 
