@@ -131,7 +131,6 @@ GOOD: dict[str, list[Any]] = {
     "seed": [0, 7],
     "max_sweeps": [1, 3],
     "refinement_steps": [1],
-    "refine_steps": [0, 5],
 }
 
 
