@@ -121,6 +121,7 @@ def quality(args: argparse.Namespace) -> None:
                         cost_table=None if method == "manual" else str(table),
                         sequence_length=TOKENS,
                         seed=args.seed,
+                        refine_steps=0,
                     )
                     report = factorize(model, config, batches if aware else None)
                     seconds, hardware = time.perf_counter() - start, report.hardware

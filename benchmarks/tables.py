@@ -70,6 +70,25 @@ def linear(data: dict) -> str:
     return captioned(lines, caption, source_line(data))
 
 
+def refinement(data: dict) -> str:
+    """Untrained and refined by steps, a row for each gain and number of steps."""
+    lines = [
+        "| EDP gain | steps a block | Spearman | error of the last block, before → after | layers' output error | minutes |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in data["rows"]:
+        last = row["blocks"][-1] if row["blocks"] else None
+        errors = "" if last is None else f"{last['before']:.3f} → {last['after']:.3f}"
+        minutes = (row["seconds"] + data["calibration_seconds"]) / 60
+        figures = f"{row['spearman']:.4f} | {errors} | {row['output_error']:.3f} | {minutes:.1f}"
+        lines.append(f"| {row['gain']:g}× | {row['steps']} | {figures} |")
+    caption = (
+        f"{data['model']}, {data['task']}, dense {data['dense']:.4f}; low rank, ranks by `sensitivity`; calibration: "
+        f"{data['calibration']}, no labels. Minutes of one core, calibration and search included. Steps 0: projected only."
+    )
+    return captioned(lines, caption, source_line(data))
+
+
 def shapes_speed(data: dict) -> str:
     """Time and memory of whole searches."""
     lines = [
@@ -221,6 +240,7 @@ def exported(data: dict) -> str:
 TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "readme": (readme, "distillation", "exported", "shapes"),
     "training_free": (training_free, "training_free"),
+    "refinement": (refinement, "refinement"),
     "linear": (linear, "linear"),
     "cost_agreement": (costs.agreement, "cost"),
     "cost_figures": (costs.figures, "cost"),

@@ -80,6 +80,7 @@ def main() -> None:
                     shape=shapes,
                     seed=args.seed,
                     loss_aware=projection == "loss",
+                    refine_steps=0,
                 )
                 model, start = copy.deepcopy(dense), time.perf_counter()
                 report = factorize(model, config, None if projection == "plain" else batches)

@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_rows(how, "calibration", "sentences for the activation-aware projection", 4096, "rows of it to use")
     options.add_statistics(how)
     how.add_argument("--calibration-memory", default="model", choices=CALIBRATION_MEMORY, help="default: %(default)s")
+    text = "optimizer steps on every block, towards the dense block's outputs; 0 for none (default: %(default)s)"
+    how.add_argument("--refine-steps", type=options.whole(0), default=100, metavar="N", help=text)
     how.add_argument("--match-variance", action="store_true", help="scale W' to the variance of W")
     options.add_seed(how)
     run = parser.add_argument_group("execution")

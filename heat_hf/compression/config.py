@@ -67,6 +67,8 @@ class HeatConfig:
         seed: of decompositions that start at random, see `Solver`; from 0 to 2³² − 1.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
+        refine_steps: optimizer steps on every Transformer block after the projection, towards the dense block's outputs, where
+            there is calibration data; 0 for none.
 
     Raises:
         ValueError: for a value that cannot work; the message names the argument and what would be right.
@@ -94,6 +96,7 @@ class HeatConfig:
     seed: int = 0
     max_sweeps: int = 100
     refinement_steps: int = 40
+    refine_steps: int = 100
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -226,4 +229,5 @@ CHECKS: dict[str, fields.Check] = {
     "seed": fields.number(0, fields.MOST_SEED),
     "max_sweeps": _ITERATIONS,
     "refinement_steps": _ITERATIONS,
+    "refine_steps": fields.number(0, fields.MOST_ITERATIONS),
 }

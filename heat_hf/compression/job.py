@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
-from heat_hf.compression.reporting import Reached, report_of
+from heat_hf.compression.refinement import refine_blocks
+from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import block_of, encoder_linears, resolve_names, runs, swap_module
+from heat_hf.encoders.linears import by_block, encoder_linears, resolve_names, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, require_finite
 from heat_hf.formats.layer import FactorizedLinear
@@ -290,6 +291,7 @@ class Job:
             if result.setting is not None and result.factorization is not None
         }
         try:
+            report = self._refine(report, layers)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             self._attach(settings, report)
@@ -306,7 +308,7 @@ class Job:
             return
         assert self.calibration is not None
         gradients, seed = self.config.uses_gradients, self.config.seed
-        for group in _blocks(names):
+        for group in by_block(names).values():
             modules = {name: self.linears[name] for name in group}
             yield group, Statistics.collect(self.model, modules, self.calibration, gradients, seed, bar=False)
 
@@ -328,6 +330,13 @@ class Job:
             result = replace(result, cores=cores, relative_error=error, output_error=output_error)
         return result if statistics is None or statistics.spans(name) else replace(result, output_error=None)
 
+    def _refine(self, report: CompressionReport, layers: Mapping[str, FactorizedLinear]) -> CompressionReport:
+        """Refine the layers where there is calibration data, and report what they then are."""
+        if not (self._calibrated and self.config.refine_steps):
+            return report
+        held = None if self._by_block else self.statistics
+        return refined_report(report, refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held))
+
     def _attach(self, settings: Settings, report: CompressionReport) -> None:
         """Make the model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only."""
         config = FactorizedConfig(
@@ -339,11 +348,3 @@ class Job:
         quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
         quantizer.report = report
         quantizer.attach(self.model)
-
-
-def _blocks(names: Iterable[str]) -> list[list[str]]:
-    """Names by Transformer block."""
-    blocks: dict[str, list[str]] = {}
-    for name in names:
-        blocks.setdefault(block_of(name), []).append(name)
-    return list(blocks.values())

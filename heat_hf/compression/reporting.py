@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from heat_hf.compression.refinement import Refined
 from heat_hf.encoders.checkpoints.names import checkpoint_name, package_version
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.reports.card import inherited_license
-from heat_hf.reports.compression import Compared, CompressionReport, TensorReport
+from heat_hf.reports.compared import Compared
+from heat_hf.reports.compression import CompressionReport, TensorReport
 from heat_hf.search.ranks.space import Costs
 
 if TYPE_CHECKING:
@@ -59,6 +61,16 @@ def report_of(
         heat_version=package_version(),
         request=request or {},
     )
+
+
+def refined_report(report: CompressionReport, refined: Refined) -> CompressionReport:
+    """The report of a model whose layers were refined since; output errors that said nothing stay left out."""
+    tensors = []
+    for tensor in report.tensors:
+        error, output_error = refined.errors.get(tensor.name, (tensor.relative_error, tensor.output_error))
+        told = None if tensor.output_error is None else output_error
+        tensors.append(replace(tensor, relative_error=error, output_error=told))
+    return replace(report, tensors=tuple(tensors), refinement=refined.refinement)
 
 
 def _tensor(name: str, result: Reached, costs: Costs) -> TensorReport:

@@ -123,6 +123,14 @@ def block_of(name: str) -> str:
     return match.group() if match else name
 
 
+def by_block(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of modules by the block that they are in."""
+    blocks: dict[str, list[str]] = {}
+    for name in names:
+        blocks.setdefault(block_of(name), []).append(name)
+    return blocks
+
+
 def kind_of(name: str) -> str:
     """What a module is within its block."""
     return name[len(block_of(name)) :].lstrip(".") or name

@@ -80,7 +80,7 @@ class Statistics:
             ValueError: if a layer is never reached, or a moment is not finite.
         """
         batches = list(batches)
-        inputs, outputs = _Inputs(), _Outputs(seed)
+        inputs, outputs = InputMoments(), _Outputs(seed)
         probed = _spread(batches, GRADIENT_ROWS) if gradients else frozenset()
         shown = tqdm(batches, desc="Calibrating", unit="batch", disable=not bar)
         _run(model, modules, shown, inputs, outputs, probed)
@@ -178,7 +178,7 @@ def _run(
     model: PreTrainedModel,
     modules: Mapping[str, nn.Module],
     batches: Iterable[Batch],
-    inputs: _Inputs,
+    inputs: InputMoments,
     outputs: _Outputs,
     probed: frozenset[int],
 ) -> None:
@@ -191,7 +191,7 @@ def _run(
             stack.callback(module.register_forward_hook(outputs.hook(name)).remove)
         for number, batch in enumerate(batches):
             given = model_inputs(batch, device)
-            inputs.mask = outputs.mask = _padding_mask(given)
+            inputs.mask = outputs.mask = padding_mask(given)
             with torch.set_grad_enabled(number in probed):
                 answer = _answer(model, given, number)
                 if number in probed:
@@ -211,7 +211,8 @@ def _answer(model: PreTrainedModel, given: Mapping[str, Tensor], number: int) ->
         raise ValueError(f"the model does not run with batch {number} of the calibration data, {what}: {reason}") from error
 
 
-def _padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
+def padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """True for tokens that are not padding, rows × tokens; None where nothing is known of it."""
     mask = inputs.get("attention_mask")
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 
@@ -225,7 +226,7 @@ def _outer(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
 
 
 @dataclass
-class _Inputs:
+class InputMoments:
     """Adds up x xᵀ over the rows of every layer's inputs; layers fed the same tensor share one sum."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)

@@ -14,73 +14,12 @@ from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.encoders.checkpoints.reading import read_json, told, typed
 from heat_hf.encoders.values import whole
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.hardware import units
-from heat_hf.hardware.cost import EDP, TIME, Cost
+from heat_hf.hardware.cost import EDP
+from heat_hf.reports.compared import Compared
+from heat_hf.reports.refinement import Refinement
 from heat_hf.reports.text import text_table
 
 MOST = 2**53  # of a whole number in a report: more than any model has parameters, and exact as a float
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A cost, and that of what is dense in its place.
-
-    Attributes:
-        now: of the layers as they are.
-        dense: of the dense layers.
-    """
-
-    now: Cost
-    dense: Cost
-
-    @property
-    def measure(self) -> str:
-        """What `ratio` compares: "EDP", or "time" where energies are not known."""
-        return self.now.measure
-
-    @property
-    def gain(self) -> str:
-        """What is left of the dense layers' EDP, or of their time where energies are not known."""
-        return f"×{self.ratio:.3f}"
-
-    @property
-    def ratio(self) -> float:
-        """EDP as a fraction of the dense layers'; time where energies are not known."""
-        return self.now.objective / self.dense.objective
-
-    def rows(self) -> list[tuple[str, str, float, float]]:
-        """What is known, as (figure, unit, dense, now) in units that people read."""
-        rows = [(TIME, units.TIME.name, *map(units.TIME.of, (self.dense.seconds, self.now.seconds)))]
-        if self.now.energy_pJ is None or self.dense.energy_pJ is None:
-            return rows
-        energy = ("energy", units.ENERGY.name, *map(units.ENERGY.of, (self.dense.energy_pJ, self.now.energy_pJ)))
-        return [(EDP, units.EDP.name, *map(units.EDP.of, (self.dense.edp, self.now.edp))), energy, *rows]
-
-    def __add__(self, other: Compared) -> Compared:
-        return Compared(self.now + other.now, self.dense + other.dense)
-
-    def __mul__(self, runs: int) -> Compared:
-        return Compared(self.now * runs, self.dense * runs)
-
-    def to_dict(self) -> dict[str, float]:
-        """As JSON, products included; without energies, times alone."""
-        data = {"seconds": self.now.seconds, "dense_seconds": self.dense.seconds}
-        if self.now.energy_pJ is None or self.dense.energy_pJ is None:
-            return data
-        return {
-            "energy_pJ": self.now.energy_pJ,
-            "seconds": self.now.seconds,
-            "dense_energy_pJ": self.dense.energy_pJ,
-            "dense_seconds": self.dense.seconds,
-            "edp_J_s": self.now.edp,
-            "dense_edp_J_s": self.dense.edp,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, float]) -> Compared:
-        """Read what `to_dict` wrote."""
-        now, dense = (Cost(data[f"{kind}seconds"], data.get(f"{kind}energy_pJ")) for kind in ("", "dense_"))
-        return cls(now, dense)
 
 
 @dataclass(frozen=True)
@@ -173,6 +112,7 @@ class CompressionReport:
         heat_version: version of heat_hf.
         request: the options that were asked for, as JSON; empty where it is not known.
         license: that the dense checkpoint's own card states, if it was in a folder.
+        refinement: of the Transformer blocks; None where none was refined.
     """
 
     base_model: str
@@ -185,6 +125,7 @@ class CompressionReport:
     heat_version: str = ""
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     license: str | None = None
+    refinement: Refinement | None = None
 
     @property
     def dense_parameters(self) -> int:
@@ -229,7 +170,8 @@ class CompressionReport:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         total = {n: getattr(self, n) for n in totals}
         total["hardware"] = None if self.hardware is None else self.hardware.to_dict()
-        return {**data, "tensors": [t.to_dict() for t in self.tensors], "total": total}
+        refinement = None if self.refinement is None else self.refinement.to_dict()
+        return {**data, "tensors": [t.to_dict() for t in self.tensors], "refinement": refinement, "total": total}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
@@ -245,7 +187,9 @@ class CompressionReport:
             whole("calibration_rows", data["calibration_rows"], 0, MOST)
             for name in ("base_model", "accelerator", "accelerator_digest", "heat_version"):
                 typed(data, name, str)
-            report = cls(**{**values, "tensors": tuple(map(TensorReport.from_dict, data["tensors"]))})
+            tensors = tuple(map(TensorReport.from_dict, data["tensors"]))
+            refinement = None if data["refinement"] is None else Refinement.from_dict(data["refinement"])
+            report = cls(**{**values, "tensors": tensors, "refinement": refinement})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a heat_hf report: {error} is missing") from error
         if json.loads(report.to_json()) != data:
@@ -315,7 +259,9 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        return table + self._hardware_line() + (warning if more else "") + (self.few_tokens and f"\n{self.few_tokens}")
+        refined = "" if self.refinement is None else f"\n{self.refinement}"
+        few = self.few_tokens and f"\n{self.few_tokens}"
+        return table + self._hardware_line() + refined + (warning if more else "") + few
 
     @property
     def few_tokens(self) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import SENTENCES
 
 import heat_hf
 from heat_hf.cli import VERBS, build_parser, main
@@ -48,6 +49,24 @@ def test_statistics_are_kept_and_used_again(checkpoint: Path, capsys: pytest.Cap
     assert again["tensors"] == first["tensors"]
     smaller = printed([*command, "--target-edp-ratio", "0.85"], capsys)
     assert smaller["total"]["hardware"]["edp_J_s"] < first["total"]["hardware"]["edp_J_s"]
+
+
+def test_as_many_refine_steps_as_in_a_configuration() -> None:
+    args = build_parser().parse_args(["compress", "model"])
+    assert args.refine_steps == heat_hf.HeatConfig(rank=1).refine_steps
+
+
+def test_refine_steps(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, sentences = checkpoint.parent / "out", checkpoint.parent / "more.txt"
+    sentences.write_text("\n".join(f"{text} And {number} more." for text in SENTENCES for number in range(10)))
+    command = ["compress", checkpoint, "--target-params-ratio", "0.6", "--calibration-file", sentences, "--output", out]
+    report = printed([*command, "--refine-steps", "3"], capsys)
+    assert report["refinement"]["steps"] == 3
+    assert [block["name"] for block in report["refinement"]["blocks"]] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    assert printed(["report", out], capsys) == report
+    assert printed([*command, "--overwrite", "--refine-steps", "0"], capsys)["refinement"] is None
+    assert main([*map(str, command), "--refine-steps", "-1"]) == 2
+    assert "--refine-steps: must be a whole number from 0 to" in capsys.readouterr().err
 
 
 def test_evaluate_beside_the_dense_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

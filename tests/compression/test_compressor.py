@@ -306,7 +306,7 @@ def test_statistics_are_collected_once(monkeypatch: pytest.MonkeyPatch, tmp_path
         return collect(cls, *args)
 
     monkeypatch.setattr(Statistics, "collect", classmethod(counting))
-    config = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.7, sequence_length=16)
+    config = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.7, sequence_length=16, refine_steps=0)
     compressor = HeatCompressor(small_model("bert"))
     first = compressor.compress(config, calibration())
     assert len(passes) == 1

@@ -18,7 +18,7 @@ from fuzzing import require_told
 from heat_hf import HeatCompressor, HeatConfig, TensorShape
 from heat_hf.encoders.linears import factorized_layers
 
-BATCHES = [{"input_ids": token_ids(12, 9)}]
+BATCHES = [{"input_ids": half} for half in token_ids(12, 9).split(6)]
 HUGE = 10**5000  # of more digits than Python prints
 
 
@@ -55,6 +55,7 @@ BAD: dict[str, list[Any]] = {
     "seed": ["abc", float("nan"), [1], -1, 2**32, HUGE, None, True, 1.0],
     "max_sweeps": [0, -1, 1e3, True, HUGE],
     "refinement_steps": [0, "40", None, 10**9],
+    "refine_steps": [-1, 1.5, "60", None, True, 10**9],
 }  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def random_configurations(folder: Path, count: int) -> Counter[str]:
         calibration = rng.choice([None, BATCHES])
         started = time.perf_counter()
         try:
-            config = HeatConfig(**{"max_sweeps": 3, "refinement_steps": 2, **options})
+            config = HeatConfig(**{"max_sweeps": 3, "refinement_steps": 2, "refine_steps": 2, **options})
             report = HeatCompressor(model).compress(config, calibration, target)
         except (ValueError, FileNotFoundError) as error:  # a table or an accelerator that is not there
             assert "\n" not in str(error), options

@@ -1,0 +1,281 @@
+"""Block-wise refinement: every factorized block learns, one after the other, to answer what the dense block answers.
+
+A block is fed what the model compressed so far feeds it, and is to answer what the dense block answers in the dense model: so
+it also makes up for what the blocks before it lost. There are no labels, and no gradient passes through more than one block.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from heat_hf.compression.config import HeatConfig
+from heat_hf.encoders.batches import Batch
+from heat_hf.encoders.blocks import Blocks
+from heat_hf.encoders.linears import by_block, swap_module
+from heat_hf.encoders.statistics import InputMoments, Statistics, padding_mask
+from heat_hf.formats.decomposition import approximation_errors
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.reports.refinement import BlockError, Refinement
+
+States = dict[int, Tensor]  # number of a batch → hidden states, rows × tokens × hidden size
+
+logger = logging.getLogger(__name__)
+
+RATE = 0.02  # of a core, in root mean squares of the core
+BIAS_RATE = 1e-3  # of a bias, in what the layer makes of inputs whose root mean square is 1
+HELD_OUT = 8  # one batch of so many is learned from by no block, and tells whether a block came closer
+LEAST_BATCHES = 2
+WARMUP = 0.1  # part of the steps
+MOST_TOKENS = 2**18  # whose hidden states are held, twice: 1.6 GB with 768 of them in float32
+STEP_PASSES = 3  # a step takes as long as so many forward passes: its own, and a backward pass of two
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What refinement reached.
+
+    Attributes:
+        refinement: of the blocks; None where none could be refined.
+        errors: of every layer refined, ‖W − W′‖ / ‖W‖ and the same of its outputs, see `Factorization`.
+    """
+
+    refinement: Refinement | None
+    errors: Mapping[str, tuple[float, float | None]]
+
+
+def refine_blocks(
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    layers: Mapping[str, FactorizedLinear],
+    batches: Sequence[Batch] | None,
+    config: HeatConfig,
+    statistics: Statistics | None = None,
+) -> Refined:
+    """Refine cores and biases of factorized layers, block by block; a block that would not get better stays as it was.
+
+    Layers take the place of their linears on the way, those of blocks that are not refined do not. Blocks that a forward
+    pass runs more than once, as ALBERT's, and layers outside the blocks, are not refined, and that is logged. The model's mode,
+    its gradients and all random numbers but its own stay untouched.
+
+    Args:
+        model: dense.
+        linears: of the model, by name.
+        layers: that take their place, by the same names.
+        batches: model inputs; an `attention_mask` marks padding, which does not count. Of more than `MOST_TOKENS` tokens, an
+            even choice is used. One of eight is held out; with fewer than two batches nothing is refined, and that is logged.
+        config: its `refine_steps` of AdamW are taken on each block, a batch each, in an order that its `seed` decides.
+        statistics: of the linears, for the errors; None to take C of the tokens used, a block at a time.
+    """
+    few = _few(batches or ())
+    if len(few) < LEAST_BATCHES:
+        logger.warning(
+            f"nothing is refined: that needs at least {LEAST_BATCHES} batches of calibration data, one of them held out"
+        )
+        return Refined(None, {})
+    training = model.training
+    model.eval()
+    try:
+        blocks = Blocks.of(model, layers, few[0])
+        groups = {name: names for name, names in by_block(layers).items() if name in blocks.modules}
+        left = len(layers) - sum(map(len, groups.values()))
+        if left:
+            logger.warning(
+                f"{left} of {len(layers)} factorized matrices are not refined: they are in no block that runs just once in a "
+                "forward pass"
+            )
+        moments = None if statistics is None else statistics.second_moments
+        generator = torch.Generator().manual_seed(config.seed)
+        refiner = _Refiner(blocks, linears, layers, few, config.refine_steps, generator, moments)
+        reached = refiner.run(groups)
+        return Refined(Refinement(config.refine_steps, tuple(reached)) if reached else None, refiner.errors)
+    finally:
+        model.train(training)
+
+
+@dataclass
+class _Refiner:
+    """Goes through the blocks once.
+
+    Attributes:
+        blocks: of a model that is dense in the blocks that are yet to come.
+        linears: by name.
+        layers: that take their place, by name.
+        batches: of calibration data.
+        steps: for each block.
+        generator: of the order of batches.
+        moments: C of every linear's inputs, or None.
+        errors: of the layers refined so far.
+        dense: number of a batch → hidden states that the dense model has at the boundary reached; empty before the first block.
+        now: the same of the model compressed so far.
+    """
+
+    blocks: Blocks
+    linears: Mapping[str, nn.Linear]
+    layers: Mapping[str, FactorizedLinear]
+    batches: Sequence[Batch]
+    steps: int
+    generator: torch.Generator
+    moments: Mapping[str, Tensor] | None
+    errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    dense: States = field(default_factory=dict)
+    now: States = field(default_factory=dict)
+
+    @cached_property
+    def held_out(self) -> list[int]:
+        """Numbers of the batches that errors are measured on, one of eight; the steps are taken on the others."""
+        return [number for number in range(len(self.batches)) if number % HELD_OUT == min(HELD_OUT // 2, len(self.batches) - 1)]
+
+    def run(self, groups: Mapping[str, Sequence[str]]) -> list[BlockError]:
+        """Refine all blocks.
+
+        Args:
+            groups: names of the layers of every block, in the order of a forward pass.
+        """
+        total = len(groups) * (2 * len(self.batches) + len(self.held_out) + STEP_PASSES * self.steps)
+        reached = []
+        with tqdm(total=total, desc="Refining", unit="pass", disable=not groups) as bar:
+            for name, names in groups.items():
+                moments = self._dense(name, names, bar)
+                for one in names:
+                    swap_module(self.blocks.modules[name], self.linears[one], self.layers[one])
+                reached.append(self._refine(name, [self.layers[one] for one in names], bar))
+                for one in names:
+                    self.errors[one] = _errors(self.linears[one], self.layers[one], moments[one])
+        return reached
+
+    def _dense(self, name: str, names: Sequence[str], bar: tqdm[None]) -> Mapping[str, Tensor]:
+        """Run a block while it is dense; returns C of the inputs of its linears."""
+        if self.moments is not None:
+            self.dense = self._answers(name, self.dense, self.everything, bar)
+            return self.moments
+        inputs, modules = InputMoments(), {one: self.linears[one] for one in names}
+        with ExitStack() as stack:
+            for one, linear in modules.items():
+                stack.callback(linear.register_forward_pre_hook(inputs.hook(one)).remove)
+            self.dense = self._answers(name, self.dense, self.everything, bar, inputs)
+        return inputs.moments(modules)
+
+    def _refine(self, name: str, layers: Sequence[FactorizedLinear], bar: tqdm[None]) -> BlockError:
+        parameters, rates = zip(*(pair for layer in layers for pair in _rates(layer)), strict=True)
+        start = [parameter.detach().clone() for parameter in parameters]
+        before = self._error(self._answers(name, self.now, self.held_out, bar))
+        self._train(name, parameters, rates, bar)
+        refined = self._answers(name, self.now, self.everything, bar)
+        after = self._error(refined)
+        if not after < before:  # False also for NaN
+            with torch.no_grad():
+                for parameter, value in zip(parameters, start, strict=True):
+                    parameter.copy_(value)
+            after, refined = before, self._answers(name, self.now, self.everything)
+        self.now = refined
+        return BlockError(name, before, after)
+
+    def _answers(
+        self,
+        name: str,
+        before: States,
+        numbers: Iterable[int],
+        bar: tqdm[None] | None = None,
+        inputs: InputMoments | None = None,
+    ) -> States:
+        """Hidden states behind a block, of those before it, for some batches; adds up moments of watched layers."""
+        answers = {}
+        with torch.no_grad():
+            for number in numbers:
+                if inputs is not None:
+                    inputs.seen.clear()
+                    inputs.mask = padding_mask(self.batches[number])
+                answers[number] = self._answer(name, before, number)
+                if bar is not None:
+                    bar.update()
+        return answers
+
+    def _answer(self, name: str, before: States, number: int) -> Tensor:
+        return self.blocks.run(name, self.blocks.call(name, self.batches[number], before.get(number)))
+
+    def _error(self, answers: States) -> float:
+        """How far hidden states are from the dense model's, relative to these, on the batches held out."""
+        lost, whole = 0.0, torch.finfo(torch.float32).tiny
+        for number in self.held_out:
+            distance, norm = _compared(answers[number], self.dense[number], self.batches[number])
+            lost, whole = lost + float(distance), whole + float(norm)
+        return math.sqrt(lost / whole)
+
+    def _train(self, name: str, parameters: Sequence[Tensor], rates: Sequence[float], bar: tqdm[None]) -> None:
+        # Steps are far smaller than the spacing of a short dtype's numbers: they are taken in at least float32.
+        masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
+        optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], weight_decay=0.0)
+        for step, number in enumerate(self._order()):
+            with torch.enable_grad():
+                answer = self._answer(name, self.now, number)
+                distance, norm = _compared(answer, self.dense[number], self.batches[number])
+                gradients = torch.autograd.grad(distance / norm.clamp_min(torch.finfo(norm.dtype).tiny), parameters)
+            for master, gradient in zip(masters, gradients, strict=True):
+                master.grad = gradient.to(master.dtype)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * _schedule(step, self.steps)
+            optimizer.step()
+            with torch.no_grad():
+                for parameter, master in zip(parameters, masters, strict=True):
+                    parameter.copy_(master)
+            bar.update(STEP_PASSES)
+
+    @property
+    def everything(self) -> range:
+        """Numbers of all batches."""
+        return range(len(self.batches))
+
+    def _order(self) -> Iterator[int]:
+        """Numbers of the batches to step on: in random order, again and again."""
+        left: list[int] = []
+        learned = [number for number in self.everything if number not in self.held_out]
+        for _ in range(self.steps):
+            left = left or torch.randperm(len(learned), generator=self.generator).tolist()
+            yield learned[left.pop()]
+
+
+def _rates(layer: FactorizedLinear) -> Iterator[tuple[Tensor, float]]:
+    """A layer's cores and bias, each with its learning rate: relative, so that they suit any format, model and scale."""
+    with torch.no_grad():
+        for core in layer.cores:
+            yield core, RATE * float(core.float().square().mean().sqrt())
+        if layer.bias is not None:
+            yield layer.bias, BIAS_RATE * float(layer.reconstruct().float().square().sum(1).mean().sqrt())
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Part of the learning rate: up in a line, down in a half cosine."""
+    warm = max(1, round(WARMUP * steps))
+    return min((step + 1) / warm, (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+def _errors(linear: nn.Linear, layer: FactorizedLinear, moment: Tensor) -> tuple[float, float | None]:
+    setting = layer.setting
+    return approximation_errors(setting.codec, linear.weight, [core.detach() for core in layer.cores], setting.shape, moment)
+
+
+def _compared(answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """‖y − y′‖² and ‖y‖² in float32, over what is not padding."""
+    mask = padding_mask(batch)
+    lost, whole = (answer.float() - target.float()).square(), target.float().square()
+    if mask is not None and mask.shape == target.shape[:2]:
+        lost, whole = lost[mask.to(lost.device)], whole[mask.to(lost.device)]
+    return lost.sum(), whole.sum()
+
+
+def _few(batches: Sequence[Batch]) -> list[Batch]:
+    """So many of the batches, evenly spread, that their hidden states can be held: they are often sorted by length."""
+    # Padding is held, too.
+    held = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
+    count = min(len(batches), max(LEAST_BATCHES, len(batches) * MOST_TOKENS // max(1, held)))
+    return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
