@@ -108,6 +108,11 @@ def add_place(group: Group, prefix: str = "", of: str = "the model") -> None:
     )
 
 
+def add_widths(group: Group) -> None:
+    """`--widths`."""
+    group.add_argument("--widths", action="store_true", help="also weigh fewer inner neurons of feed-forward networks")
+
+
 def add_seed(group: Group) -> None:
     """`--seed`: of everything random."""
     group.add_argument("--seed", type=SEED, default=0)

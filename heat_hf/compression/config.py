@@ -67,6 +67,8 @@ class HeatConfig:
         seed: of decompositions that start at random, see `Solver`; from 0 to 2³² − 1.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
+        widths: whether feed-forward networks may also get fewer inner neurons, with `rank_search="sensitivity"`: both of their
+            matrices then stay single products. The search weighs that beside ranks. Not for ModernBERT.
         refine_steps: optimizer steps on every Transformer block after the projection, towards the dense block's outputs, where
             there is calibration data; 0 for none.
 
@@ -97,6 +99,7 @@ class HeatConfig:
     max_sweeps: int = 100
     refinement_steps: int = 40
     refine_steps: int = 100
+    widths: bool = False
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -114,6 +117,8 @@ class HeatConfig:
             raise ValueError(f"{search} finds the ranks: leave out rank, got {self.rank!r}")
         if self.shape is not None and not method.takes_shape:
             raise ValueError(f"{search} finds the shapes: leave out shape, got {self.shape!r}")
+        if self.widths and not method.mixes_formats:
+            raise ValueError(f"widths=True needs rank_search='sensitivity', got {self.rank_search!r}")
         if self.decomposition == MIXED and not method.mixes_formats:
             mixing = " or ".join(f"rank_search={other.name!r}" for other in RANK_SEARCHES.values() if other.mixes_formats)
             raise ValueError(f"decomposition='mixed' needs {mixing}, got {self.rank_search!r}")
@@ -229,5 +234,6 @@ CHECKS: dict[str, fields.Check] = {
     "seed": fields.number(0, fields.MOST_SEED),
     "max_sweeps": _ITERATIONS,
     "refinement_steps": _ITERATIONS,
+    "widths": fields.truth,
     "refine_steps": fields.number(0, fields.MOST_ITERATIONS),
 }

@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
+from heat_hf.compression.projecting import Projection, require_pairs
 from heat_hf.compression.refinement import refine_blocks
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.trial import require_runs
@@ -23,11 +24,10 @@ from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import by_block, encoder_linears, resolve_names, runs, swap_module
+from heat_hf.encoders.linears import by_block, encoder_linears, inner_pairs, resolve_names, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
-from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, require_finite
+from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
-from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.reports.compression import CompressionReport
@@ -151,7 +151,7 @@ class Job:
     def _problem(self) -> Problem:
         """The same without statistics: all that its key takes."""
         config = self.config
-        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed")
+        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed", "widths")
         return Problem(
             self.model,
             self.linears,
@@ -163,6 +163,7 @@ class Job:
             solver=config.solver,
             seed=config.seed,
             loss_aware=config.uses_gradients,
+            widths=config.widths,
             table=self.table,
             training=self.training,
             key={"calibration": self._searched_digest(), **{name: getattr(config, name) for name in asked}},
@@ -271,16 +272,16 @@ class Job:
 
     def factorize(self, settings: Settings) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
-        reached = dict.fromkeys(self.linears, Reached(None))
+        pairs, reached = inner_pairs(self.model, self.linears), dict.fromkeys(self.linears, Reached(None))
+        require_pairs(pairs, settings, self._calibrated)
+        projection = Projection(self.linears, settings, pairs, self.config)
         factorized = [name for name in self.linears if settings[name] is not None]
         if not self._by_block:
             _ = self.statistics  # collected behind a bar of its own, which ends before the next begins
         with tqdm(total=len(factorized), desc="Factorizing", unit="matrix") as progress:
             for names, statistics in self._moments_by_group(factorized):
-                for name in names:
-                    setting = settings[name]
-                    assert setting is not None
-                    reached[name] = Reached(setting, self._decompose(name, setting, statistics))
+                for name, result in projection.reached(names, statistics):
+                    reached[name] = result
                     progress.update()
         report = self._report(reached, self.calibration_rows)
         if report.few_tokens:
@@ -291,7 +292,8 @@ class Job:
             if result.setting is not None and result.factorization is not None
         }
         try:
-            report = self._refine(report, layers)
+            kept = {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
+            report = self._refine(report, layers, kept)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             self._attach(settings, report)
@@ -318,24 +320,15 @@ class Job:
         by_layer = self.config.calibration_memory == "layer" and not self.config.method.needs_calibration
         return self._calibrated and self.given_statistics is None and by_layer
 
-    def _decompose(self, name: str, setting: TensorSetting, statistics: Statistics | None) -> Factorization:
-        config, weight = self.config, self.linears[name].weight
-        moments: tuple[Tensor | None, Tensor | None] = (None, None)
-        if statistics is not None:
-            moments = statistics.moments(name, config.uses_gradients)
-        result = decompose(setting.codec, weight, setting.shape, setting.rank, config.solver, *moments)
-        if config.match_variance:
-            cores = match_variance(weight, result.cores, setting.codec, setting.shape)
-            error, output_error = approximation_errors(setting.codec, weight, cores, setting.shape, moments[0])
-            result = replace(result, cores=cores, relative_error=error, output_error=output_error)
-        return result if statistics is None or statistics.spans(name) else replace(result, output_error=None)
-
-    def _refine(self, report: CompressionReport, layers: Mapping[str, FactorizedLinear]) -> CompressionReport:
+    def _refine(
+        self, report: CompressionReport, layers: Mapping[str, FactorizedLinear], kept: Mapping[str, Sequence[int]]
+    ) -> CompressionReport:
         """Refine the layers where there is calibration data, and report what they then are."""
         if not (self._calibrated and self.config.refine_steps):
             return report
         held = None if self._by_block else self.statistics
-        return refined_report(report, refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held))
+        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept)
+        return refined_report(report, refined)
 
     def _attach(self, settings: Settings, report: CompressionReport) -> None:
         """Make the model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only."""

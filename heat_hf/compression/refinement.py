@@ -23,7 +23,8 @@ from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
 from heat_hf.encoders.linears import by_block, swap_module
 from heat_hf.encoders.statistics import InputMoments, Statistics, padding_mask
-from heat_hf.formats.decomposition import approximation_errors
+from heat_hf.formats import get_format
+from heat_hf.formats.decomposition import approximation_errors, narrowed_errors
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.reports.refinement import BlockError, Refinement
 
@@ -60,6 +61,7 @@ def refine_blocks(
     batches: Sequence[Batch] | None,
     config: HeatConfig,
     statistics: Statistics | None = None,
+    kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Refined:
     """Refine cores and biases of factorized layers, block by block; a block that would not get better stays as it was.
 
@@ -75,6 +77,7 @@ def refine_blocks(
             even choice is used. One of eight is held out; with fewer than two batches nothing is refined, and that is logged.
         config: its `refine_steps` of AdamW are taken on each block, a batch each, in an order that its `seed` decides.
         statistics: of the linears, for the errors; None to take C of the tokens used, a block at a time.
+        kept: neurons that stay, of layers that lose some.
     """
     few = _few(batches or ())
     if len(few) < LEAST_BATCHES:
@@ -95,7 +98,7 @@ def refine_blocks(
             )
         moments = None if statistics is None else statistics.second_moments
         generator = torch.Generator().manual_seed(config.seed)
-        refiner = _Refiner(blocks, linears, layers, few, config.refine_steps, generator, moments)
+        refiner = _Refiner(blocks, linears, layers, few, config.refine_steps, generator, moments, kept or {})
         reached = refiner.run(groups)
         return Refined(Refinement(config.refine_steps, tuple(reached)) if reached else None, refiner.errors)
     finally:
@@ -114,6 +117,7 @@ class _Refiner:
         steps: for each block.
         generator: of the order of batches.
         moments: C of every linear's inputs, or None.
+        kept: neurons that stay, of layers that lose some.
         errors: of the layers refined so far.
         dense: number of a batch → hidden states that the dense model has at the boundary reached; empty before the first block.
         now: the same of the model compressed so far.
@@ -126,6 +130,7 @@ class _Refiner:
     steps: int
     generator: torch.Generator
     moments: Mapping[str, Tensor] | None
+    kept: Mapping[str, Sequence[int]]
     errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     dense: States = field(default_factory=dict)
     now: States = field(default_factory=dict)
@@ -150,7 +155,7 @@ class _Refiner:
                     swap_module(self.blocks.modules[name], self.linears[one], self.layers[one])
                 reached.append(self._refine(name, [self.layers[one] for one in names], bar))
                 for one in names:
-                    self.errors[one] = _errors(self.linears[one], self.layers[one], moments[one])
+                    self.errors[one] = _errors(self.linears[one], self.layers[one], moments[one], self.kept.get(one))
         return reached
 
     def _dense(self, name: str, names: Sequence[str], bar: tqdm[None]) -> Mapping[str, Tensor]:
@@ -248,7 +253,8 @@ def _rates(layer: FactorizedLinear) -> Iterator[tuple[Tensor, float]]:
     """A layer's cores and bias, each with its learning rate: relative, so that they suit any format, model and scale."""
     with torch.no_grad():
         for core in layer.cores:
-            yield core, RATE * float(core.float().square().mean().sqrt())
+            if core.is_floating_point():  # an order of rows is not
+                yield core, RATE * float(core.float().square().mean().sqrt())
         if layer.bias is not None:
             yield layer.bias, BIAS_RATE * float(layer.reconstruct().float().square().sum(1).mean().sqrt())
 
@@ -259,9 +265,13 @@ def _schedule(step: int, steps: int) -> float:
     return min((step + 1) / warm, (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def _errors(linear: nn.Linear, layer: FactorizedLinear, moment: Tensor) -> tuple[float, float | None]:
-    setting = layer.setting
-    return approximation_errors(setting.codec, linear.weight, [core.detach() for core in layer.cores], setting.shape, moment)
+def _errors(
+    linear: nn.Linear, layer: FactorizedLinear, moment: Tensor, kept: Sequence[int] | None
+) -> tuple[float, float | None]:
+    setting, cores = layer.setting, [core.detach() for core in layer.cores]
+    if kept is not None:
+        return narrowed_errors(linear.weight, cores[0], kept, setting.codec is get_format("fewer_outputs"), moment)
+    return approximation_errors(setting.codec, linear.weight, cores, setting.shape, moment)
 
 
 def _compared(answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

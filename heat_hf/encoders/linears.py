@@ -31,6 +31,14 @@ BLOCKS = {
     "modernbert": r"layers\.\d+\.",
 }
 
+# Of a block's feed-forward network, the linear that widens and the one that reads it, with an activation between them that
+# takes each neuron by itself. ModernBERT's multiplies neurons with each other.
+INNER = {
+    "distilbert": ("ffn.lin1", "ffn.lin2"),
+    "albert": ("ffn", "ffn_output"),
+    **{family: ("intermediate.dense", "output.dense") for family, blocks in BLOCKS.items() if blocks == _BERT_BLOCKS},
+}
+
 
 def base_prefix(model: PreTrainedModel) -> str:
     """What the base model's module names start with inside this model: "bert." under a head, "" in a headless model."""
@@ -134,6 +142,14 @@ def by_block(names: Iterable[str]) -> dict[str, list[str]]:
 def kind_of(name: str) -> str:
     """What a module is within its block."""
     return name[len(block_of(name)) :].lstrip(".") or name
+
+
+def inner_pairs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Of the named linears, those that widen a feed-forward network → those that read it; none for an unknown family."""
+    known = set(names)
+    first, second = INNER.get(model.config.model_type, ("", ""))
+    pairs = {name: f"{block_of(name)}.{second}" for name in known if first and kind_of(name) == first}
+    return {name: pairs[name] for name in names if pairs.get(name) in known}
 
 
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -30,7 +30,7 @@ class Factorization:
             inputs; None without them.
         sweeps: iterations done; 0 for a closed form.
         converged: False if an iterative method stopped at its limit of sweeps.
-        rows: of W that are kept, ascending; None for all.
+        kept: neurons that stay, ascending, of a matrix that loses some of its rows or columns; None for all.
     """
 
     cores: tuple[Tensor, ...]
@@ -38,7 +38,7 @@ class Factorization:
     output_error: float | None = None
     sweeps: int = 0
     converged: bool = True
-    rows: tuple[int, ...] | None = None
+    kept: tuple[int, ...] | None = None
 
 
 def decompose(
@@ -108,12 +108,33 @@ def narrow(
     matrix = second.detach().double()
     moment = second_moment.to(matrix)
     kept = Neurons.ranked(matrix, moment, output_moment, count).kept(count)
-    fitted = refitted(matrix, moment, kept).to(second.dtype)
-    restored = torch.zeros_like(matrix)
-    restored[:, kept] = fitted.double()
-    errors = relative_error(matrix, restored), relative_error(matrix, restored, moment)
+    fitted = refitted(matrix, moment, kept).to(second.dtype).contiguous()
+    errors = narrowed_errors(second, fitted, kept, False, moment)
     rows = first.detach()[kept].contiguous()
-    return Factorization((rows,), 0.0, 0.0, rows=tuple(kept)), Factorization((fitted.contiguous(),), *errors)
+    stays = tuple(kept)
+    return Factorization((rows,), 0.0, 0.0, kept=stays), Factorization((fitted,), *errors, kept=stays)
+
+
+def narrowed_errors(
+    weight: Tensor, core: Tensor, kept: Sequence[int], rows: bool, second_moment: Tensor | None = None
+) -> tuple[float, float | None]:
+    """The errors of `Factorization` for a matrix that keeps only some rows or columns; rows that are gone count for nothing.
+
+    Args:
+        weight: W, M×N.
+        core: what is in the place of its rows, k×N, or of its columns, M×k.
+        kept: which these are.
+        rows: whether they are rows.
+        second_moment: C, N×N.
+    """
+    places = list(kept)
+    if rows:
+        matrix, restored = weight.detach()[places], core
+    else:
+        matrix, restored = weight.detach(), torch.zeros_like(weight)
+        restored[:, places] = core.to(weight.dtype)
+    output = None if second_moment is None else relative_error(matrix, restored, second_moment)
+    return relative_error(matrix, restored), output
 
 
 def rank_errors(

@@ -79,8 +79,8 @@ class FactorizedLinear(nn.Module):
             for parameter, core in zip(layer.cores, factorization.cores, strict=True):
                 parameter.copy_(core)
             if layer.bias is not None:
-                rows = factorization.rows
-                layer.bias.copy_(linear.bias if rows is None else linear.bias[list(rows)])
+                whole = len(layer.bias) == len(linear.bias)
+                layer.bias.copy_(linear.bias if whole else linear.bias[list(factorization.kept or ())])
         layer.train(linear.training)
         return layer
 

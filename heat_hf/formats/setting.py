@@ -11,6 +11,7 @@ from heat_hf.formats import Format, Rank, TensorShape, get_format
 from heat_hf.formats.base import TOKENS
 from heat_hf.formats.plan import ContractionPlan, Path
 from heat_hf.formats.planning import plan_contraction
+from heat_hf.formats.size import MatrixSize
 
 Execution = Literal["auto", "contract", "reconstruct"]
 EXECUTIONS = get_args(Execution)
@@ -56,6 +57,11 @@ class TensorSetting:
     def core_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Extents of the cores."""
         return self.codec.core_shapes(self.shape, self.rank)
+
+    @property
+    def size(self) -> MatrixSize:
+        """Extents of the matrix that it is for."""
+        return MatrixSize(self.shape.rows, self.shape.columns)
 
     @property
     def parameters(self) -> int:

@@ -192,10 +192,10 @@ def test_allocation_leaves_what_is_dear(kind: type[Macs]) -> None:
     for dear, largest in ((0, 24), (24, 16), (16, 24)):
         space = space_of(kind(dear_rank=dear))
         budget = 1.2 * space.costs.dense.of("seconds")
-        choice, lost = allocate_ranks(Curves(space, losses), "seconds", budget)
-        assert ranks_of(space.settings(choice)) == {largest}
+        settings, lost = allocate_ranks(Curves(space, losses), "seconds", budget)
+        assert ranks_of(settings) == {largest}
         assert lost == pytest.approx({24: 0.2, 16: 0.4}[largest])
-        assert space.costs.total(space.settings(choice)).of("seconds") <= budget
+        assert space.costs.total(settings).of("seconds") <= budget
 
 
 @pytest.mark.parametrize("kind", [Macs, Joules])

@@ -105,7 +105,8 @@ def test_allocation_over_a_space_equals_brute_force(tensors: int, options: int, 
     spent = space.totals(every).of(kind)
     budget = float(share * spent.max() + (1 - share) * spent.min())
     total = np.array([sum(own[place] for own, place in zip(losses, choice, strict=True)) for choice in every])
-    choice, found = allocate_ranks(Curves(space, losses), kind, budget)
+    settings, found = allocate_ranks(Curves(space, losses), kind, budget)
+    choice = [space.options[name].index(setting) for name, setting in settings.items()]
     assert found == pytest.approx(total[spent <= budget * (1 + 1e-12)].min())
     place = int(np.flatnonzero((every == choice).all(axis=1))[0])
     assert spent[place] <= budget * (1 + 1e-9)

@@ -9,9 +9,11 @@ labels are used. Losses add over tensors; the choice is `heat_hf.search.ranks.al
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,9 +22,10 @@ from heat_hf.formats.decomposition import rank_errors
 from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
-from heat_hf.search.ranks.allocation import BudgetKind, allocate
+from heat_hf.search.ranks.allocation import BudgetKind, Option, allocate
 from heat_hf.search.ranks.problem import Problem
-from heat_hf.search.ranks.space import Choice, RankSpace, setting_options, undominated
+from heat_hf.search.ranks.space import Footprint, RankSpace, priced_option, setting_options, undominated
+from heat_hf.search.ranks.widths import Group, Settings, width_options
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,48 @@ class Curves:
     Attributes:
         space: every tensor's options, the dense matrix included.
         losses: divergence that each option of each tensor causes; 0 for the dense matrix.
+        widths: of pairs of tensors, settings that both can only get together, with their losses.
     """
 
     space: RankSpace
     losses: tuple[tuple[float, ...], ...]
+    widths: Mapping[tuple[str, str], Mapping[Settings, float]] = field(default_factory=dict)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Tensors with their options, those of a pair together: any of one with any of the other, or a width for both."""
+        rows = {name: self._options(row) for row, name in enumerate(self.space.names)}
+        seconds = {second for _, second in self.widths}
+        groups = []
+        for name in rows:
+            pair = next((pair for pair in self.widths if pair[0] == name), None)
+            if pair is not None:
+                groups.append(self._joined(pair, rows[name], rows[pair[1]]))
+            elif name not in seconds:
+                groups.append(
+                    Group((name,), *zip(*(((setting,), loss, cost) for setting, loss, cost in rows[name]), strict=True))
+                )
+        return tuple(groups)
+
+    def _options(self, row: int) -> list[tuple[TensorSetting | None, float, Footprint]]:
+        options = self.space.options[self.space.names[row]]
+        return [
+            (setting, loss, self.space.footprint(row, number))
+            for number, (setting, loss) in enumerate(zip(options, self.losses[row], strict=True))
+        ]
+
+    def _joined(self, pair: tuple[str, str], first: Sequence[Any], second: Sequence[Any]) -> Group:
+        """Any option of one tensor with any of the other, or a width for both."""
+        found = [((a, b), lost + more, cost + other) for (a, lost, cost), (b, more, other) in product(first, second)]
+        for settings, lost in self.widths[pair].items():
+            costs = [self.space.costs.of(name, setting) for name, setting in zip(pair, settings, strict=True)]
+            found.append((settings, lost, costs[0] + costs[1]))  # type: ignore[arg-type]
+        return Group(pair, *zip(*found, strict=True)).undominated()
+
+    @cached_property
+    def priced(self) -> list[list[Option]]:
+        """The groups' options for `allocate`."""
+        return [[priced_option(*pair) for pair in zip(group.losses, group.footprints, strict=True)] for group in self.groups]
 
 
 def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize], TensorShape]) -> Curves:
@@ -58,7 +99,7 @@ def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize],
         kept = undominated(problem.costs, name, [*curve, (None, 0.0)])
         options[name] = tuple(setting for setting, _ in kept)
         losses.append(tuple(loss for _, loss in kept))
-    return Curves(RankSpace(problem.costs, options), tuple(losses))
+    return Curves(RankSpace(problem.costs, options), tuple(losses), width_options(problem) if problem.widths else {})
 
 
 class _Roots:
@@ -98,8 +139,8 @@ def _curve(
     return [(setting, whole * error**2 / 2) for setting, error in options]
 
 
-def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[Choice, float]:
-    """The options of all tensors with the least sum of losses within a budget. Exact.
+def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[dict[str, TensorSetting | None], float]:
+    """The settings of all tensors with the least sum of losses within a budget. Exact.
 
     Args:
         curves: the options and their losses.
@@ -107,11 +148,14 @@ def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[Cho
         budget: in J·s, s, or a number.
 
     Returns:
-        Numbers of the options, and the sum of their losses.
+        The settings, and the sum of their losses.
 
     Raises:
         ValueError: if no choice keeps the budget; the message has the least that is reachable.
     """
-    chosen = allocate(curves.space.priced(curves.losses), kind, budget)
-    lost = sum(curve[number] for curve, number in zip(curves.losses, chosen, strict=True))
-    return np.array(chosen), float(lost)
+    chosen = allocate(curves.priced, kind, budget)
+    settings: dict[str, TensorSetting | None] = {}
+    for group, number in zip(curves.groups, chosen, strict=True):
+        settings |= zip(group.names, group.options[number], strict=True)
+    lost = sum(group.losses[number] for group, number in zip(curves.groups, chosen, strict=True))
+    return {name: settings[name] for name in curves.space.names}, float(lost)

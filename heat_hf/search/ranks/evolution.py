@@ -126,7 +126,11 @@ def evolve(
 
 def require_reachable(space: RankSpace, kind: BudgetKind, budget: float) -> None:
     """Raise ValueError, with the reachable range, if a budget is below what the smallest options need."""
-    least, dense = space.least().of(kind), space.costs.dense.of(kind)
+    require_within(space.least().of(kind), space.costs.dense.of(kind), kind, budget)
+
+
+def require_within(least: float, dense: float, kind: BudgetKind, budget: float) -> None:
+    """Raise ValueError, with the reachable range, if a budget is below the least there is."""
     if budget < least * (1 - TOLERANCE):
         raise ValueError(
             f"a budget of {budget / dense:.4g} of the dense {kind} cannot be reached: "

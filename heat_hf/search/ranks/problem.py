@@ -57,6 +57,7 @@ class Problem:
         solver: limits of iterative decompositions.
         seed: of whatever is drawn at random.
         loss_aware: whether projections weight errors by the model's gradients.
+        widths: whether feed-forward networks may lose inner neurons instead.
         table: Level 1's cost table; None without one.
         statistics: C and G on calibration data; None without it.
         training: for the SuperNet; None without it.
@@ -74,6 +75,7 @@ class Problem:
     solver: Solver = field(default_factory=Solver)
     seed: int = 0
     loss_aware: bool = True
+    widths: bool = False
     table: CostTable | None = None
     statistics: Statistics | None = None
     training: Training | None = None

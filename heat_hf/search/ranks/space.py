@@ -201,11 +201,12 @@ class RankSpace:
     def priced(self, losses: Sequence[Sequence[float]]) -> list[list[Option]]:
         """Options for `allocate`, given the loss of each."""
         return [
-            [priced_option(loss, self._option(row, number)) for number, loss in enumerate(curve)]
+            [priced_option(loss, self.footprint(row, number)) for number, loss in enumerate(curve)]
             for row, curve in enumerate(losses)
         ]
 
-    def _option(self, row: int, number: int) -> Footprint:
+    def footprint(self, row: int, number: int) -> Footprint:
+        """Of a tensor's option."""
         return self.table.map(lambda array: float(array[row, number]))
 
     def settings(self, choice: Sequence[int] | Choice) -> dict[str, TensorSetting | None]:

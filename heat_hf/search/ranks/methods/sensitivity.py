@@ -23,7 +23,7 @@ def _competing(problem: Problem) -> list[str]:
 
 
 class Sensitivity(RankSearch):
-    """For every tensor a rank of its own, or none where it stays dense, by the losses of `heat_hf.search.ranks.curves`."""
+    """For every tensor a rank or width of its own, or none where it stays dense, by what `heat_hf.search.ranks.curves` says."""
 
     name = "sensitivity"
     mixes_formats = True
@@ -31,22 +31,23 @@ class Sensitivity(RankSearch):
 
     def check(self, problem: Problem, budgets: Sequence[Budget]) -> None:
         """As every method; also that the smallest options keep each budget."""
-        from heat_hf.search.ranks.evolution import require_reachable
+        from heat_hf.search.ranks.allocation import least_budget
+        from heat_hf.search.ranks.evolution import require_within
 
         super().check(problem, budgets)
-        space = self._curves(problem).space
+        curves = self._curves(problem)
         for budget in budgets:
             if budget.kind is not None and budget.limit is not None:
-                require_reachable(space, budget.kind, budget.limit)
+                least, dense = least_budget(curves.priced, budget.kind), problem.costs.dense.of(budget.kind)
+                require_within(least, dense, budget.kind, budget.limit)
 
     def solve(self, problem: Problem, budget: Budget) -> Solution:
         """Exact, within the options of every tensor."""
         from heat_hf.search.ranks.curves import allocate_ranks
 
         assert budget.kind is not None and budget.limit is not None
-        curves = self._curves(problem)
-        choice, lost = allocate_ranks(curves, budget.kind, budget.limit)
-        return Solution(curves.space.settings(choice), expected_divergence=lost)
+        settings, lost = allocate_ranks(self._curves(problem), budget.kind, budget.limit)
+        return Solution(settings, expected_divergence=lost)
 
     def _curves(self, problem: Problem) -> Curves:
         from heat_hf.search.ranks.curves import sensitivity_curves
