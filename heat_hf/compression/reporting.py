@@ -54,7 +54,7 @@ def report_of(
         license=inherited_license(place) if place else None,
         model_parameters=model.num_parameters(),
         tokens=costs.tokens,
-        tensors=tuple(_tensor(name, result, costs) for name, result in reached.items()),
+        tensors=tuple(_tensor(name, result, costs, model) for name, result in reached.items()),
         accelerator=None if hardware is None else hardware.name,
         accelerator_digest=None if hardware is None else hardware.digest,
         calibration_rows=calibration_rows,
@@ -73,7 +73,7 @@ def refined_report(report: CompressionReport, refined: Refined) -> CompressionRe
     return replace(report, tensors=tuple(tensors), refinement=refined.refinement)
 
 
-def _tensor(name: str, result: Reached, costs: Costs) -> TensorReport:
+def _tensor(name: str, result: Reached, costs: Costs, model: PreTrainedModel) -> TensorReport:
     matrix, setting, factorization = costs.matrices[name], result.setting, result.factorization
     size, now, dense = matrix.size, costs.one_run(name, setting), costs.one_run(name, None)
     return TensorReport(
@@ -88,4 +88,9 @@ def _tensor(name: str, result: Reached, costs: Costs) -> TensorReport:
         output_error=None if factorization is None else factorization.output_error,
         sweeps=0 if factorization is None else factorization.sweeps,
         converged=True if factorization is None else factorization.converged,
+        bias_lost=0 if model.get_submodule(name).bias is None else _outputs_lost(setting),
     )
+
+
+def _outputs_lost(setting: TensorSetting | None) -> int:
+    return 0 if setting is None or setting.format != "fewer_outputs" else setting.shape.rows - setting.rank[0]

@@ -146,10 +146,13 @@ def kind_of(name: str) -> str:
 
 def inner_pairs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """Of the named linears, those that widen a feed-forward network → those that read it; none for an unknown family."""
-    known = set(names)
-    first, second = INNER.get(model.config.model_type, ("", ""))
-    pairs = {name: f"{block_of(name)}.{second}" for name in known if first and kind_of(name) == first}
-    return {name: pairs[name] for name in names if pairs.get(name) in known}
+    known, family = dict.fromkeys(names), model.config.model_type
+    if family not in INNER:
+        return {}
+    first, second = INNER[family]
+    wide = re.compile(f"({block_pattern(model)}){re.escape(first)}")
+    pairs = {name: f"{match[1]}{second}" for name in known if (match := wide.fullmatch(name))}
+    return {name: other for name, other in pairs.items() if other in known}
 
 
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

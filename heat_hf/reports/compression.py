@@ -37,6 +37,7 @@ class TensorReport:
         output_error: the same for the layer's outputs on the calibration inputs; None without them.
         sweeps: iterations of the decomposition, 0 for a closed form.
         converged: whether an iterative decomposition stopped by itself.
+        bias_lost: elements of the bias that went with outputs.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TensorReport:
     output_error: float | None = None
     sweeps: int = 0
     converged: bool = True
+    bias_lost: int = 0
 
     @property
     def dense_parameters(self) -> int:
@@ -86,7 +88,7 @@ class TensorReport:
             KeyError, ValueError: if a key is missing, or a value is of another kind.
         """
         values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        for name, least in (("rows", 1), ("columns", 1), ("runs", 1), ("sweeps", 0)):
+        for name, least in (("rows", 1), ("columns", 1), ("runs", 1), ("sweeps", 0), ("bias_lost", 0)):
             whole(name, data[name], least, MOST)
         for name in ("macs", "relative_error", "output_error"):
             typed(data, name, float, int)
@@ -145,7 +147,7 @@ class CompressionReport:
     @property
     def compressed_model_parameters(self) -> int:
         """Parameters of the whole model after."""
-        return self.model_parameters - self.dense_parameters + self.parameters
+        return self.model_parameters - self.dense_parameters + self.parameters - sum(t.bias_lost for t in self.tensors)
 
     @property
     def macs(self) -> float:

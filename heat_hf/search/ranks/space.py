@@ -198,13 +198,6 @@ class RankSpace:
         """The sums of every tensor's least parameters, time and energy: no network takes less of either."""
         return self.table.map(lambda array: float(array.min(axis=1).sum()))
 
-    def priced(self, losses: Sequence[Sequence[float]]) -> list[list[Option]]:
-        """Options for `allocate`, given the loss of each."""
-        return [
-            [priced_option(loss, self.footprint(row, number)) for number, loss in enumerate(curve)]
-            for row, curve in enumerate(losses)
-        ]
-
     def footprint(self, row: int, number: int) -> Footprint:
         """Of a tensor's option."""
         return self.table.map(lambda array: float(array[row, number]))
