@@ -89,7 +89,17 @@ def test_variants_keep_their_budgets(method: str, target: dict) -> None:
 @pytest.mark.parametrize("decomposition", FORMATS)
 def test_every_format_by_sensitivity(decomposition: str) -> None:
     record = search_ranks(small_model("bert"), config(decomposition=decomposition, target_params_ratio=0.6), BATCHES)
-    assert {s.format for s in record.variants[0].settings.values() if s is not None} == {decomposition}
+    found = {s.format for s in record.variants[0].settings.values() if s is not None}
+    assert found and found <= ({"low_rank", "pivoted"} if decomposition == "low_rank" else {decomposition})
+
+
+def test_a_low_rank_is_stored_in_the_cheaper_way() -> None:
+    """Pivots take fewer parameters and less EDP at every rank, but a model may find them dear."""
+    for asked in ({"target_params_ratio": 0.6}, {"target_edp_ratio": 0.6}):
+        record = search_ranks(small_model("bert"), config(**asked), BATCHES)
+        assert {s.format for s in record.variants[0].settings.values() if s is not None} == {"pivoted"}
+    rebuilt = search_ranks(small_model("bert"), config(target_params_ratio=0.6, execution="reconstruct"), BATCHES)
+    assert {s.format for s in rebuilt.variants[0].settings.values() if s is not None} == {"low_rank"}
 
 
 def test_latency_budget() -> None:
