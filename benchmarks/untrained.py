@@ -39,6 +39,7 @@ SUBJECTS: dict[str, tuple[str, tuple[str, str], str, tuple[float, ...]]] = {
     "STS-B": ("sentence-similarity", ("text/train.parquet", "text"), "stsb/test.parquet", (3, 5.7, 10, 20)),
     "SST-2": ("text-classification", ("sst2/train.parquet", "sentence"), "sst2/validation.parquet", (5.7, 10, 20)),
 }
+LONG = 300
 PLAIN = {"rank_search": "uniform", "activation_aware": False, "refine_steps": 0}
 SEARCHED = {"rank_search": "sensitivity"}
 STRUCTURES: dict[str, dict[str, Any]] = {
@@ -47,6 +48,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "ranks, refined": SEARCHED,
     "ranks and widths": {**SEARCHED, "widths": True, "refine_steps": 0},
     "ranks and widths, refined": {**SEARCHED, "widths": True},
+    "ranks and widths, refined by 300 steps": {**SEARCHED, "widths": True, "refine_steps": LONG},
 }
 DROPPED = "every other block dropped"
 
@@ -156,7 +158,8 @@ def main() -> None:
         bench = Bench(name, source, args, results)
         for gain in bench.gains:
             for structure, options in STRUCTURES.items():
-                if name == "STS-B" or options is PLAIN or "refine_steps" not in options:
+                wanted = name == "STS-B" or options is PLAIN or options.get("refine_steps") != 0
+                if wanted and (options.get("refine_steps") != LONG or gain in (5.7, 10)):
                     bench.compress(structure, gain)
         bench.drop()
 
