@@ -107,7 +107,7 @@ def test_dry_run_decomposes_and_writes_nothing(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("decomposed")
 
-    monkeypatch.setattr("heat_hf.compression.job.decompose", refuse)
+    monkeypatch.setattr("heat_hf.compression.projecting.decompose", refuse)
     before = sorted(checkpoint.parent.rglob("*"))
     out = str(checkpoint.parent / "out")
     assert main(["compress", str(checkpoint), "--target-params-ratio", "0.5", "--output", out, "--dry-run"]) == 0

@@ -204,7 +204,7 @@ def test_bad_options_change_and_write_nothing(
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("work started")
 
-    monkeypatch.setattr("heat_hf.compression.job.decompose", refuse)
+    monkeypatch.setattr("heat_hf.compression.projecting.decompose", refuse)
     model = small_model("bert")
     with pytest.raises(ValueError, match=message):
         HeatCompressor(model).compress(HeatConfig(**options), save_directory=tmp_path / "out")
@@ -273,7 +273,7 @@ def test_a_failed_decomposition_leaves_the_model_dense(monkeypatch: pytest.Monke
             raise RuntimeError("out of memory")
         return decompose(*args)
 
-    monkeypatch.setattr("heat_hf.compression.job.decompose", fails_late)
+    monkeypatch.setattr("heat_hf.compression.projecting.decompose", fails_late)
     model = small_model("bert")
     with pytest.raises(RuntimeError, match="out of memory"):
         factorize(model, HeatConfig(target_params_ratio=0.5))

@@ -31,7 +31,7 @@ def test_a_model_that_reads_weights_is_refused_before_work(kind: str, tmp_path: 
     dense = copy.deepcopy(model.state_dict())
     everything = HeatConfig(target_params_ratio=0.5, modules=["block"], accelerator=None)
     with monkeypatch.context() as context:
-        context.setattr("heat_hf.compression.job.decompose", lambda *_: pytest.fail("work started"))
+        context.setattr("heat_hf.compression.projecting.decompose", lambda *_: pytest.fail("work started"))
         with pytest.raises(ValueError, match=r"cannot run with .*\.wo factorized, .* weight itself: .* exclude=\['wo\$'\]"):
             HeatCompressor(model).compress(everything, save_directory=tmp_path / "out")
     assert not factorized_layers(model)
