@@ -108,7 +108,10 @@ class Place:
     def writes(self) -> bool:
         """Whether a file beside `out` has a byte."""
         folders = [self.folder / name for name in self.beside()]
-        return any(_size(file) for folder in folders for file in folder.rglob("*"))
+        try:
+            return any(_size(file) for folder in folders for file in folder.rglob("*"))
+        except FileNotFoundError:  # a folder went while it was looked through: something is being written
+            return True
 
 
 def _size(file: Path) -> int:
