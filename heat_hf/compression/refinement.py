@@ -23,7 +23,6 @@ from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
 from heat_hf.encoders.linears import by_block, swap_module
 from heat_hf.encoders.statistics import InputMoments, Statistics, padding_mask
-from heat_hf.formats import get_format
 from heat_hf.formats.decomposition import approximation_errors, narrowed_errors
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.reports.refinement import BlockError, Refinement
@@ -270,7 +269,7 @@ def _errors(
 ) -> tuple[float, float | None]:
     setting, cores = layer.setting, [core.detach() for core in layer.cores]
     if kept is not None:
-        return narrowed_errors(linear.weight, cores[0], kept, setting.codec is get_format("fewer_outputs"), moment)
+        return narrowed_errors(linear.weight, cores[0], kept, setting.format == "fewer_outputs", moment)
     return approximation_errors(setting.codec, linear.weight, cores, setting.shape, moment)
 
 

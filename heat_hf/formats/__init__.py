@@ -25,10 +25,10 @@ def get_format(name: str) -> Format:
     Raises:
         ValueError: if there is none; the message lists those there are.
     """
-    known = {**FORMATS, **PAIRED}
-    if name not in known:
+    format = FORMATS.get(name) or PAIRED.get(name)
+    if format is None:
         raise ValueError(f"unknown decomposition {name!r}; known are {', '.join(FORMATS)}")
-    return known[name]
+    return format
 
 
 __all__ = [

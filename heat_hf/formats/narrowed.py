@@ -35,6 +35,10 @@ class _Narrowed(Format):
         """The matrix itself."""
         return TensorShape.matrix(rows, columns)
 
+    def subscripts(self, shape: TensorShape) -> Subscripts:
+        """W_cb, with the extents of the core."""
+        return Subscripts(rows="c", columns="b", cores=("cb",))
+
     def factorize(self, tensor: Tensor, shape: TensorShape, rank: Rank, solver: Solver) -> NoReturn:
         """Refused.
 
@@ -65,10 +69,6 @@ class FewerOutputs(_Narrowed):
         """(k, N)."""
         return ((rank[0], shape.columns),)
 
-    def subscripts(self, shape: TensorShape) -> Subscripts:
-        """W_kn."""
-        return Subscripts(rows="c", columns="b", cores=("cb",))
-
 
 class FewerInputs(_Narrowed):
     """The second matrix: k of N columns. Its layer has k inputs."""
@@ -82,10 +82,6 @@ class FewerInputs(_Narrowed):
     def core_shapes(self, shape: TensorShape, rank: Rank) -> tuple[tuple[int, ...], ...]:
         """(M, k)."""
         return ((shape.rows, rank[0]),)
-
-    def subscripts(self, shape: TensorShape) -> Subscripts:
-        """W_mk."""
-        return Subscripts(rows="c", columns="b", cores=("cb",))
 
 
 @dataclass(frozen=True)
@@ -116,9 +112,9 @@ class Neurons:
         """
         import torch
 
-        from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
+        from heat_hf.formats.projection import OUTPUT_DAMPING, damped, triangular_root
 
-        moment = _damped(second_moment.double())
+        moment = damped(second_moment.double(), RIDGE)
         inverse = torch.linalg.inv(moment)
         matrix = weight.detach().to(moment)
         if output_moment is not None:
@@ -151,15 +147,6 @@ class Neurons:
         return self.losses[len(self.order) - count]
 
 
-def _damped(moment: Tensor) -> Tensor:
-    import torch
-
-    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    ridge = RIDGE * moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
-    damped: Tensor = moment + ridge * eye
-    return damped
-
-
 def _eliminated(block: Tensor, columns: Tensor) -> Tensor:
     """What each of some neurons costs, taken out in turn: their part of C⁻¹, and their columns."""
     import torch
@@ -174,8 +161,10 @@ def refitted(weight: Tensor, second_moment: Tensor, kept: Collection[int]) -> Te
     """The columns of W that stay, M×k in float64, fitted so that W′x_kept is as near to Wx as it can be: W C_·k C_kk⁻¹."""
     import torch
 
+    from heat_hf.formats.projection import damped
+
     places = torch.tensor(sorted(kept), device=second_moment.device)
-    moment = _damped(second_moment.double())
+    moment = damped(second_moment.double(), RIDGE)
     across = second_moment.double()[:, places]
     within = moment[places][:, places]
     fitted: Tensor = torch.linalg.solve(within, across.T @ weight.detach().to(across).T).T

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from heat_hf.formats.base import Format, Rank, Subscripts
+from heat_hf.formats.base import Format, Rank
 from heat_hf.formats.low_rank import LowRank
 from heat_hf.formats.plan import Path
 from heat_hf.formats.shape import TensorShape
@@ -48,12 +48,8 @@ class Pivoted(LowRank):
         """(M−r, r) and (r, N)."""
         return (shape.rows - rank[0], rank[0]), (rank[0], shape.columns)
 
-    def subscripts(self, shape: TensorShape) -> Subscripts:
-        """L_mr, R_rn: m are the rows that are no pivots."""
-        return Subscripts(rows="c", columns="b", cores=("cd", "db"))
-
     def equation(self, shape: TensorShape) -> str:
-        """x·Rᵀ first, then that times Lᵀ."""
+        """x·Rᵀ first, then that times Lᵀ; the rows are those that are no pivots."""
         return "ab,db,cd->ac"
 
     def stored(self, cores: Sequence[Tensor]) -> list[Tensor]:

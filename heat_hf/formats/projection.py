@@ -49,11 +49,16 @@ def square_roots(moment: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tens
     return (eigenvectors * roots) @ eigenvectors.T, (eigenvectors / roots) @ eigenvectors.T
 
 
-def triangular_root(moment: Tensor, damping: float = DAMPING) -> Tensor:
-    """L with L Lᵀ = C, damped as in `square_roots`: as good as C^{1/2} where norms alone matter, and far cheaper."""
+def damped(moment: Tensor, damping: float) -> Tensor:
+    """C with a part of the mean of its diagonal added to it."""
     ridge = damping * moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
     eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    root, failed = torch.linalg.cholesky_ex(moment + ridge * eye)
+    return moment + ridge * eye
+
+
+def triangular_root(moment: Tensor, damping: float = DAMPING) -> Tensor:
+    """L with L Lᵀ = C, damped as in `square_roots`: as good as C^{1/2} where norms alone matter, and far cheaper."""
+    root, failed = torch.linalg.cholesky_ex(damped(moment, damping))
     # Summed in float32, a singular moment can have eigenvalues a little below zero, beyond what damping makes up for.
     return square_roots(moment, damping)[0] if failed else root
 

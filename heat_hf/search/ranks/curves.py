@@ -25,7 +25,7 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.search.ranks.allocation import BudgetKind, Option, allocate
 from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.ranks.space import Footprint, RankSpace, priced_option, setting_options, undominated
-from heat_hf.search.ranks.widths import Group, Settings, width_options
+from heat_hf.search.ranks.widths import Group, Joint, width_options
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Curves:
 
     space: RankSpace
     losses: tuple[tuple[float, ...], ...]
-    widths: Mapping[tuple[str, str], Mapping[Settings, float]] = field(default_factory=dict)
+    widths: Mapping[tuple[str, str], Mapping[Joint, float]] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -257,28 +257,23 @@ def undominated(
 
     Where a larger rank fills the accelerator better it costs less, but stores more: both stay.
     """
-    candidates: list[_Candidate] = []
+    candidates, figures = [], []
     for setting, error in options:
         try:
             footprint = costs.of(name, setting)
         except MisfitError:
             continue
-        figures = () if footprint.cost is None else footprint.cost.figures
-        candidates.append(_Candidate((footprint.parameters, error, *figures), setting, error))
-    kept: list[_Candidate] = []
-    for candidate in sorted(candidates, key=lambda candidate: candidate.figures):
-        if not any(other.beats(candidate) for other in kept):
-            kept.append(candidate)
-    return [(candidate.setting, candidate.error) for candidate in kept]
+        candidates.append((setting, error))
+        figures.append((footprint.parameters, error, *(() if footprint.cost is None else footprint.cost.figures)))
+    return [candidates[place] for place in least_places(figures)]
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """An option with all that is to be small."""
-
-    figures: tuple[float, ...]
-    setting: TensorSetting | None
-    error: float
-
-    def beats(self, other: _Candidate) -> bool:
-        return all(a <= b for a, b in zip(self.figures, other.figures, strict=True))
+def least_places(figures: Sequence[tuple[float, ...]]) -> list[int]:
+    """Places of rows for which no other has all figures as small, from the least first figure on; of equal ones, the first."""
+    if not figures:
+        return []
+    array, kept = np.array(figures), list[int]()
+    for place in np.lexsort(array.T[::-1]):
+        if not (array[kept] <= array[place]).all(axis=1).any():
+            kept.append(int(place))
+    return kept

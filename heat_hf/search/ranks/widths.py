@@ -20,11 +20,11 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cost import MisfitError
 from heat_hf.search.ranks.problem import Problem
-from heat_hf.search.ranks.space import Costs, Footprint
+from heat_hf.search.ranks.space import Costs, Footprint, least_places
 
 LEVELS = 20  # widths of a pair
 NARROWEST, WIDEST = 1 / 48, 5 / 6  # parts of all neurons
-Settings = tuple[TensorSetting | None, ...]
+Joint = tuple[TensorSetting | None, ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Group:
     """
 
     names: tuple[str, ...]
-    options: tuple[Settings, ...]
+    options: tuple[Joint, ...]
     losses: tuple[float, ...]
     footprints: tuple[Footprint, ...]
 
@@ -49,16 +49,12 @@ class Group:
             (loss, fp.parameters, *(() if fp.cost is None else fp.cost.figures))
             for loss, fp in zip(self.losses, self.footprints, strict=True)
         ]
-        figures, kept = np.array(rows), list[int]()
-        for place in np.lexsort(figures.T[::-1]):
-            if not kept or not (figures[kept] <= figures[place]).all(axis=1).any():
-                kept.append(int(place))
-        kept.sort()
+        kept = sorted(least_places(rows))
         options, losses, footprints = (tuple(x[k] for k in kept) for x in (self.options, self.losses, self.footprints))
         return Group(self.names, options, losses, footprints)  # type: ignore[arg-type]
 
 
-def width_options(problem: Problem) -> dict[tuple[str, str], dict[Settings, float]]:
+def width_options(problem: Problem) -> dict[tuple[str, str], dict[Joint, float]]:
     """For every pair of matrices with element-wise work between them, settings of both by width, with their losses.
 
     Args:
@@ -79,8 +75,8 @@ def width_options(problem: Problem) -> dict[tuple[str, str], dict[Settings, floa
     return found
 
 
-def narrowed(sizes: tuple[MatrixSize, MatrixSize], width: int) -> Settings:
-    """Settings of two matrices with so many neurons between them."""
+def narrowed(sizes: tuple[MatrixSize, MatrixSize], width: int) -> Joint:
+    """Joint of two matrices with so many neurons between them."""
     names = ("fewer_outputs", "fewer_inputs")
     return tuple(TensorSetting(name, TensorShape.matrix(*size), (width,)) for name, size in zip(names, sizes, strict=True))
 
@@ -91,7 +87,7 @@ def _widths(neurons: int, unit: int) -> list[int]:
     return sorted({cast(int, max(1, round(part / unit)) * unit) for part in parts if unit < neurons} - {neurons})
 
 
-def _fits(costs: Costs, names: tuple[str, str], settings: Settings) -> bool:
+def _fits(costs: Costs, names: tuple[str, str], settings: Joint) -> bool:
     try:
         for name, setting in zip(names, settings, strict=True):
             costs.of(name, setting)
