@@ -90,7 +90,7 @@ def schedule(subject: Subject) -> dict[str, Any]:
 class Bench:
     """A subject's dense model, rows and calibration, and the rows found so far."""
 
-    def __init__(self, subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
+    def __init__(self, subject: Subject, checkpoint: str, args: argparse.Namespace, file: str = "distillation.json") -> None:
         self.subject, self.checkpoint, self.args = subject, checkpoint, args
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.dense = self.load()
@@ -101,7 +101,7 @@ class Bench:
         self.rows = encode_rows(rows, self.tokenizer, TOKENS)
         self.test = load_rows(args.data / subject.test)
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
-        self.file = args.results / "distillation.json"
+        self.file = args.results / file
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
         self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
         self.found["unseen"] = len(self.unseen)

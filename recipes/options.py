@@ -71,15 +71,17 @@ class CompressionOptions:
     ranks: str | None = field(default=None, metadata={"help": "take what heat-hf search ranks found instead"})
     variant: str | None = field(default=None, metadata={"help": "which of its variants"})
     cost_table: str | None = field(default=None, metadata={"help": "what heat-hf search shapes found, for shapes"})
+    widths: bool = field(default=False, metadata={"help": "feed-forward networks may lose inner neurons instead"})
+    refine_steps: int = field(default=HeatConfig.refine_steps, metadata={"help": "of every block, before training; 0: none"})
     accelerator: str = field(default="simba-l", metadata={"help": "whose EDP counts"})
     sequence_length: int = field(default=128, metadata={"help": "tokens for which it counts"})
 
     def config(self, seed: int) -> HeatConfig:
         """As compression takes it."""
         names = ("decomposition", "target_edp_ratio", "target_params_ratio", "cost_table", "accelerator", "sequence_length")
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in (*names, "widths", "refine_steps")}
         if self.ranks is not None:  # the record says the rest
-            return HeatConfig(**{**values, "target_params_ratio": 0.5, "target_edp_ratio": None}, seed=seed)
+            return HeatConfig(**{**values, "target_params_ratio": 0.5, "target_edp_ratio": None, "widths": False}, seed=seed)
         return HeatConfig(**values, rank_search=self.rank_search, seed=seed)
 
 

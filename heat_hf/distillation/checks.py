@@ -12,7 +12,7 @@ from heat_hf.evaluation.tasks.token_classification import IGNORED
 
 
 def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  # noqa: ANN401
-    """Raise ValueError if the student's outputs, tokens or blocks are not the teacher's.
+    """Raise ValueError if the student's outputs and tokens are not the teacher's, or its blocks cannot be aligned with these.
 
     Args:
         student: its configuration.
@@ -23,7 +23,12 @@ def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  
         return
     same = {"vocab_size": "vocabularies", "num_labels": "numbers of labels"}
     if any(stage.attention or stage.hidden for stage in stages):
-        same["num_hidden_layers"] = "numbers of layers"
+        learns, teaches = student.num_hidden_layers, teacher.num_hidden_layers
+        if teaches % learns:
+            raise ValueError(
+                f"num_hidden_layers of the student must divide the teacher's, so that every block learns from one: {learns} and "
+                f"{teaches}"
+            )
     if any(stage.hidden for stage in stages):
         same["hidden_size"] = "hidden sizes"
     if any(stage.attention for stage in stages):

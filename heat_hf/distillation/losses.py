@@ -16,16 +16,24 @@ from heat_hf.encoders.signals import Signal, attention_distance, divergence, hid
 def layer_losses(
     stage: Stage, args: DistillationArguments, student: Any, teacher: Any, mask: Tensor | None  # noqa: ANN401
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Eq. 3, weighted: sums over blocks."""
+    """Eq. 3, weighted: sums over blocks. A student with fewer blocks learns from evenly spaced ones, the last among them."""
     losses: dict[str, Tensor] = {}
     if stage.attention:
-        apart = attention_distance(student.attentions, teacher.attentions, mask)
+        apart = attention_distance(student.attentions, _spaced(teacher.attentions, len(student.attentions)), mask)
         losses["attention"] = args.attention_weight * len(student.attentions) * apart
     hidden = args.hidden_weight_in(stage)
     if hidden:
-        apart = hidden_distance(student.hidden_states, teacher.hidden_states, mask)
-        losses["hidden"] = hidden * (len(student.hidden_states) - 1) * apart
+        blocks = len(student.hidden_states) - 1
+        embedded, *states = teacher.hidden_states
+        apart = hidden_distance(student.hidden_states, (embedded, *_spaced(states, blocks)), mask)
+        losses["hidden"] = hidden * blocks * apart
     return losses
+
+
+def _spaced(taught: Sequence[Tensor], blocks: int) -> Sequence[Tensor]:
+    """Of every block's answers, those of so many."""
+    step = len(taught) // blocks
+    return taught[step - 1 :: step]
 
 
 def output_losses(

@@ -16,7 +16,7 @@ from students import HEADS, ROWS, apart, arguments, collate, losses, pair, same,
 
 from heat_hf.distillation import RECIPES, DistillationArguments, DistillationTrainer
 from heat_hf.distillation.losses import output_losses
-from heat_hf.encoders.signals import Signal
+from heat_hf.encoders.signals import Signal, attention_distance, hidden_distance
 
 
 def test_two_stages_bring_the_student_to_the_teacher(tmp_path: Path) -> None:
@@ -95,6 +95,25 @@ def test_padding_does_not_change_the_layer_losses(tmp_path: Path) -> None:
         alone = [float(trainer.compute_loss(student, collate([row]))) for row in ROWS[:4]]
         together = float(trainer.compute_loss(student, collate(ROWS[:4])))
     assert together == pytest.approx(sum(alone) / 4, rel=1e-5)
+
+
+def test_a_student_with_fewer_blocks_learns_from_evenly_spaced_ones(tmp_path: Path) -> None:
+    _, teacher = pair(num_hidden_layers=4)
+    student = copy.deepcopy(teacher)
+    student.bert.encoder.layer = torch.nn.ModuleList([student.bert.encoder.layer[place] for place in (1, 3)])
+    student.config.num_hidden_layers = 2
+    trainer = DistillationTrainer(student, teacher, arguments(tmp_path, recipe="layers", max_steps=1), ROWS, collate)
+    batch = collate(ROWS[:4])
+    with torch.no_grad():
+        loss, outputs = trainer.loss_and_outputs(student.train(), batch)
+        asked = {"output_hidden_states": True, "output_attentions": True}
+        taught = teacher(batch["input_ids"], batch["attention_mask"], **asked)
+    mask, places = batch["attention_mask"], (1, 3)
+    states = [taught.hidden_states[0], *(taught.hidden_states[place + 1] for place in places)]
+    apart = hidden_distance(outputs.hidden_states, states, mask)
+    apart = apart + attention_distance(outputs.attentions, [taught.attentions[place] for place in places], mask)
+    assert float(apart) > 1e-3
+    torch.testing.assert_close(loss, 2 * apart)
 
 
 def test_attention_is_eager_only_where_maps_are_needed(tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""Distilled: ranks and widths from refined cores, beside a network with fewer blocks trained alike, and beside dense int8.
+
+The same rows, steps and batches for all; STS-B with a sentence encoder and no labels, SST-2 with a classifier. Models with fewer
+blocks keep evenly spaced ones, the last among them, and are trained by all of their weights. Rows already in the results are
+kept, so an interrupted run goes on where it stopped, a training at its last checkpoint.
+
+    python -m benchmarks.distilled --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.distillation_bench import SST2, STSB, TOKENS, Bench, Subject
+from heat_hf import CompressionReport, HeatConfig
+from heat_hf.compression.job import Job
+from heat_hf.evaluation.timing import race
+
+GAINS = {"STS-B": (5.7, 10.0), "SST-2": (10.0, 20.0, 30.0)}
+KEPT_BLOCKS = (3, 2)  # of six
+STRUCTURE = "ranks and widths"
+# Steps, stages and learning rates of each subject: of factorized networks, and of those with fewer blocks.
+SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
+    "STS-B": {
+        STRUCTURE: {"recipe": "logits", "learning_rate": 5e-4},
+        "blocks": {"recipe": "logits", "learning_rate": 2e-4},
+    },
+    "SST-2": {
+        STRUCTURE: {"layer_share": 0.75, "learning_rate": 3e-4, "logit_learning_rate": 2e-5},
+        "blocks": {"layer_share": 0.75, "learning_rate": 2e-4, "logit_learning_rate": 2e-5},
+    },
+}
+
+
+def fewer_blocks(dense: Any, count: int) -> Any:  # noqa: ANN401
+    """A copy with so many of its blocks."""
+    model = copy.deepcopy(dense)
+    blocks = list(_encoder(model).layer)
+    kept = blocks[len(blocks) // count - 1 :: len(blocks) // count]
+    _encoder(model).layer = nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    return model
+
+
+def _encoder(model: Any) -> Any:  # noqa: ANN401
+    return getattr(model, model.base_model_prefix, model).encoder
+
+
+def student(bench: Bench, gain: float) -> tuple[Any, CompressionReport]:
+    """Ranks and widths within an EDP, refined; from the cache if it is there."""
+    folder = bench.args.cache / f"{bench.subject.name}-widths-{gain:g}"
+    if not (folder / "heat_report.json").is_file():
+        model = copy.deepcopy(bench.dense)
+        config = HeatConfig(rank_search="sensitivity", target_edp_ratio=1 / gain, sequence_length=TOKENS, widths=True)
+        job = Job(model, config, bench.calibration, given_statistics=bench.statistics)
+        report = job.factorize(job.settings())
+        model.save_pretrained(folder)
+        report.save(folder)
+    return type(bench.dense).from_pretrained(folder), CompressionReport.load(folder)
+
+
+def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
+    """One row: compress or cut, distil, score."""
+    key = f"{bench.subject.name} {structure} {size:g} {seed}"
+    if key in bench.found["rows"]:
+        return
+    if structure == STRUCTURE:
+        model, report = student(bench, size)
+        assert report.hardware is not None
+        about = {"edp_gain": 1 / report.hardware.ratio, "params_ratio": report.params_ratio}
+    else:
+        model = fewer_blocks(bench.dense, int(size))
+        share = size / len(_encoder(bench.dense).layer)
+        about = {"edp_gain": share**-2, "params_ratio": share}
+    about |= {"params_M": model.num_parameters() / 1e6, "untrained_score": bench.score(model), "time": ratio(bench, model)}
+    started = time.perf_counter()
+    options = {"max_steps": bench.args.steps, **SCHEDULES[bench.subject.name][structure]}
+    trainer = bench.distil(model, f"{structure}-{size:g}-{seed}", seed=seed, **options)
+    about |= {"seconds": round(time.perf_counter() - started, 1), "steps": trainer.state.global_step, "schedule": options}
+    row = {"data": bench.subject.name, "structure": structure, "size": size, "seed": seed, **about, **bench.figures(model)}
+    bench.found["rows"][key] = row
+    print(row, flush=True)
+    bench.save()
+
+
+def ratio(bench: Bench, model: Any) -> float:  # noqa: ANN401
+    """Median time of a forward pass of 8 × 128 tokens over the dense model's, side by side."""
+    ids = torch.randint(1000, 20_000, (8, 128), generator=torch.Generator().manual_seed(0))
+    passes = {name: partial(one.eval(), input_ids=ids) for name, one in (("dense", bench.dense), ("now", model))}
+    with torch.inference_mode():
+        seconds = race(passes, bench.args.repeats)
+    return statistics.median(now / dense for now, dense in zip(seconds["now"], seconds["dense"], strict=True))
+
+
+def int8(bench: Bench) -> None:
+    """The dense model with its linears in int8, dynamic, which trains nothing."""
+    key = f"{bench.subject.name} int8"
+    if key not in bench.found["rows"]:
+        model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(bench.dense), {nn.Linear}, dtype=torch.qint8)
+        row = {"data": bench.subject.name, "structure": "int8", "time": ratio(bench, model), **bench.figures(model)}
+        bench.found["rows"][key] = row
+        print(row, flush=True)
+        bench.save()
+
+
+def run(subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
+    """All rows of a subject, one seed after the other."""
+    bench = Bench(subject, checkpoint, args, "distilled.json")
+    bench.found.setdefault("dense", {})[subject.name] = bench.teacher_score
+    int8(bench)
+    for seed in args.seeds:
+        for gain in args.gains or GAINS[subject.name]:
+            measure(bench, STRUCTURE, gain, seed)
+        for count in args.blocks:
+            measure(bench, "blocks", count, seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--classifier", required=True)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--subjects", nargs="+", choices=list(GAINS), default=list(GAINS))
+    parser.add_argument("--gains", type=float, nargs="*", help="EDP gains; default: those of the data")
+    parser.add_argument("--blocks", type=int, nargs="*", default=list(KEPT_BLOCKS), help="blocks to keep, of six")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--repeats", type=int, default=15, help="timed forward passes (default: %(default)s)")
+    args = parser.parse_args()
+    args.command = (
+        "python -m benchmarks.distilled --data DATA --classifier FOLDER --encoder FOLDER --cache DIR "
+        f"--steps {args.steps} --seeds {' '.join(map(str, args.seeds))}"
+    )
+    for subject, checkpoint in ((STSB, args.encoder), (SST2, args.classifier)):
+        if subject.name in args.subjects:
+            run(subject, checkpoint, args)
+
+
+if __name__ == "__main__":
+    main()
