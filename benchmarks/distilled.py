@@ -1,8 +1,8 @@
 """Distilled: ranks and widths from refined cores, beside a network with fewer blocks trained alike, and beside dense int8.
 
-The same rows, steps and batches for all; STS-B with a sentence encoder and no labels, SST-2 with a classifier. Models with fewer
-blocks keep evenly spaced ones, the last among them, and are trained by all of their weights. Rows already in the results are
-kept, so an interrupted run goes on where it stopped, a training at its last checkpoint.
+The same rows, steps and batches for all; STS-B with a sentence encoder and no labels, SST-2 with a classifier. Models with
+fewer blocks keep evenly spaced ones, the last among them, and all of their weights are trained. Rows already in the results
+are kept, so an interrupted run goes on where it stopped, a training at its last checkpoint.
 
     python -m benchmarks.distilled --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
 """
@@ -41,7 +41,7 @@ SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def fewer_blocks(dense: Any, count: int) -> Any:  # noqa: ANN401
+def fewer_blocks(dense: Any, count: int) -> Any:
     """A copy with so many of its blocks."""
     model = copy.deepcopy(dense)
     blocks = list(_encoder(model).layer)
@@ -51,7 +51,7 @@ def fewer_blocks(dense: Any, count: int) -> Any:  # noqa: ANN401
     return model
 
 
-def _encoder(model: Any) -> Any:  # noqa: ANN401
+def _encoder(model: Any) -> Any:
     return getattr(model, model.base_model_prefix, model).encoder
 
 
@@ -92,7 +92,7 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
     bench.save()
 
 
-def ratio(bench: Bench, model: Any) -> float:  # noqa: ANN401
+def ratio(bench: Bench, model: Any) -> float:
     """Median time of a forward pass of 8 × 128 tokens over the dense model's, side by side."""
     ids = torch.randint(1000, 20_000, (8, 128), generator=torch.Generator().manual_seed(0))
     passes = {name: partial(one.eval(), input_ids=ids) for name, one in (("dense", bench.dense), ("now", model))}

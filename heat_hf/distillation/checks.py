@@ -26,8 +26,8 @@ def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  
         learns, teaches = student.num_hidden_layers, teacher.num_hidden_layers
         if teaches % learns:
             raise ValueError(
-                f"num_hidden_layers of the student must divide the teacher's, so that every block learns from one: {learns} and "
-                f"{teaches}"
+                "num_hidden_layers of the student must divide the teacher's, so that every block learns from one: "
+                f"{learns} and {teaches}"
             )
     if any(stage.hidden for stage in stages):
         same["hidden_size"] = "hidden sizes"
