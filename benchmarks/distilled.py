@@ -118,7 +118,7 @@ def run(subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
     bench.found.setdefault("dense", {})[subject.name] = bench.teacher_score
     int8(bench)
     for seed in args.seeds:
-        for gain in args.gains or GAINS[subject.name]:
+        for gain in GAINS[subject.name] if args.gains is None else args.gains:
             measure(bench, STRUCTURE, gain, seed)
         for count in args.blocks:
             measure(bench, "blocks", count, seed)

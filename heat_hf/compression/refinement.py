@@ -22,7 +22,8 @@ from heat_hf.compression.config import HeatConfig
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
 from heat_hf.encoders.linears import by_block, swap_module
-from heat_hf.encoders.statistics import InputMoments, Statistics, padding_mask
+from heat_hf.encoders.moments import InputMoments, padding_mask
+from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import approximation_errors, narrowed_errors
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.reports.refinement import BlockError, Refinement

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from heat_hf.encoders.batches import Batch, data_digest, model_inputs, sequences, tokens
+from heat_hf.encoders.batches import Batch, data_digest, sequences, tokens
 from heat_hf.encoders.checkpoints.storage import atomic_file
+from heat_hf.encoders.coherence import scaled_moments
 from heat_hf.encoders.linears import tensors_digest
-from heat_hf.encoders.signals import output_signals, random_probe
+from heat_hf.encoders.moments import InputMoments, OutputMoments, run_watched, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GRADIENT_ROWS = 1024  # a backward pass costs as much as two forward passes, and G needs fewer rows than C
-FILE_VERSION = "2"
+FILE_VERSION = "3"
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,14 @@ class Statistics:
             ValueError: if a layer is never reached, or a moment is not finite.
         """
         batches = list(batches)
-        inputs, outputs = InputMoments(), _Outputs(seed)
-        probed = _spread(batches, GRADIENT_ROWS) if gradients else frozenset()
+        inputs, outputs = InputMoments(), OutputMoments(seed)
+        probed = spread(batches, GRADIENT_ROWS) if gradients else frozenset()
         shown = tqdm(batches, desc="Calibrating", unit="batch", disable=not bar)
-        _run(model, modules, shown, inputs, outputs, probed)
+        run_watched(model, modules, shown, inputs, outputs, probed)
+        moments = inputs.moments(modules)
         return cls(
-            inputs.moments(modules),
-            outputs.moments(modules) if gradients else {},
+            moments,
+            scaled_moments(model, modules, batches, moments, outputs.moments(modules), seed) if gradients else {},
             sum(map(sequences, batches)),
             data_digest(batches),
             tensors_digest(model.parameters()),
@@ -172,142 +172,3 @@ class Statistics:
             return cls(second, {name: output[name] for name in shared if name in output}, **json.loads(header["about"]))
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged, or holds no statistics: {error}") from error
-
-
-def _run(
-    model: PreTrainedModel,
-    modules: Mapping[str, nn.Module],
-    batches: Iterable[Batch],
-    inputs: InputMoments,
-    outputs: _Outputs,
-    probed: frozenset[int],
-) -> None:
-    training, device = model.training, model.device
-    model.eval()
-    with ExitStack() as stack:
-        stack.callback(model.train, training)
-        for name, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(inputs.hook(name)).remove)
-            stack.callback(module.register_forward_hook(outputs.hook(name)).remove)
-        for number, batch in enumerate(batches):
-            given = model_inputs(batch, device)
-            inputs.mask = outputs.mask = padding_mask(given)
-            with torch.set_grad_enabled(number in probed):
-                answer = _answer(model, given, number)
-                if number in probed:
-                    outputs.add(output_signals(answer, given, model), sequences(batch))
-            inputs.seen.clear()
-
-
-def _answer(model: PreTrainedModel, given: Mapping[str, Tensor], number: int) -> Any:  # noqa: ANN401
-    """The model's outputs; what it does not understand is an error of the data, as too many tokens or an unknown column."""
-    try:
-        return model(**given)
-    except (IndexError, TypeError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        what = ", ".join(f"{key} of {tuple(value.shape)}" for key, value in given.items())
-        reason = " ".join(str(error).split())
-        raise ValueError(f"the model does not run with batch {number} of the calibration data, {what}: {reason}") from error
-
-
-def padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """True for tokens that are not padding, rows × tokens; None where nothing is known of it."""
-    mask = inputs.get("attention_mask")
-    return mask.bool() if mask is not None and mask.dim() == 2 else None
-
-
-def _outer(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
-    """Σ x xᵀ over the rows that are not padding, and their number."""
-    if mask is not None and rows.shape[:-1] == mask.shape:
-        rows = rows[mask]
-    flat = rows.reshape(-1, rows.shape[-1]).float()
-    return (flat.T @ flat).double(), len(flat)
-
-
-@dataclass
-class InputMoments:
-    """Adds up x xᵀ over the rows of every layer's inputs; layers fed the same tensor share one sum."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    leader: dict[str, str] = field(default_factory=dict)
-    seen: dict[tuple[int, int], tuple[Tensor, str]] = field(
-        default_factory=dict
-    )  # keeps tensors alive, so that their ids stay theirs
-    mask: Tensor | None = None
-
-    def hook(self, name: str) -> Callable[..., None]:
-        """To be called before the layer."""
-
-        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            if name not in self.leader:
-                version = 0 if x.is_inference() else x._version  # changed in place, it is another input
-                self.leader[name] = self.seen.setdefault((id(x), version), (x, name))[1]
-            if self.leader[name] == name:
-                product, rows = _outer(x.detach(), self.mask)
-                self.sums[name] = self.sums[name].add_(product) if name in self.sums else product
-                self.rows[name] = self.rows.get(name, 0) + rows
-
-        return add
-
-    def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """C of every layer."""
-        unused = [name for name in modules if name not in self.leader]
-        if unused:
-            raise ValueError(f"the calibration data never reaches {unused[0]!r} ({len(unused)} such layers)")
-        means = {name: total / self.rows[name] for name, total in self.sums.items()}
-        for name, moment in means.items():
-            if not torch.isfinite(moment).all():
-                raise ValueError(f"the calibration inputs of {name!r} are not finite")
-        return {name: means[self.leader[name]] for name in modules}
-
-
-class _Outputs:
-    """Adds up g gᵀ over the rows of the gradients at every layer's outputs."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.sums: dict[str, Tensor] = {}
-        self.sequences = 0
-        self.reached: list[tuple[str, Tensor]] = []
-        self.mask: Tensor | None = None
-
-    def hook(self, name: str) -> Callable[..., Tensor | None]:
-        """To be called after the layer."""
-
-        def keep(_module: nn.Module, _args: object, output: Tensor) -> Tensor | None:
-            if not torch.is_grad_enabled():
-                return None
-            # Where parameters are frozen, nothing before this has a graph; it starts here.
-            self.reached.append((name, output if output.requires_grad else output.requires_grad_()))
-            return output.clone()  # the model may change it in place, and the gradient is asked for before that
-
-        return keep
-
-    def add(self, signals: Any, sequences: int) -> None:  # noqa: ANN401
-        """Take the gradients of the forward pass that just ran."""
-        probe = random_probe(signals, self.generator)
-        outputs = [output for _, output in self.reached]
-        gradients = torch.autograd.grad(probe, outputs, allow_unused=True) if outputs else ()
-        for (name, _), gradient in zip(self.reached, gradients, strict=True):
-            if gradient is None:  # a layer that the outputs do not depend on
-                continue  # type: ignore[unreachable]
-            self.sums[name] = self.sums.get(name, 0) + _outer(gradient, self.mask)[0]
-        self.reached.clear()
-        self.sequences += sequences
-
-    def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """G of every layer."""
-        lost = [name for name in modules if name not in self.sums or not torch.isfinite(self.sums[name]).all()]
-        if lost:
-            raise ValueError(f"the model's outputs have no finite gradient at {lost[0]!r} ({len(lost)} such layers)")
-        return {name: self.sums[name] / self.sequences for name in modules}
-
-
-def _spread(batches: Sequence[Batch], rows: int) -> frozenset[int]:
-    """Numbers of batches with about so many rows together, evenly spread: they are often sorted by length."""
-    total = sum(map(sequences, batches))
-    count = max(1, round(len(batches) * min(1.0, rows / max(1, total))))
-    return frozenset((2 * i + 1) * len(batches) // (2 * count) for i in range(count))

@@ -12,7 +12,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from torch import nn
 
-from heat_hf.encoders import statistics
+from heat_hf.encoders import coherence, statistics
 from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.statistics import Statistics
@@ -95,16 +95,17 @@ class Passes:
 
 
 def test_one_pass_for_both_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row runs forward once; those whose gradients are taken, backward once."""
+    """Every row runs forward once; those whose gradients are taken, backward once, and a few once more for the scale."""
     monkeypatch.setattr(statistics, "GRADIENT_ROWS", 6)
+    monkeypatch.setattr(coherence, "ROWS", 3)
     model = small_model("bert")
     passes = Passes(model)
     batches = [{"input_ids": token_ids(3, length)} for length in (4, 5, 6, 7)]
     both = collected(model, batches)
-    assert (passes.forward, passes.backward) == (12, 6)
+    assert (passes.forward, passes.backward) == (15, 9)
     assert both.rows == 12
     plain = collected(model, batches, gradients=False)
-    assert (passes.forward, passes.backward) == (24, 6)
+    assert (passes.forward, passes.backward) == (27, 9)
     assert not plain.output_moments
     for name, moment in both.second_moments.items():
         assert torch.equal(moment, plain.second_moments[name])
