@@ -16,9 +16,11 @@ from heat_hf.encoders.values import whole
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware.cost import EDP
 from heat_hf.reports.compared import Compared
+from heat_hf.reports.fidelity import Fidelity
 from heat_hf.reports.refinement import Refinement
 from heat_hf.reports.text import text_table
 
+PARTS: Mapping[str, Any] = {"refinement": Refinement, "fidelity": Fidelity}
 MOST = 2**53  # of a whole number in a report: more than any model has parameters, and exact as a float
 
 
@@ -115,6 +117,7 @@ class CompressionReport:
         request: the options that were asked for, as JSON; empty where it is not known.
         license: that the dense checkpoint's own card states, if it was in a folder.
         refinement: of the Transformer blocks; None where none was refined.
+        fidelity: how far the model's outputs are from the dense model's; None where nothing is known of it.
     """
 
     base_model: str
@@ -128,6 +131,7 @@ class CompressionReport:
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     license: str | None = None
     refinement: Refinement | None = None
+    fidelity: Fidelity | None = None
 
     @property
     def dense_parameters(self) -> int:
@@ -172,8 +176,8 @@ class CompressionReport:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         total = {n: getattr(self, n) for n in totals}
         total["hardware"] = None if self.hardware is None else self.hardware.to_dict()
-        refinement = None if self.refinement is None else self.refinement.to_dict()
-        return {**data, "tensors": [t.to_dict() for t in self.tensors], "refinement": refinement, "total": total}
+        parts = {name: None if (part := getattr(self, name)) is None else part.to_dict() for name in PARTS}
+        return {**data, "tensors": [t.to_dict() for t in self.tensors], **parts, "total": total}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionReport:
@@ -190,8 +194,8 @@ class CompressionReport:
             for name in ("base_model", "accelerator", "accelerator_digest", "heat_version"):
                 typed(data, name, str)
             tensors = tuple(map(TensorReport.from_dict, data["tensors"]))
-            refinement = None if data["refinement"] is None else Refinement.from_dict(data["refinement"])
-            report = cls(**{**values, "tensors": tensors, "refinement": refinement})
+            parts = {name: None if data[name] is None else part.from_dict(data[name]) for name, part in PARTS.items()}
+            report = cls(**{**values, "tensors": tensors, **parts})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a heat_hf report: {error} is missing") from error
         if json.loads(report.to_json()) != data:
@@ -261,9 +265,9 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        refined = "" if self.refinement is None else f"\n{self.refinement}"
+        parts = "".join(f"\n{part}" for name in PARTS if (part := getattr(self, name)) is not None)
         few = self.few_tokens and f"\n{self.few_tokens}"
-        return table + self._hardware_line() + refined + (warning if more else "") + few
+        return table + self._hardware_line() + parts + (warning if more else "") + few
 
     @property
     def few_tokens(self) -> str:
