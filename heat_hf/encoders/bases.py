@@ -31,7 +31,7 @@ def project_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def hook_projection(module: nn.Module) -> None:
-    """Let a module project its input where one of its own layers holds a basis, and only there; doing it again changes nothing."""
+    """Let a module project its input if one of its own layers holds a basis, else not; doing it again changes nothing."""
     hooks = [key for key, hook in module._forward_pre_hooks.items() if hook is project_input]
     if _holder(module) is None:
         for key in hooks:
@@ -49,7 +49,7 @@ def _holder(module: nn.Module) -> FactorizedLinear | None:
 
 
 def basis_of(layers: Mapping[str, FactorizedLinear], name: str) -> Tensor | None:
-    """The basis that a layer reads, r×N: the right core of the layer beside it that holds one; None for layers of other formats.
+    """The basis that a layer `on_basis` reads, r×N, which a layer beside it holds; None for layers of other formats.
 
     Args:
         layers: by module name.

@@ -45,10 +45,10 @@ INNER = {
 ATTENTION = {
     "distilbert": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     "mpnet": ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-    **{
-        family: ("attention.self.query", "attention.self.key", "attention.self.value")
-        for family in ("bert", "roberta", "xlm-roberta", "camembert", "electra")
-    },
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+    ),
 }
 
 

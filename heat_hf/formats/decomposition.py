@@ -137,10 +137,10 @@ def share(
         require_finite("a matrix of the group", tensor)
     moment = require_finite("second_moment", second_moment)
     lefts, right = shared_cores(weights, rank, moment, output_moments)
-    found, kind = [], weights[0].dtype
-    basis = right.to(kind).contiguous()
+    found = list[Factorization]()
+    basis = right.to(weights[0].dtype).contiguous()
     for weight, left in zip(weights, lefts, strict=True):
-        core = left.to(kind).contiguous()
+        core = left.to(basis).contiguous()
         restored = core.double() @ basis.double()
         errors = relative_error(weight, restored), relative_error(weight, restored, moment.double())
         found.append(Factorization((core,) if found else (core, basis), *errors))

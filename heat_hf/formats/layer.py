@@ -24,9 +24,10 @@ class FactorizedLinear(nn.Module):
     Other libraries find in it what they know. A low-rank layer is two plain linears, `left(right(x))`: quantizers, adapters,
     pruning and offloading take them as any other. A pivoted layer is two as well: `right(x)` are the outputs of the pivots,
     `left(right(x))` all others, and `order` puts each in its place. A layer with fewer inputs or outputs is one smaller
-    linear, `kept`. Of layers that share a basis, the first is two linears as well, and the others have `left` alone, which reads
-    what the first one's `right` answers: `heat_hf.encoders.bases`. The other formats hold their cores as the layer's own parameters, `core_0` and so on, and `bias`. Nothing
-    is kept between forward passes, so weights may change in any way at any time.
+    linear, `kept`. Of layers that share a basis, the first is two linears as well, and the others have `left` alone, which
+    reads what the first one's `right` answers: see `heat_hf.encoders.bases`. The other formats hold their cores as the layer's
+    own parameters, `core_0` and so on, and `bias`. Nothing is kept between forward passes, so weights may change in any way at
+    any time.
 
     There is no `weight`: code that asks a dense layer for one fails instead of silently working on a copy. `reconstruct`
     returns W′.

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
 from heat_hf.encoders.bases import basis_of, require_groups
+from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
 from heat_hf.encoders.linears import attention_groups, dense_linears, factorized_layers, resolve_names, swap_module
 from heat_hf.formats.layer import FactorizedLinear
 
