@@ -1,9 +1,9 @@
 """What compression reaches without labels or training: structures and refinement, beside what a user could do instead.
 
-At several EDP gains: a plain uniform SVD, searched ranks, ranks and widths, each projected only and refined; both with
-groups, refined; and every other block dropped, which is 4×. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made of it. Rows already in the
-output file are kept, so an interrupted run goes on where it stopped. The time of a forward pass of 8 × 128 tokens is measured
-beside the dense model's, pass by pass.
+At several EDP gains: a plain uniform SVD, searched ranks, ranks and widths, each projected only and refined; both with groups,
+refined; and every other block dropped, which is 4×. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made
+of it. Rows already in the output file are kept, so an interrupted run goes on where it stopped. The time of a forward pass of
+8 × 128 tokens is measured beside the dense model's, pass by pass.
 
     python -m benchmarks.untrained --data DATA --classifier FOLDER --output benchmarks/results/untrained.json
 """
