@@ -1,8 +1,9 @@
 """Query, key and value on one basis: an attention module projects its input once, and its three layers read that.
 
 Nothing is kept between forward passes: the projection is a forward pre-hook of the attention module, a function that pickles,
-and it calls the `right` of the layer that holds the basis. So whatever else is done to that linear (adapters, quantization,
-offloading) is done to the basis of all three.
+and it calls the layer that holds the basis for what its `right` makes of the input. So whatever else is done to that layer or
+linear (adapters, quantization, offloading, sharding) is done to the basis of all three. A forward hook on that layer sees both
+calls.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def project_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if layer is None:
         return None
     if args:
-        return (layer.right(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, INPUT: layer.right(kwargs[INPUT])}
+        return (layer(args[0], inner=True), *args[1:]), kwargs
+    return args, {**kwargs, INPUT: layer(kwargs[INPUT], inner=True)}
 
 
 def hook_projection(module: nn.Module) -> None:

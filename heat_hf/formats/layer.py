@@ -191,16 +191,21 @@ class FactorizedLinear(nn.Module):
                 linear.bias.copy_(nn.functional.pad(self.bias, (0, self.out_features - len(self.bias))))
         return linear.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inner: bool = False) -> Tensor:
         """Apply the layer to x of extents (…, N); the result has extents (…, M), or k in the place of either.
 
-        A layer with a shared basis also takes what its `right` made of x, of extents (…, r); one `on_basis` takes this alone.
+        Args:
+            x: inputs. A layer with a shared basis also takes what its `right` makes of them, of extents (…, r); one `on_basis`
+                takes this alone.
+            inner: of a layer with a shared basis, answer what its `right` makes of x.
 
         Raises:
             ValueError: if only some slices are active (`set_rank`), and the linears of a low-rank layer are not plain ones.
         """
         if "kept" in self._modules:
             return self.kept(x)  # type: ignore[no-any-return]
+        if inner:
+            return self.right(x)  # type: ignore[no-any-return]
         if self.setting.format in SHARED:
             return self.left(self.right(x) if "right" in self._modules and x.shape[-1] == self.in_features else x)  # type: ignore[no-any-return]
         if self.setting.format == PIVOTED:

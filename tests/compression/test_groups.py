@@ -163,7 +163,7 @@ def test_compress_refines_a_basis_and_reports_it() -> None:
     dense, plain = small_model("bert"), copy.deepcopy(model).dequantize()
     for tensor in before.tensors:
         if tensor.setting is not None:
-            weight, restored = (one.get_submodule(tensor.name).weight for one in (dense, plain))
+            weight, restored = (one.get_submodule(tensor.name).weight.detach() for one in (dense, plain))
             assert tensor.relative_error == pytest.approx(float((weight - restored).norm() / weight.norm()), rel=1e-4)
             assert tensor.output_error is not None and 0 < tensor.output_error < 1
     assert "shared_basis" in str(after) and "on_basis" in str(after)
@@ -227,6 +227,30 @@ def test_offloading_and_compiling() -> None:
     with torch.no_grad():
         torch.testing.assert_close(compiled(input_ids=token_ids()).logits, expected, rtol=1e-5, atol=1e-6)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("wrapped", ["layer", "linear", "model"])
+def test_sharding(wrapped: str, tmp_path: Path) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model, _ = grouped()
+    expected = said(model)
+    model(input_ids=token_ids())[0].square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for layer in factorized_layers(model).values():
+            for module in {"layer": [layer], "linear": list(layer.children()), "model": []}[wrapped]:
+                fully_shard(module)
+        fully_shard(model)
+        torch.testing.assert_close(said(model), expected, rtol=1e-5, atol=1e-6)
+        model(input_ids=token_ids())[0].square().sum().backward()
+        for name, parameter in model.named_parameters():
+            if name in gradients:
+                torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], rtol=1e-4, atol=1e-6)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_what_is_incomplete_is_refused_before_work(tmp_path: Path) -> None:
