@@ -169,13 +169,22 @@ def inner_pairs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
 
 def attention_groups(model: PreTrainedModel, names: Iterable[str]) -> list[tuple[str, ...]]:
     """Of the named linears, the query, key and value of attention modules that can have a basis together."""
-    known, family = dict.fromkeys(names), model.config.model_type
-    if family not in ATTENTION:
-        return []
-    first, *others = ATTENTION[family]
-    query = re.compile(f"({block_pattern(model)}){re.escape(first)}")
+    trio = ATTENTION.get(model.config.model_type)
+    return [] if trio is None else _trios(names, trio, block_pattern(model))
+
+
+def saved_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The same of names in a saved model, whatever model may be around the encoder that has them."""
+    known = list(names)
+    return [group for trio in dict.fromkeys(ATTENTION.values()) for group in _trios(known, trio, r"(?:.*\.)?")]
+
+
+def _trios(names: Iterable[str], trio: Sequence[str], before: str) -> list[tuple[str, ...]]:
+    """Those of the names that are a pattern and one of the trio, where all three are there."""
+    known, (first, *others) = dict.fromkeys(names), trio
+    query = re.compile(f"({before}){re.escape(first)}")
     groups = [(name, *(match[1] + other for other in others)) for name in known if (match := query.fullmatch(name))]
-    return [names for names in groups if known.keys() >= set(names)]
+    return [group for group in groups if known.keys() >= set(group)]
 
 
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

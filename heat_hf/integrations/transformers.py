@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from heat_hf.encoders.bases import basis_of, require_groups
 from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
-from heat_hf.encoders.linears import attention_groups, dense_linears, factorized_layers, resolve_names, swap_module
+from heat_hf.encoders.linears import factorized_layers, resolve_names, saved_groups, swap_module
 from heat_hf.formats.layer import FactorizedLinear
 
 if TYPE_CHECKING:  # at run time these would load the modeling code, twice what registration needs
@@ -50,8 +50,7 @@ class HeatQuantizer(HfQuantizer):
             return model
         tensors = self.quantization_config.tensors
         names = resolve_names(model, tensors)
-        groups = attention_groups(model, dense_linears(model))
-        require_groups(groups, {name: tensors[saved] for saved, name in names.items()})
+        require_groups(saved_groups(names), {saved: tensors[saved] for saved in names})
         for saved, name in names.items():
             linear = cast(nn.Linear, model.get_submodule(name))
             setting = tensors[saved]

@@ -113,6 +113,34 @@ def test_with_a_head_and_without(tmp_path: Path) -> None:
     assert hooks(again) == 2 and torch.equal(said(again.bert), said(headless))
 
 
+class Wrapper(transformers.PreTrainedModel):
+    """A user's own model around a compressed one."""
+
+    config_class = transformers.BertConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: Any, inner: Any = None) -> None:
+        super().__init__(config)
+        self.inner = inner or transformers.AutoModelForSequenceClassification.from_config(config)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        return self.inner(input_ids)
+
+
+def test_models_around_it(tmp_path: Path) -> None:
+    inner, _ = grouped()
+    Wrapper(inner.config, inner).save_pretrained(tmp_path / "wrapper")
+    assert torch.equal(said(Wrapper.from_pretrained(tmp_path / "wrapper")), said(inner))
+    encoder, decoder = grouped(head=False)[0], small_model("bert").config
+    decoder.is_decoder = decoder.add_cross_attention = True
+    model = transformers.EncoderDecoderModel(encoder=encoder, decoder=transformers.BertLMHeadModel(decoder)).eval()
+    model.save_pretrained(tmp_path / "both")
+    loaded = transformers.EncoderDecoderModel.from_pretrained(tmp_path / "both").eval()
+    inputs = {"input_ids": token_ids(), "decoder_input_ids": token_ids()}
+    assert hooks(loaded) == 2 and torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
 def test_copies_pickles_and_half_precision(tmp_path: Path) -> None:
     model, _ = grouped()
     expected = said(model)
@@ -207,12 +235,18 @@ def test_adapters_and_quantizers_find_the_linears() -> None:
         merged = adapted.merge_and_unload()
         torch.testing.assert_close(said(merged), after, rtol=1e-4, atol=1e-5)
         assert hooks(merged) == 2
+    quantization = pytest.importorskip("torchao.quantization")
+    short = copy.deepcopy(model)
+    quantization.quantize_(short, quantization.Int8WeightOnlyConfig())
+    assert all(type(short.get_submodule(name).weight.data) is not torch.Tensor for name in parts)
+    assert 0 < (said(short) - before).norm() < 0.1 * before.norm()
+    torch.testing.assert_close(said(copy.deepcopy(short).dequantize()), said(short), rtol=1e-4, atol=1e-4)
     quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
     assert all(not isinstance(quantized.get_submodule(name), torch.nn.Linear) for name in parts)
     assert 0 < (said(quantized) - before).norm() < 0.1 * before.norm()
 
 
-def test_offloading_and_compiling() -> None:
+def test_offloading_and_compiling(tmp_path: Path) -> None:
     from accelerate import cpu_offload
 
     model, _ = grouped()
@@ -220,6 +254,13 @@ def test_offloading_and_compiling() -> None:
     away = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
     assert all(parameter.is_meta for parameter in away.parameters())
     torch.testing.assert_close(said(away), expected, rtol=1e-5, atol=1e-6)
+    model.save_pretrained(tmp_path / "model")
+    parts = {"bert.embeddings": "cpu", "bert.encoder.layer.0": "cpu", "bert.pooler": "disk", "classifier": "cpu"}
+    parts["bert.encoder.layer.1"] = "disk"
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    loaded = load(tmp_path / "model", device_map=parts, offload_folder=str(tmp_path / "folder"))
+    assert any(parameter.is_meta for layer in factorized_layers(loaded).values() for parameter in layer.parameters())
+    assert torch.equal(said(loaded), expected)
     explained = torch._dynamo.explain(model)(input_ids=token_ids())
     assert explained.graph_break_count == 0
     torch._dynamo.reset()
