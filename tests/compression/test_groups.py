@@ -371,3 +371,16 @@ def test_onnx(tmp_path: Path) -> None:
     model, _ = grouped()
     export_onnx(model, tokenizer, tmp_path / "onnx")
     torch.testing.assert_close(OnnxModel(tmp_path / "onnx")(token_ids()).logits, said(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "verb", [["compress", "--rank-search", "sensitivity", "--target-edp-ratio", "0.3"], ["search", "ranks"]]
+)
+def test_the_option(verb: list[str]) -> None:
+    from heat_hf.cli import build_parser
+    from heat_hf.cli.values import heat_config
+
+    line = [*verb, "some/model", "--output", "there"] + ([] if "--target-edp-ratio" in verb else ["--target-edp-ratio", "0.3"])
+    for flags in ([], ["--groups"], ["--groups", "--widths"]):
+        config = heat_config(build_parser().parse_args([*line, *flags]))
+        assert (config.groups, config.widths) == ("--groups" in flags, "--widths" in flags)
