@@ -135,14 +135,14 @@ def share(
     """
     for tensor in (*weights, *(moment for moment in output_moments if moment is not None)):
         require_finite("a matrix of the group", tensor)
-    moment = require_finite("second_moment", second_moment)
+    moment = require_finite("second_moment", second_moment).to(weights[0].device, torch.float64)
     lefts, right = shared_cores(weights, rank, moment, output_moments)
     found = list[Factorization]()
     basis = right.to(weights[0].dtype).contiguous()
     for weight, left in zip(weights, lefts, strict=True):
         core = left.to(basis).contiguous()
         restored = core.double() @ basis.double()
-        errors = relative_error(weight, restored), relative_error(weight, restored, moment.double())
+        errors = relative_error(weight, restored), relative_error(weight, restored, moment)
         found.append(Factorization((core,) if found else (core, basis), *errors))
     return tuple(found)
 
