@@ -1,9 +1,9 @@
 """What compression reaches without labels or training: structures and refinement, beside what a user could do instead.
 
-At several EDP gains: a plain uniform SVD, searched ranks, ranks and widths, each projected only and refined; and every other
-block dropped, which is 4×. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made of it. Rows already in the
-output file are kept, so an interrupted run goes on where it stopped. The time of a forward pass of 8 × 128 tokens is measured
-beside the dense model's, pass by pass.
+At several EDP gains: a plain uniform SVD, searched ranks, ranks and widths, each projected only and refined; both with groups,
+refined; and every other block dropped, which is 4×. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made
+of it. Rows already in the output file are kept, so an interrupted run goes on where it stopped. The time of a forward pass of
+8 × 128 tokens is measured beside the dense model's, pass by pass.
 
     python -m benchmarks.untrained --data DATA --classifier FOLDER --output benchmarks/results/untrained.json
 """
@@ -50,6 +50,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "ranks, refined": SEARCHED,
     "ranks and widths": {**SEARCHED, "widths": True, "refine_steps": 0},
     "ranks and widths, refined": {**SEARCHED, "widths": True},
+    "ranks, groups and widths, refined": {**SEARCHED, "widths": True, "groups": True},
     "ranks and widths, refined by 300 steps": {**SEARCHED, "widths": True, "refine_steps": LONG},
 }
 DROPPED = "every other block dropped"

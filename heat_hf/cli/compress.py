@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--rank", nargs="+", metavar="[SIZE=]R", help="rank instead: 64, or 16,24,80, or 384x1536=96 …")
     options.add_shape(size)
     size.add_argument("--rank-search", default="uniform", help=f"{', '.join(RANK_SEARCHES)} (default: %(default)s)")
-    options.add_widths(size)
+    options.add_joint(size)
     options.add_cost_table(size, "for shapes and for pareto")
     options.add_matrices(size)
     how = parser.add_argument_group("calibration and decomposition")

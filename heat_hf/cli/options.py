@@ -108,9 +108,10 @@ def add_place(group: Group, prefix: str = "", of: str = "the model") -> None:
     )
 
 
-def add_widths(group: Group) -> None:
-    """`--widths`."""
+def add_joint(group: Group) -> None:
+    """`--widths` and `--groups`: what several matrices get together."""
     group.add_argument("--widths", action="store_true", help="also weigh fewer inner neurons of feed-forward networks")
+    group.add_argument("--groups", action="store_true", help="also weigh one basis for the query, key and value of a block")
 
 
 def add_seed(group: Group) -> None:

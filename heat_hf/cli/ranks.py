@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "latency": "seconds of a forward pass on the accelerator instead",
     }
     options.add_targets(what, targets, several=True)
-    options.add_widths(what)
+    options.add_joint(what)
     options.add_shape(what)
     options.add_cost_table(what, "for shapes")
     options.add_matrices(what, "choose for", "alone")

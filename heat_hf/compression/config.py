@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from heat_hf.compression import fields
 from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.values import shown, whole
-from heat_hf.formats import FORMATS, PAIRED, Solver, get_format
+from heat_hf.formats import FORMATS, JOINT, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
 from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
@@ -69,6 +69,8 @@ class HeatConfig:
         refinement_steps: of a projection that has no closed form, likewise.
         widths: whether feed-forward networks may also get fewer inner neurons, with `rank_search="sensitivity"`: both of their
             matrices then stay single products. The search weighs that beside ranks. Not for ModernBERT.
+        groups: whether the query, key and value of an attention block may also share a basis, likewise: their input is then
+            multiplied with it once. Not for ALBERT, DeBERTa and ModernBERT.
         refine_steps: optimizer steps on every Transformer block after the projection, towards the dense block's outputs, where
             there is calibration data; 0 for none.
 
@@ -100,6 +102,7 @@ class HeatConfig:
     refinement_steps: int = 40
     refine_steps: int = 100
     widths: bool = False
+    groups: bool = False
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -117,8 +120,9 @@ class HeatConfig:
             raise ValueError(f"{search} finds the ranks: leave out rank, got {self.rank!r}")
         if self.shape is not None and not method.takes_shape:
             raise ValueError(f"{search} finds the shapes: leave out shape, got {self.shape!r}")
-        if self.widths and not method.mixes_formats:
-            raise ValueError(f"widths=True needs rank_search='sensitivity', got {self.rank_search!r}")
+        for name in ("widths", "groups"):
+            if getattr(self, name) and not method.mixes_formats:
+                raise ValueError(f"{name}=True needs rank_search='sensitivity', got {self.rank_search!r}")
         if self.decomposition == MIXED and not method.mixes_formats:
             mixing = " or ".join(f"rank_search={other.name!r}" for other in RANK_SEARCHES.values() if other.mixes_formats)
             raise ValueError(f"decomposition='mixed' needs {mixing}, got {self.rank_search!r}")
@@ -201,7 +205,7 @@ class HeatConfig:
 
 
 def _decomposition(name: str, value: Any) -> str:  # noqa: ANN401
-    if not isinstance(value, str) or value in PAIRED:
+    if not isinstance(value, str) or value in JOINT:
         raise ValueError(f"{name} must be one of {', '.join((*FORMATS, MIXED))}, got {shown(value)}")
     if value != MIXED:
         get_format(value)
@@ -235,5 +239,6 @@ CHECKS: dict[str, fields.Check] = {
     "max_sweeps": _ITERATIONS,
     "refinement_steps": _ITERATIONS,
     "widths": fields.truth,
+    "groups": fields.truth,
     "refine_steps": fields.number(0, fields.MOST_ITERATIONS),
 }

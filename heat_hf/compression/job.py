@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
-from heat_hf.compression.projecting import Projection, require_pairs
+from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import refine_blocks
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.trial import require_runs
@@ -24,7 +24,7 @@ from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import by_block, encoder_linears, inner_pairs, resolve_names, runs, swap_module
+from heat_hf.encoders.linears import by_block, encoder_linears, resolve_names, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
@@ -151,7 +151,7 @@ class Job:
     def _problem(self) -> Problem:
         """The same without statistics: all that its key takes."""
         config = self.config
-        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed", "widths")
+        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed", "widths", "groups")
         return Problem(
             self.model,
             self.linears,
@@ -164,6 +164,7 @@ class Job:
             seed=config.seed,
             loss_aware=config.uses_gradients,
             widths=config.widths,
+            groups=config.groups,
             table=self.table,
             training=self.training,
             key={"calibration": self._searched_digest(), **{name: getattr(config, name) for name in asked}},
@@ -272,9 +273,8 @@ class Job:
 
     def factorize(self, settings: Settings) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
-        pairs, reached = inner_pairs(self.model, self.linears), dict.fromkeys(self.linears, Reached(None))
-        require_pairs(pairs, settings, self._calibrated)
-        projection = Projection(self.linears, settings, pairs, self.config)
+        projection = Projection.of(self.model, self.linears, settings, self.config, self._calibrated)
+        reached = dict.fromkeys(self.linears, Reached(None))
         factorized = [name for name in self.linears if settings[name] is not None]
         if not self._by_block:
             _ = self.statistics  # collected behind a bar of its own, which ends before the next begins

@@ -1,36 +1,39 @@
-"""From the dense weights of a few layers to the cores that they get: one by one, or two that lose neurons together."""
+"""From the dense weights of a few layers to the cores that they get: one by one, or several that get theirs together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached
+from heat_hf.encoders.bases import require_groups
+from heat_hf.encoders.linears import attention_groups, inner_pairs
 from heat_hf.encoders.statistics import Statistics
-from heat_hf.formats import PAIRED
-from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow
+from heat_hf.formats import JOINT, PAIRED, SHARED
+from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.search.ranks.space import Settings
 from heat_hf.search.ranks.widths import narrowed
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def require_pairs(pairs: Mapping[str, str], settings: Settings, calibrated: bool) -> None:
+
+def require_pairs(pairs: Mapping[str, str], settings: Settings) -> None:
     """Make sure that neurons go from both of two matrices, or from neither.
 
     Args:
         pairs: linears that widen a feed-forward network → those that read it.
         settings: of all matrices.
-        calibrated: whether there is calibration data.
 
     Raises:
-        ValueError: if a matrix with fewer inputs or outputs has no partner of the same width, or there is no calibration data.
+        ValueError: if a matrix with fewer inputs or outputs has no partner of the same width.
     """
     alone = {name: setting for name, setting in settings.items() if setting is not None and setting.format in PAIRED}
-    if alone and not calibrated:
-        raise ValueError(f"{next(iter(alone.values())).format} needs a calibration_dataset: it tells which neurons are missed")
     for first, second in pairs.items():
         one, other = settings.get(first), settings.get(second)
         if one is not None and other is not None and (one, other) == narrowed((one.size, other.size), one.rank[0]):
@@ -42,6 +45,14 @@ def require_pairs(pairs: Mapping[str, str], settings: Settings, calibrated: bool
         )
 
 
+def _require_calibration(settings: Settings) -> None:
+    """Raise ValueError if a setting is of a format that cannot be found without calibration data."""
+    for setting in settings.values():
+        if setting is not None and setting.format in JOINT:
+            told = "which neurons are missed" if setting.format in PAIRED else "which directions of their input matter"
+            raise ValueError(f"{setting.format} needs a calibration_dataset: it tells {told}")
+
+
 @dataclass(frozen=True)
 class Projection:
     """How weights become cores.
@@ -50,34 +61,78 @@ class Projection:
         linears: by name.
         settings: by name.
         pairs: as for `require_pairs`.
+        groups: as for `require_groups`.
         config: the request.
     """
 
     linears: Mapping[str, nn.Linear]
     settings: Settings
     pairs: Mapping[str, str]
+    groups: Sequence[tuple[str, ...]]
     config: HeatConfig
 
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, linears: Mapping[str, nn.Linear], settings: Settings, config: HeatConfig, calibrated: bool
+    ) -> Projection:
+        """The projection of a model's linears.
+
+        Args:
+            model: whose linears they are.
+            linears: as above.
+            settings: likewise.
+            config: likewise.
+            calibrated: whether there is calibration data.
+
+        Raises:
+            ValueError: if settings that matrices can only get together are not complete, or need calibration data.
+        """
+        if not calibrated:
+            _require_calibration(settings)
+        pairs, groups = inner_pairs(model, linears), attention_groups(model, linears)
+        require_pairs(pairs, settings)
+        require_groups(groups, settings)
+        return cls(linears, settings, pairs, groups, config)
+
     def reached(self, names: Sequence[str], statistics: Statistics | None) -> Iterator[tuple[str, Reached]]:
-        """Factorizations of some layers, both of a pair among them; one after the other.
+        """Factorizations of some layers, all of a pair or group among them; one after the other.
 
         Args:
             names: of layers with a setting.
             statistics: of these layers; None without calibration data.
         """
-        firsts = {second: first for first, second in self.pairs.items()}
+        # Those of a pair are found where its second layer is met, of a group where its first is.
+        firsts, members = {second: first for first, second in self.pairs.items()}, {names[0]: names for names in self.groups}
         for name in names:
             setting = self.settings[name]
             assert setting is not None
-            if setting.format not in PAIRED:
+            if setting.format not in JOINT:
                 yield name, Reached(setting, self._alone(name, setting, statistics))
-            elif name in firsts:
+            elif setting.format in PAIRED and name in firsts:
                 assert statistics is not None
-                first = firsts[name]
-                weights = self.linears[first].weight, self.linears[name].weight
-                moments = statistics.moments(name, self.config.uses_gradients)
-                for one, result in zip((first, name), narrow(*weights, setting.rank[0], *moments), strict=True):
-                    yield one, Reached(self.settings[one], result)
+                yield from self._pair(firsts[name], name, statistics)
+            elif setting.format in SHARED and name in members:
+                assert statistics is not None
+                yield from self._group(members[name], statistics)
+
+    def _pair(self, first: str, second: str, statistics: Statistics) -> Iterator[tuple[str, Reached]]:
+        setting = self.settings[second]
+        assert setting is not None
+        moments = statistics.moments(second, self.config.uses_gradients)
+        found = narrow(self.linears[first].weight, self.linears[second].weight, setting.rank[0], *moments)
+        for name, result in zip((first, second), found, strict=True):
+            yield name, Reached(self.settings[name], result)
+
+    def _group(self, names: Sequence[str], statistics: Statistics) -> Iterator[tuple[str, Reached]]:
+        setting = self.settings[names[0]]
+        assert setting is not None
+        moments = [statistics.moments(name, self.config.uses_gradients) for name in names]
+        weights = [self.linears[name].weight for name in names]
+        assert moments[0][0] is not None
+        found = share(weights, setting.rank[0], moments[0][0], [output for _, output in moments])
+        for name, result in zip(names, found, strict=True):
+            spans = statistics.spans(name)
+            yield name, Reached(self.settings[name], result if spans else replace(result, output_error=None))
 
     def _alone(self, name: str, setting: TensorSetting, statistics: Statistics | None) -> Factorization:
         config, weight = self.config, self.linears[name].weight

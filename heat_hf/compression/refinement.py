@@ -19,13 +19,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from heat_hf.compression.config import HeatConfig
+from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
 from heat_hf.encoders.linears import by_block, swap_module
 from heat_hf.encoders.moments import InputMoments, padding_mask
 from heat_hf.encoders.statistics import Statistics
-from heat_hf.formats.decomposition import approximation_errors, narrowed_errors
+from heat_hf.formats.decomposition import narrowed_errors
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.projection import relative_error
 from heat_hf.reports.refinement import BlockError, Refinement
 
 States = dict[int, Tensor]  # number of a batch → hidden states, rows × tokens × hidden size
@@ -153,9 +155,9 @@ class _Refiner:
                 moments = self._dense(name, names, bar)
                 for one in names:
                     swap_module(self.blocks.modules[name], self.linears[one], self.layers[one])
-                reached.append(self._refine(name, [self.layers[one] for one in names], bar))
+                reached.append(self._refine(name, names, bar))
                 for one in names:
-                    self.errors[one] = _errors(self.linears[one], self.layers[one], moments[one], self.kept.get(one))
+                    self.errors[one] = self._errors(one, moments[one])
         return reached
 
     def _dense(self, name: str, names: Sequence[str], bar: tqdm[None]) -> Mapping[str, Tensor]:
@@ -170,8 +172,9 @@ class _Refiner:
             self.dense = self._answers(name, self.dense, self.everything, bar, inputs)
         return inputs.moments(modules)
 
-    def _refine(self, name: str, layers: Sequence[FactorizedLinear], bar: tqdm[None]) -> BlockError:
-        parameters, rates = zip(*(pair for layer in layers for pair in _rates(layer)), strict=True)
+    def _refine(self, name: str, names: Sequence[str], bar: tqdm[None]) -> BlockError:
+        pairs = (pair for one in names for pair in _rates(self.layers[one], basis_of(self.layers, one)))
+        parameters, rates = zip(*pairs, strict=True)
         start = [parameter.detach().clone() for parameter in parameters]
         before = self._error(self._answers(name, self.now, self.held_out, bar))
         self._train(name, parameters, rates, bar)
@@ -235,6 +238,15 @@ class _Refiner:
                     parameter.copy_(master)
             bar.update(STEP_PASSES)
 
+    def _errors(self, name: str, moment: Tensor) -> tuple[float, float | None]:
+        linear, layer = self.linears[name], self.layers[name]
+        with torch.no_grad():
+            if name in self.kept:
+                rows = layer.setting.format == "fewer_outputs"
+                return narrowed_errors(linear.weight, layer.cores[0], self.kept[name], rows, moment)
+            restored = layer.reconstruct(basis_of(self.layers, name))
+            return relative_error(linear.weight, restored), relative_error(linear.weight, restored, moment)
+
     @property
     def everything(self) -> range:
         """Numbers of all batches."""
@@ -249,29 +261,20 @@ class _Refiner:
             yield learned[left.pop()]
 
 
-def _rates(layer: FactorizedLinear) -> Iterator[tuple[Tensor, float]]:
+def _rates(layer: FactorizedLinear, basis: Tensor | None) -> Iterator[tuple[Tensor, float]]:
     """A layer's cores and bias, each with its learning rate: relative, so that they suit any format, model and scale."""
     with torch.no_grad():
         for core in layer.cores:
             if core.is_floating_point():  # an order of rows is not
                 yield core, RATE * float(core.float().square().mean().sqrt())
         if layer.bias is not None:
-            yield layer.bias, BIAS_RATE * float(layer.reconstruct().float().square().sum(1).mean().sqrt())
+            yield layer.bias, BIAS_RATE * float(layer.reconstruct(basis).float().square().sum(1).mean().sqrt())
 
 
 def _schedule(step: int, steps: int) -> float:
     """Part of the learning rate: up in a line, down in a half cosine."""
     warm = max(1, round(WARMUP * steps))
     return min((step + 1) / warm, (1 + math.cos(math.pi * step / steps)) / 2)
-
-
-def _errors(
-    linear: nn.Linear, layer: FactorizedLinear, moment: Tensor, kept: Sequence[int] | None
-) -> tuple[float, float | None]:
-    setting, cores = layer.setting, [core.detach() for core in layer.cores]
-    if kept is not None:
-        return narrowed_errors(linear.weight, cores[0], kept, setting.format == "fewer_outputs", moment)
-    return approximation_errors(setting.codec, linear.weight, cores, setting.shape, moment)
 
 
 def _compared(answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

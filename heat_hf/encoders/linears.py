@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from heat_hf.encoders.bases import hook_projection
 from heat_hf.formats.layer import FactorizedLinear
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ INNER = {
     "distilbert": ("ffn.lin1", "ffn.lin2"),
     "albert": ("ffn", "ffn_output"),
     **{family: ("intermediate.dense", "output.dense") for family, blocks in BLOCKS.items() if blocks == _BERT_BLOCKS},
+}
+
+# Of a block's attention, the query, key and value of a module that does nothing else with its input. ALBERT's adds it to the
+# result, DeBERTa's has relative positions go through the same linears, and ModernBERT's three are one linear already.
+ATTENTION = {
+    "distilbert": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    "mpnet": ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+    ),
 }
 
 
@@ -155,14 +167,35 @@ def inner_pairs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     return {name: other for name, other in pairs.items() if other in known}
 
 
+def attention_groups(model: PreTrainedModel, names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Of the named linears, the query, key and value of attention modules that can have a basis together."""
+    trio = ATTENTION.get(model.config.model_type)
+    return [] if trio is None else _trios(names, trio, block_pattern(model))
+
+
+def saved_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The same of names in a saved model, whatever model may be around the encoder that has them."""
+    known = list(names)
+    return [group for trio in dict.fromkeys(ATTENTION.values()) for group in _trios(known, trio, r"(?:.*\.)?")]
+
+
+def _trios(names: Iterable[str], trio: Sequence[str], before: str) -> list[tuple[str, ...]]:
+    """Those of the names that are a pattern and one of the trio, where all three are there."""
+    known, (first, *others) = dict.fromkeys(names), trio
+    query = re.compile(f"({before}){re.escape(first)}")
+    groups = [(name, *(match[1] + other for other in others)) for name in known if (match := query.fullmatch(name))]
+    return [group for group in groups if known.keys() >= set(group)]
+
+
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is in the model, shared uses included."""
+    """Put `new` wherever `old` is in the model, shared uses included; modules around them project their input accordingly."""
     for parent in list(model.modules()):
         for child, module in list(parent.named_children()):
             if module is old:
                 setattr(parent, child, new)
                 # Some models initialize a child's `weight` from its parent; loaded cores need no initialization.
                 parent._is_hf_initialized = True  # type: ignore[assignment]
+                hook_projection(parent)
 
 
 def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the compressed checkpoint") -> dict[str, str]:

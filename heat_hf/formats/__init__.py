@@ -9,6 +9,7 @@ from heat_hf.formats.monarch import Monarch
 from heat_hf.formats.narrowed import FewerInputs, FewerOutputs
 from heat_hf.formats.pivoted import Pivoted
 from heat_hf.formats.shape import TensorShape, balanced_factors
+from heat_hf.formats.shared import OnBasis, SharedBasis
 from heat_hf.formats.size import MatrixSize
 from heat_hf.formats.solver import Solver
 from heat_hf.formats.ttm import TTM
@@ -17,15 +18,18 @@ from heat_hf.formats.tucker import Tucker
 FORMATS: dict[str, Format] = {format.name: format for format in (LowRank(), Pivoted(), CP(), Tucker(), TTM(), Monarch())}
 PAIRED: dict[str, Format] = {format.name: format for format in (FewerOutputs(), FewerInputs())}
 """Formats that two matrices get together."""
+SHARED: dict[str, Format] = {format.name: format for format in (SharedBasis(), OnBasis())}
+"""Formats that query, key and value get together."""
+JOINT = PAIRED | SHARED
 
 
 def get_format(name: str) -> Format:
-    """The format registered under `name`, paired ones included.
+    """The format registered under `name`, those of several matrices included.
 
     Raises:
         ValueError: if there is none; the message lists those there are.
     """
-    format = FORMATS.get(name) or PAIRED.get(name)
+    format = FORMATS.get(name) or JOINT.get(name)
     if format is None:
         raise ValueError(f"unknown decomposition {name!r}; known are {', '.join(FORMATS)}")
     return format
@@ -34,7 +38,9 @@ def get_format(name: str) -> Format:
 __all__ = [
     "CP",
     "FORMATS",
+    "JOINT",
     "PAIRED",
+    "SHARED",
     "TTM",
     "Format",
     "LowRank",

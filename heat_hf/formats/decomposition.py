@@ -14,6 +14,7 @@ from heat_hf.formats.base import Format, Rank
 from heat_hf.formats.narrowed import Neurons, refitted
 from heat_hf.formats.projection import OUTPUT_DAMPING, refine, relative_error, square_roots, weighted_square
 from heat_hf.formats.shape import TensorShape
+from heat_hf.formats.shared import shared_cores
 from heat_hf.formats.solver import Solver
 
 Moments = tuple[Tensor | None, Tensor | None]  # C of the columns, G of the rows
@@ -113,6 +114,37 @@ def narrow(
     rows = first.detach()[kept].contiguous()
     stays = tuple(kept)
     return Factorization((rows,), 0.0, 0.0, kept=stays), Factorization((fitted,), *errors, kept=stays)
+
+
+def share(
+    weights: Sequence[Tensor], rank: int, second_moment: Tensor, output_moments: Sequence[Tensor | None]
+) -> tuple[Factorization, ...]:
+    """One basis of rank r for matrices that read the same input, so that all of them together lose least.
+
+    Args:
+        weights: W_i, M_i×N each.
+        rank: r, below N.
+        second_moment: C of the input, N×N.
+        output_moments: G_i, M_i×M_i each; None for the identity.
+
+    Returns:
+        Of each matrix; the cores are L and R of the first, and L of the others.
+
+    Raises:
+        ValueError: if a matrix holds NaN or infinity.
+    """
+    for tensor in (*weights, *(moment for moment in output_moments if moment is not None)):
+        require_finite("a matrix of the group", tensor)
+    moment = require_finite("second_moment", second_moment).to(weights[0].device, torch.float64)
+    lefts, right = shared_cores(weights, rank, moment, output_moments)
+    found = list[Factorization]()
+    basis = right.to(weights[0].dtype).contiguous()
+    for weight, left in zip(weights, lefts, strict=True):
+        core = left.to(basis).contiguous()
+        restored = core.double() @ basis.double()
+        errors = relative_error(weight, restored), relative_error(weight, restored, moment)
+        found.append(Factorization((core,) if found else (core, basis), *errors))
+    return tuple(found)
 
 
 def narrowed_errors(

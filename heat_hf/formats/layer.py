@@ -8,13 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from heat_hf.formats import get_format
+from heat_hf.formats import SHARED, get_format
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
 
 DEFAULT_TOKENS = 128
 PIVOTED = "pivoted"
-BIASED = {"low_rank": "left", "fewer_outputs": "kept", "fewer_inputs": "kept"}  # the linear inside that has the bias
+# The linear inside that has the bias.
+BIASED = {"low_rank": "left", "shared_basis": "left", "on_basis": "left", "fewer_outputs": "kept", "fewer_inputs": "kept"}
 
 
 class FactorizedLinear(nn.Module):
@@ -23,8 +24,10 @@ class FactorizedLinear(nn.Module):
     Other libraries find in it what they know. A low-rank layer is two plain linears, `left(right(x))`: quantizers, adapters,
     pruning and offloading take them as any other. A pivoted layer is two as well: `right(x)` are the outputs of the pivots,
     `left(right(x))` all others, and `order` puts each in its place. A layer with fewer inputs or outputs is one smaller
-    linear, `kept`. The other formats hold their cores as the layer's own parameters, `core_0` and so on, and `bias`. Nothing
-    is kept between forward passes, so weights may change in any way at any time.
+    linear, `kept`. Of layers that share a basis, the first is two linears as well, and the others have `left` alone, which
+    reads what the first one's `right` answers: see `heat_hf.encoders.bases`. The other formats hold their cores as the layer's
+    own parameters, `core_0` and so on, and `bias`. Nothing is kept between forward passes, so weights may change in any way at
+    any time.
 
     There is no `weight`: code that asks a dense layer for one fails instead of silently working on a copy. `reconstruct`
     returns W′.
@@ -33,7 +36,7 @@ class FactorizedLinear(nn.Module):
         setting: format, tensorization shape, rank and execution.
         active: the setting less the slices that `set_rank` leaves out.
         right, left: of a low-rank layer, linears from N to r without a bias, and from r to M; of a pivoted one from N to r and
-            from r to M − r, both without.
+            from r to M − r, both without; of a layer `on_basis`, the second alone.
         kept: of a layer with fewer outputs, a linear from N to k; with fewer inputs, from k to M.
         order: of a pivoted layer, which of these outputs is which row's; M integers.
 
@@ -169,28 +172,42 @@ class FactorizedLinear(nn.Module):
             cores = codec.truncate(cores, shape, self.active.rank)
         return cores if self.gain == 1.0 else (cores[0] * self.gain, *cores[1:])
 
-    def reconstruct(self) -> Tensor:
-        """The dense W′ of extents (M, N) at the active rank."""
-        return self.setting.codec.reconstruct(self.active_cores(), self.setting.shape)
+    def reconstruct(self, basis: Tensor | None = None) -> Tensor:
+        """The dense W′ of extents (M, N) at the active rank.
 
-    def to_linear(self) -> nn.Linear:
-        """A dense layer with the weight W′ and the same bias."""
+        Args:
+            basis: R, r×N, for a layer `on_basis`.
+        """
+        cores = self.active_cores()
+        return self.setting.codec.reconstruct(cores if basis is None else (*cores, basis), self.setting.shape)
+
+    def to_linear(self, basis: Tensor | None = None) -> nn.Linear:
+        """A dense layer with the weight W′ and the same bias; `basis` as for `reconstruct`."""
         with torch.no_grad():
-            weight = self.reconstruct()
+            weight = self.reconstruct(basis)
             linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
             linear.weight.copy_(weight)
             if self.bias is not None:
                 linear.bias.copy_(nn.functional.pad(self.bias, (0, self.out_features - len(self.bias))))
         return linear.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, inner: bool = False) -> Tensor:
         """Apply the layer to x of extents (…, N); the result has extents (…, M), or k in the place of either.
+
+        Args:
+            x: inputs. A layer with a shared basis also takes what its `right` makes of them, of extents (…, r); one `on_basis`
+                takes this alone.
+            inner: of a layer with a shared basis, answer what its `right` makes of x.
 
         Raises:
             ValueError: if only some slices are active (`set_rank`), and the linears of a low-rank layer are not plain ones.
         """
         if "kept" in self._modules:
             return self.kept(x)  # type: ignore[no-any-return]
+        if inner:
+            return self.right(x)  # type: ignore[no-any-return]
+        if self.setting.format in SHARED:
+            return self.left(self.right(x) if "right" in self._modules and x.shape[-1] == self.in_features else x)  # type: ignore[no-any-return]
         if self.setting.format == PIVOTED:
             return self._pivoted(self.right(x))
         if "left" in self._modules and self._through_linears():
@@ -235,7 +252,9 @@ def _linears(setting: TensorSetting) -> dict[str, tuple[int, int]]:
     """The linears inside a layer and the extents of their weights, in the order in which they run."""
     if setting.format in ("fewer_outputs", "fewer_inputs"):
         return {"kept": setting.core_shapes[0]}  # type: ignore[dict-item]
-    if setting.format not in ("low_rank", PIVOTED):
+    if setting.format == "on_basis":
+        return {"left": setting.core_shapes[0]}  # type: ignore[dict-item]
+    if setting.format not in ("low_rank", "shared_basis", PIVOTED):
         return {}
     left, right = setting.core_shapes
     return {"right": right, "left": left}  # type: ignore[dict-item]

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
+from heat_hf.encoders.bases import basis_of, require_groups
 from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
-from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_module
+from heat_hf.encoders.linears import factorized_layers, resolve_names, saved_groups, swap_module
 from heat_hf.formats.layer import FactorizedLinear
 
 if TYPE_CHECKING:  # at run time these would load the modeling code, twice what registration needs
@@ -48,7 +49,9 @@ class HeatQuantizer(HfQuantizer):
         if not self.pre_quantized:
             return model
         tensors = self.quantization_config.tensors
-        for saved, name in resolve_names(model, tensors).items():
+        names = resolve_names(model, tensors)
+        require_groups(saved_groups(names), {saved: tensors[saved] for saved in names})
+        for saved, name in names.items():
             linear = cast(nn.Linear, model.get_submodule(name))
             setting = tensors[saved]
             setting.shape.require(linear.out_features, linear.in_features)
@@ -75,8 +78,9 @@ class HeatQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-        for layer in factorized_layers(model).values():
-            swap_module(model, layer, layer.to_linear())
+        layers = factorized_layers(model)
+        for name, layer in layers.items():
+            swap_module(model, layer, layer.to_linear(basis_of(layers, name)))
         return model
 
     def attach(self, model: PreTrainedModel) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
-from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -23,9 +21,11 @@ from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.search.ranks.allocation import BudgetKind, Option, allocate
+from heat_hf.search.ranks.bases import basis_options
+from heat_hf.search.ranks.groups import Group, Joint
 from heat_hf.search.ranks.problem import Problem
-from heat_hf.search.ranks.space import Footprint, RankSpace, priced_option, setting_options, undominated
-from heat_hf.search.ranks.widths import Group, Joint, width_options
+from heat_hf.search.ranks.space import RankSpace, priced_option, setting_options, undominated
+from heat_hf.search.ranks.widths import width_options
 
 
 @dataclass(frozen=True)
@@ -35,43 +35,35 @@ class Curves:
     Attributes:
         space: every tensor's options, the dense matrix included.
         losses: divergence that each option of each tensor causes; 0 for the dense matrix.
-        widths: of pairs of tensors, settings that both can only get together, with their losses.
+        joint: of several tensors each, settings that they can only get together, with their losses.
     """
 
     space: RankSpace
     losses: tuple[tuple[float, ...], ...]
-    widths: Mapping[tuple[str, str], Mapping[Joint, float]] = field(default_factory=dict)
+    joint: Mapping[tuple[str, ...], Mapping[Joint, float]] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Tensors with their options, those of a pair together: any of one with any of the other, or a width for both."""
-        rows = {name: self._options(row) for row, name in enumerate(self.space.names)}
-        seconds = {second for _, second in self.widths}
-        groups = []
-        for name in rows:
-            pair = next((pair for pair in self.widths if pair[0] == name), None)
-            if pair is not None:
-                groups.append(self._joined(pair, rows[name], rows[pair[1]]))
-            elif name not in seconds:
-                groups.append(
-                    Group((name,), *zip(*(((setting,), loss, cost) for setting, loss, cost in rows[name]), strict=True))
-                )
-        return tuple(groups)
+        """Tensors with their options; of those with settings in common, any of each, or one of these for all."""
+        alone = {name: self._alone(row, name) for row, name in enumerate(self.space.names)}
+        firsts, others = {names[0]: names for names in self.joint}, {name for names in self.joint for name in names[1:]}
+        return tuple(
+            self._joined([alone[member] for member in firsts[name]]) if name in firsts else group
+            for name, group in alone.items()
+            if name not in others
+        )
 
-    def _options(self, row: int) -> list[tuple[TensorSetting | None, float, Footprint]]:
-        options = self.space.options[self.space.names[row]]
-        return [
-            (setting, loss, self.space.footprint(row, number))
-            for number, (setting, loss) in enumerate(zip(options, self.losses[row], strict=True))
-        ]
+    def _alone(self, row: int, name: str) -> Group:
+        options = zip(self.space.options[name], self.losses[row], strict=True)
+        return Group.of((name,), [((s,), lost, self.space.footprint(row, k)) for k, (s, lost) in enumerate(options)])
 
-    def _joined(self, pair: tuple[str, str], first: Sequence[Any], second: Sequence[Any]) -> Group:
-        """Any option of one tensor with any of the other, or a width for both."""
-        found = [((a, b), lost + more, cost + other) for (a, lost, cost), (b, more, other) in product(first, second)]
-        for settings, lost in self.widths[pair].items():
-            costs = [self.space.costs.of(name, setting) for name, setting in zip(pair, settings, strict=True)]
-            found.append((settings, lost, costs[0] + costs[1]))  # type: ignore[arg-type]
-        return Group(pair, *zip(*found, strict=True)).undominated()
+    def _joined(self, members: Sequence[Group]) -> Group:
+        separate = sum(members[1:], start=members[0])
+        rows = separate.rows
+        for settings, lost in self.joint[separate.names].items():
+            costs = [self.space.costs.of(name, setting) for name, setting in zip(separate.names, settings, strict=True)]
+            rows.append((settings, lost, sum(costs[1:], start=costs[0])))
+        return Group.of(separate.names, rows).undominated()
 
     @cached_property
     def priced(self) -> list[list[Option]]:
@@ -99,7 +91,12 @@ def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize],
         kept = undominated(problem.costs, name, [*curve, (None, 0.0)])
         options[name] = tuple(setting for setting, _ in kept)
         losses.append(tuple(loss for _, loss in kept))
-    return Curves(RankSpace(problem.costs, options), tuple(losses), width_options(problem) if problem.widths else {})
+    joint: dict[tuple[str, ...], dict[Joint, float]] = {}
+    if problem.widths:
+        joint |= width_options(problem)
+    if problem.groups:
+        joint |= basis_options(problem)
+    return Curves(RankSpace(problem.costs, options), tuple(losses), joint)
 
 
 class _Roots:

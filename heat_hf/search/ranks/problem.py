@@ -58,6 +58,7 @@ class Problem:
         seed: of whatever is drawn at random.
         loss_aware: whether projections weight errors by the model's gradients.
         widths: whether feed-forward networks may lose inner neurons instead.
+        groups: whether query, key and value may share a basis instead.
         table: Level 1's cost table; None without one.
         statistics: C and G on calibration data; None without it.
         training: for the SuperNet; None without it.
@@ -76,6 +77,7 @@ class Problem:
     seed: int = 0
     loss_aware: bool = True
     widths: bool = False
+    groups: bool = False
     table: CostTable | None = None
     statistics: Statistics | None = None
     training: Training | None = None

@@ -7,7 +7,6 @@ again (`heat_hf.formats.narrowed`): losses of widths and of ranks are in the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -18,50 +17,21 @@ from heat_hf.formats import TensorShape
 from heat_hf.formats.narrowed import Neurons
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware.cost import MisfitError
+from heat_hf.search.ranks.groups import Joint, fits
 from heat_hf.search.ranks.problem import Problem
-from heat_hf.search.ranks.space import Costs, Footprint, least_places
 
 LEVELS = 20  # widths of a pair
 NARROWEST, WIDEST = 1 / 48, 5 / 6  # parts of all neurons
-Joint = tuple[TensorSetting | None, ...]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Tensors that are chosen for together: one by itself, or two with a width in common.
-
-    Attributes:
-        names: of the tensors.
-        options: what they get, a setting for each.
-        losses: divergence that each option causes.
-        footprints: what each takes.
-    """
-
-    names: tuple[str, ...]
-    options: tuple[Joint, ...]
-    losses: tuple[float, ...]
-    footprints: tuple[Footprint, ...]
-
-    def undominated(self) -> Group:
-        """Without options for which another takes no more of anything and loses no more."""
-        rows = [
-            (loss, fp.parameters, *(() if fp.cost is None else fp.cost.figures))
-            for loss, fp in zip(self.losses, self.footprints, strict=True)
-        ]
-        kept = sorted(least_places(rows))
-        options, losses, footprints = (tuple(x[k] for k in kept) for x in (self.options, self.losses, self.footprints))
-        return Group(self.names, options, losses, footprints)  # type: ignore[arg-type]
-
-
-def width_options(problem: Problem) -> dict[tuple[str, str], dict[Joint, float]]:
+def width_options(problem: Problem) -> dict[tuple[str, ...], dict[Joint, float]]:
     """For every pair of matrices with element-wise work between them, settings of both by width, with their losses.
 
     Args:
         problem: with statistics and gradients.
     """
     assert problem.statistics is not None
-    found = {}
+    found = dict[tuple[str, ...], dict[Joint, float]]()
     pairs = inner_pairs(problem.model, problem.linears)
     for first, second in tqdm(pairs.items(), desc="Widths", unit="pair"):
         weight: Any = problem.linears[second].weight
@@ -71,7 +41,7 @@ def width_options(problem: Problem) -> dict[tuple[str, str], dict[Joint, float]]
         if widths:
             neurons = Neurons.ranked(weight, *moments, least=widths[0])
             options = {narrowed(sizes, width): neurons.lost(width) for width in widths}
-            found[first, second] = {s: loss for s, loss in options.items() if _fits(problem.costs, (first, second), s)}
+            found[first, second] = {s: loss for s, loss in options.items() if fits(problem.costs, (first, second), s)}
     return found
 
 
@@ -85,12 +55,3 @@ def _widths(neurons: int, unit: int) -> list[int]:
     """From few neurons to many, in multiples of a unit of the hardware."""
     parts = neurons * np.geomspace(NARROWEST, WIDEST, LEVELS)
     return sorted({cast(int, max(1, round(part / unit)) * unit) for part in parts if unit < neurons} - {neurons})
-
-
-def _fits(costs: Costs, names: tuple[str, str], settings: Joint) -> bool:
-    try:
-        for name, setting in zip(names, settings, strict=True):
-            costs.of(name, setting)
-    except MisfitError:
-        return False
-    return True
