@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_model, token_ids
 
-from benchmarks import kwon
+from benchmarks import cost_paper, growth, kwon
 from benchmarks.pruned import Masks, Tuning, remove
 from heat_hf.encoders.batches import Batch
 from heat_hf.hardware import cost_model
@@ -94,3 +94,29 @@ def test_tuning_leaves_a_whole_model_and_mends_a_pruned_one() -> None:
     before = (answer(pruned) - answer(dense))[kept].norm()
     Tuning(pruned, dense, [batch()]).run()
     assert (answer(pruned) - answer(dense))[kept].norm() < before
+
+
+def test_a_mixture_gives_every_block_something() -> None:
+    choices = [cost_paper.Choice(name, figures) for name, figures in (("a", (1.0, 2.0, 3.0)), ("b", (4.0, 0.0, 1.0)))]
+    figures, labels = cost_paper.mixtures(choices)
+    assert len(labels) == 2 + cost_paper.BLOCKS - 1
+    assert figures[labels.index("12 × a")].tolist() == [12, 24, 36]
+    assert figures[labels.index("5 × a, 7 × b")].tolist() == [33, 10, 22]
+
+
+def test_what_is_outermost_is_never_beaten() -> None:
+    cheap, middle, dear, beaten = (
+        cost_paper.Choice(name, figures)
+        for name, figures in (("c", (1.0, 1.0, 1.0)), ("m", (6.0, 2.0, 2.0)), ("d", (8.0, 8.0, 8.0)), ("b", (5.0, 3.0, 3.0)))
+    )
+    assert cost_paper.outermost([cheap, middle, dear, beaten]) == [cheap, middle, dear]
+
+
+def test_growth_is_fitted_by_a_line() -> None:
+    same = {"processor_minutes": 1.0, "GiB": 1.0}
+    rows = [{"blocks": b, "tokens": t, "minutes": 2.0 + 3 * b, **same} for b, t in ((1, 8), (3, 8), (3, 9))]
+    about = {"gain": 5.7, "command": "", "machine": "", "versions": {}}
+    data = {"rows": rows, "fixed_tokens": 8, "fixed_blocks": 3, **about}
+    assert growth.line(growth.panels(data)["blocks"], "blocks", "minutes") == pytest.approx((3, 2, 1))
+    assert [row["tokens"] for row in growth.panels(data)["tokens"]] == [8, 9]
+    assert "| 3 | 9 | 11.0 | 1.0 | 1.0 |" in growth.table(data)
