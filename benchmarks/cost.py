@@ -13,14 +13,15 @@ import os
 import random
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from scipy.stats import spearmanr
 from transformers import BertConfig, DistilBertConfig
 
+from benchmarks.cost_paper import paper_table, structures_table
 from benchmarks.provenance import provenance
 from heat_hf import TensorSetting, TensorShape
 from heat_hf.formats import FORMATS, get_format
@@ -33,13 +34,6 @@ from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.mapper import Mapper
 from recipes.evidence import write_json
 
-BERT_SIZES = {"768x768": 48, "3072x768": 12, "768x3072": 12}  # matrices of BERT-base's blocks
-# Table 1 of the paper: million parameters of the factors (the model's less 24.6 M), and the EDP in µJ·s of its HEAT rows.
-PAPER = {
-    "cp": [(24.3, 5.99), (34.5, 9.01), (49.6, 14.5)],
-    "tucker": [(17.5, 4.91), (26.4, 7.45), (39.0, 10.4)],
-    "ttm": [(17.0, 25.06), (21.8, 28.93), (30.1, 32.72)],
-}
 SIMBA = load_accelerator("simba-l")
 
 
@@ -227,69 +221,16 @@ def figure_6() -> dict:
     return found
 
 
-def paper_table() -> list[dict]:
-    """The least EDP of BERT-base at 384 tokens with at least the paper's factor parameters, one setting for each size."""
-    mapper = Mapper(SIMBA)
-    options = {name: {size: _options(name, size, mapper) for size in BERT_SIZES} for name in PAPER}
-    rows = []
-    for name, stated in PAPER.items():
-        for parameters, paper in stated:
-            row = {"format": name, "parameters_M": parameters, "paper": paper, "settings": {}}
-            for kind in KINDS if name == "ttm" else ("best",):
-                edp, chosen = _cheapest(options[name], parameters * 1e6, kind)
-                row["settings"][kind] = {
-                    "edp": edp * 1e6,
-                    "parameters_M": sum(BERT_SIZES[size] * s.parameters for size, s in chosen.items()) / 1e6,
-                    "settings": {size: f"{s.shape} rank {'×'.join(map(str, s.rank))}" for size, s in chosen.items()},
-                }
-            row["ratio"] = row["settings"]["best"]["edp"] / paper
-            rows.append(row)
-    return rows
-
-
-KINDS = {
-    "best": lambda _: True,
-    "no mode of extent 1": lambda shape: 1 not in shape.modes,
-    "uniform modes": lambda shape: max(shape.modes) < 3 * min(shape.modes),
+# Part of the output file → what makes its entries.
+PARTS: dict[str, Callable[[argparse.Namespace], dict]] = {
+    "dense": lambda _: {"dense": dense_models()},
+    "timeloop": lambda args: {"timeloop": against_timeloop(Path(args.reference), args.repeats)},
+    "accelforge": lambda args: {"accelforge": against_accelforge(Path(args.reference), args.repeats)},
+    "candidates": lambda args: {"candidates": cost_table(args.candidates, args.seed)},
+    "figure_6": lambda _: {"figure_6": figure_6()},
+    "paper": lambda _: paper_table(),
+    "structures": lambda _: structures_table(),
 }
-PAPER_SHAPES = {
-    "768x768": ["768:768", "24x32:768", "12x64:768", "24x32:24x32"],
-    "3072x768": ["3072:768", "48x64:768", "3072:24x32", "48x64:24x32"],
-    "768x3072": ["768:3072", "24x32:3072", "768:48x64", "24x32:48x64"],
-}
-
-
-def _options(name: str, size: str, mapper: Mapper) -> list[tuple[TensorSetting, Cascade]]:
-    """Settings of one matrix size, with ranks in multiples of 16 where they go beyond 64; uniform ranks in Tucker."""
-    rows, columns = MatrixSize.parse(size)
-    codec, found = get_format(name), []
-    # CP of four modes needs ranks in the thousands for as many parameters, and costs more than the dense matrix.
-    pairs = [f"{rows // m}x{m}:{columns // m}x{m}" for m in (2, 4, 8, 16)]
-    shapes = {
-        "cp": PAPER_SHAPES[size][:3],
-        "tucker": PAPER_SHAPES[size],
-        "ttm": [f"{rows}x1:1x{columns}", *pairs, PAPER_SHAPES[size][3]],
-    }
-    for text in shapes[name]:
-        shape = TensorShape.parse(text, rows, columns)
-        most = max(codec.max_rank(shape))
-        for rank in range(16, most + 1, 16) if most > 64 else range(1, most + 1):
-            setting = TensorSetting(name, shape, codec.clip_rank(shape, codec.uniform_rank(shape, rank)))
-            if setting.ratio < 1:
-                found.append((setting, AnalyticModel(mapper).cascade_of(setting, 384)))
-    return found
-
-
-def _cheapest(options: dict, parameters: float, kind: str) -> tuple[float, dict[str, TensorSetting]]:
-    """One setting for each size, with shapes of one of `KINDS`."""
-    lists = {size: [(s, c) for s, c in found if KINDS[kind](s.shape)] for size, found in options.items()}
-    sums = np.zeros((3, 1, 1, 1))
-    for axis, (size, found) in enumerate(lists.items(), start=1):
-        values = np.array([[s.parameters, c.energy_pJ, c.seconds] for s, c in found]).T * BERT_SIZES[size]
-        sums = sums + np.expand_dims(values, [other for other in (1, 2, 3) if other != axis])
-    edp = np.where(sums[0] >= parameters, sums[1] * sums[2] * 1e-12, np.inf)
-    place = np.unravel_index(int(edp.argmin()), edp.shape)
-    return float(edp[place]), {size: found[i][0] for (size, found), i in zip(lists.items(), place, strict=True)}
 
 
 def main() -> None:
@@ -299,25 +240,20 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="make these anew, and keep what else the output file has")
     args = parser.parse_args()
-    if args.reference is None:
+    wanted = set(args.only or PARTS)
+    if args.reference is None and wanted & {"timeloop", "accelforge"}:
         parser.error("--reference or HEAT_HF_REFERENCE must name the folder with timeloop.json and accelforge.json")
-    table = cost_table(args.candidates, args.seed)
-    result = {
-        **provenance(
-            f"python -m benchmarks.cost --repeats {args.repeats} --candidates {args.candidates} --seed {args.seed} "
-            "--reference DIR --output FILE",
-            "numpy",
-        ),
-        "accelerator": {"name": SIMBA.name, "digest": SIMBA.digest},
-        "dense": dense_models(),
-        "timeloop": against_timeloop(Path(args.reference), args.repeats),
-        "accelforge": against_accelforge(Path(args.reference), args.repeats),
-        "candidates": table,
-        "figure_6": figure_6(),
-        "paper": (paper := paper_table()),
-        "paper_geometric_mean": statistics.geometric_mean(row["ratio"] for row in paper),
-    }
+    command = (
+        f"python -m benchmarks.cost --repeats {args.repeats} --candidates {args.candidates} --seed {args.seed} "
+        "--reference DIR --output FILE"
+    )
+    about = {**provenance(command, "numpy"), "accelerator": {"name": SIMBA.name, "digest": SIMBA.digest}}
+    result = json.loads(args.output.read_text()) if args.only else about
+    for name, make in PARTS.items():
+        if name in wanted:
+            result |= make(args)
     write_json(args.output, result)
 
 

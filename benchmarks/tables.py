@@ -78,7 +78,8 @@ def untrained(data: dict) -> str:
         *(f"| {name} | 1× | dense | {score:.4f} | 1.00 | 1.00 | |" for name, score in data["dense"].items()),
     ]
     for row in sorted(data["rows"], key=lambda row: (list(data["dense"]).index(row["data"]), row["gain"])):
-        head = f"| {row['data']} | {row['gain']:g}× | {row['structure']} |"
+        note = f", {row['bytes_ratio']:.2f} of the bytes" if "bytes_ratio" in row else ""
+        head = f"| {row['data']} | {row['gain']:g}× | {row['structure']}{note} |"
         if "unreachable" in row:
             lines.append(f"{head} out of reach | | | |")
             continue

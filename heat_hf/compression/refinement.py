@@ -148,7 +148,7 @@ class _Refiner:
         Args:
             groups: names of the layers of every block, in the order of a forward pass.
         """
-        total = len(groups) * (2 * len(self.batches) + len(self.held_out) + STEP_PASSES * self.steps)
+        total = len(groups) * (2 * len(self.batches) + 2 * len(self.held_out) + STEP_PASSES * self.steps)
         reached = []
         with tqdm(total=total, desc="Refining", unit="pass", disable=not groups) as bar:
             for name, names in groups.items():
@@ -163,13 +163,13 @@ class _Refiner:
     def _dense(self, name: str, names: Sequence[str], bar: tqdm[None]) -> Mapping[str, Tensor]:
         """Run a block while it is dense; returns C of the inputs of its linears."""
         if self.moments is not None:
-            self.dense = self._answers(name, self.dense, self.everything, bar)
+            self.dense = self._replaced(name, self.dense, bar)
             return self.moments
         inputs, modules = InputMoments(), {one: self.linears[one] for one in names}
         with ExitStack() as stack:
             for one, linear in modules.items():
                 stack.callback(linear.register_forward_pre_hook(inputs.hook(one)).remove)
-            self.dense = self._answers(name, self.dense, self.everything, bar, inputs)
+            self.dense = self._replaced(name, self.dense, bar, inputs)
         return inputs.moments(modules)
 
     def _refine(self, name: str, names: Sequence[str], bar: tqdm[None]) -> BlockError:
@@ -178,34 +178,33 @@ class _Refiner:
         start = [parameter.detach().clone() for parameter in parameters]
         before = self._error(self._answers(name, self.now, self.held_out, bar))
         self._train(name, parameters, rates, bar)
-        refined = self._answers(name, self.now, self.everything, bar)
-        after = self._error(refined)
+        after = self._error(self._answers(name, self.now, self.held_out, bar))
         if not after < before:  # False also for NaN
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
                     parameter.copy_(value)
-            after, refined = before, self._answers(name, self.now, self.everything)
-        self.now = refined
+            after = before
+        self.now = self._replaced(name, self.now, bar)
         return BlockError(name, before, after)
 
-    def _answers(
-        self,
-        name: str,
-        before: States,
-        numbers: Iterable[int],
-        bar: tqdm[None] | None = None,
-        inputs: InputMoments | None = None,
-    ) -> States:
-        """Hidden states behind a block, of those before it, for some batches; adds up moments of watched layers."""
+    def _answers(self, name: str, before: States, numbers: Iterable[int], bar: tqdm[None]) -> States:
+        """Hidden states behind a block, of those before it, for some batches."""
         answers = {}
         with torch.no_grad():
             for number in numbers:
-                if inputs is not None:
-                    inputs.seen.clear()
-                    inputs.mask = padding_mask(self.batches[number])
                 answers[number] = self._answer(name, before, number)
-                if bar is not None:
-                    bar.update()
+                bar.update()
+        return answers
+
+    def _replaced(self, name: str, before: States, bar: tqdm[None], inputs: InputMoments | None = None) -> States:
+        """The same for all batches; those before go one by one, so that memory holds them once. Adds up moments of inputs."""
+        answers: States = {}
+        for number in self.everything:
+            if inputs is not None:
+                inputs.seen.clear()
+                inputs.mask = padding_mask(self.batches[number])
+            answers |= self._answers(name, before, [number], bar)
+            before.pop(number, None)
         return answers
 
     def _answer(self, name: str, before: States, number: int) -> Tensor:

@@ -122,14 +122,17 @@ class InputMoments:
         self.seen.clear()
 
     def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """C of every layer."""
+        """C of every layer; the sums are used up."""
         unused = [name for name in modules if name not in self.leader]
         if unused:
             raise ValueError(f"the calibration data never reaches {unused[0]!r} ({len(unused)} such layers)")
-        means = {name: total / self.rows[name] for name, total in self.sums.items()}
-        for name, moment in means.items():
+        means = {}
+        for name in list(self.sums):
+            # In place: sums and means side by side would take twice the memory.
+            moment = self.sums.pop(name).div_(self.rows[name])
             if not torch.isfinite(moment).all():
                 raise ValueError(f"the calibration inputs of {name!r} are not finite")
+            means[name] = moment
         return {name: means[self.leader[name]] for name in modules}
 
 
@@ -182,11 +185,11 @@ class OutputMoments(Gradients):
                 self.sums[name] = self.sums.get(name, 0) + _outer(gradient, self.mask)[0]
 
     def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """G of every layer."""
+        """G of every layer; the sums are used up."""
         lost = [name for name in modules if name not in self.sums or not torch.isfinite(self.sums[name]).all()]
         if lost:
             raise ValueError(f"the model's outputs have no finite gradient at {lost[0]!r} ({len(lost)} such layers)")
-        return {name: self.sums[name] / self.sequences for name in modules}
+        return {name: self.sums.pop(name).div_(self.sequences) for name in modules}
 
 
 def spread(batches: Sequence[Batch], rows: int) -> frozenset[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heat_hf.formats.base import Format, Rank
 from heat_hf.formats.narrowed import Neurons, refitted
-from heat_hf.formats.projection import OUTPUT_DAMPING, refine, relative_error, square_roots, weighted_square
+from heat_hf.formats.projection import OUTPUT_DAMPING, refine, relative_error, square_roots, triangular_roots, weighted_square
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.shared import shared_cores
 from heat_hf.formats.solver import Solver
@@ -247,24 +247,28 @@ def _loss(codec: Format, matrix: Tensor, cores: Sequence[Tensor], shape: TensorS
 
 
 def _roots(codec: Format, moments: Moments, shape: TensorShape) -> list[tuple[Tensor, Tensor] | None]:
-    """G^{1/2} and C^{1/2} with their inverses, of the sides that are whitened: rows, columns."""
+    """Roots of G and of C, R with R Rᵀ = G or C, and their inverses, of the sides that are whitened: rows, columns.
+
+    Any root gives the same where the solution is a truncated SVD; elsewhere the symmetric one mixes modes least.
+    """
     second_moment, output_moment = moments
     rows, columns = codec.whitens(shape)
+    take = triangular_roots if shape.order == 2 and codec.optimal(shape) else square_roots
     return [
-        square_roots(output_moment, OUTPUT_DAMPING) if rows and output_moment is not None else None,
-        square_roots(second_moment) if columns and second_moment is not None else None,
+        take(output_moment, OUTPUT_DAMPING) if rows and output_moment is not None else None,
+        take(second_moment) if columns and second_moment is not None else None,
     ]
 
 
 def _multiply(matrix: Tensor, roots: Sequence[Tensor | None]) -> Tensor:
-    """Rows and columns times their roots."""
+    """Rows and columns times their roots: Rᵀ W R′."""
     rows, columns = roots
-    matrix = matrix if rows is None else rows @ matrix
+    matrix = matrix if rows is None else rows.T @ matrix
     return matrix if columns is None else matrix @ columns
 
 
 def _apply(codec: Format, cores: list[Tensor], shape: TensorShape, side: str, factor: Tensor) -> list[Tensor]:
-    """Cores of the matrix multiplied with a symmetric factor at a side that `Format.whitens`.
+    """Cores of the matrix W with a factor A at a side that `Format.whitens`: AᵀW for rows, WA for columns.
 
     Args:
         codec: the format.

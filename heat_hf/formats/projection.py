@@ -63,6 +63,15 @@ def triangular_root(moment: Tensor, damping: float = DAMPING) -> Tensor:
     return square_roots(moment, damping)[0] if failed else root
 
 
+def triangular_roots(moment: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
+    """L with L Lᵀ = C, damped as in `square_roots`, and L⁻¹: many times faster for thousands of rows."""
+    root = triangular_root(moment, damping)
+    eye = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    if root.triu(1).any():  # it is symmetric, where C is singular beyond what damping makes up for
+        return square_roots(moment, damping)
+    return root, torch.linalg.solve_triangular(root, eye, upper=False)
+
+
 def refine(
     reconstruct: Callable[[Sequence[Tensor]], Tensor],
     cores: Sequence[Tensor],

@@ -1,0 +1,122 @@
+"""What benchmarks compute themselves, on small random models."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import small_model, token_ids
+
+from benchmarks import cost_paper, growth, kwon
+from benchmarks.pruned import Masks, Tuning, remove
+from heat_hf.encoders.batches import Batch
+from heat_hf.hardware import cost_model
+
+
+def batch() -> Batch:
+    mask = torch.ones(3, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    return {"input_ids": token_ids(), "attention_mask": mask}
+
+
+def answer(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**batch())[0]
+
+
+def drawn(model: torch.nn.Module, seed: int = 0) -> Masks:
+    """About half of heads and neurons, and no head at all in the last block."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = [[torch.rand(len(mask), generator=generator).round() for mask in pair] for pair in kwon.ones(model)]
+    masks[-1][0].zero_()
+    return masks
+
+
+def test_masks_of_ones_change_nothing() -> None:
+    model = small_model("bert")
+    with kwon.masked(model, kwon.ones(model)):
+        assert torch.equal(answer(model), answer(small_model("bert")))
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_removed_model_is_the_masked_one(head: bool) -> None:
+    model = small_model("bert", head)
+    masks = drawn(model)
+    with kwon.masked(model, masks):
+        expected = answer(model)
+    before = sum(p.numel() for p in model.parameters())
+    remove(model, masks)
+    torch.testing.assert_close(answer(model), expected)
+    assert sum(p.numel() for p in model.parameters()) < before
+
+
+def test_fisher_is_that_of_single_sequences() -> None:
+    """A batch gives what its sequences give one by one, where the same directions are drawn."""
+    model = small_model("bert")
+    whole = kwon.fisher(model, [batch()], seed=0)
+    rows = [{key: value[i : i + 1] for key, value in batch().items()} for i in range(3)]
+    single = kwon.fisher(model, rows, seed=0)
+    for pair, other in zip(whole, single, strict=True):
+        for one, two in zip(pair, other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-7)
+
+
+def test_search_keeps_the_budget_and_the_best() -> None:
+    model = small_model("bert")
+    price = kwon.Price(model, cost_model("simba-l"))
+    dense = price.of(kwon.ones(model)).edp
+    information = [[torch.arange(len(mask)).float().diag() for mask in pair] for pair in kwon.ones(model)]
+    masks = kwon.search(information, price, dense / 2)
+    assert price.of(masks).edp <= dense / 2
+    for mask in (mask for pair in masks for mask in pair):
+        assert mask.tolist() == sorted(mask.tolist())  # the last of a block matter most
+    with pytest.raises(ValueError, match="cannot be reached"):
+        kwon.search(information, price, 0.0)
+
+
+def test_rearranging_sees_what_two_have_in_common() -> None:
+    """Two neurons that cancel each other go together, though each alone matters more than the others."""
+    information = torch.diag(torch.tensor([2.0, 2.0, 1.0, 1.0]))
+    information[0, 1] = information[1, 0] = -1.9
+    mask = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    assert kwon.rearranged(mask, information).tolist() == [0, 0, 1, 1]
+    assert kwon.rearranged(torch.ones(4), information).tolist() == [1] * 4
+
+
+def test_tuning_leaves_a_whole_model_and_mends_a_pruned_one() -> None:
+    dense = small_model("bert", head=False)
+    whole, pruned = copy.deepcopy(dense), copy.deepcopy(dense)
+    Tuning(whole, dense, [batch()]).run()
+    torch.testing.assert_close(answer(whole), answer(dense), rtol=1e-3, atol=1e-4)
+    remove(pruned, drawn(pruned))
+    kept = batch()["attention_mask"].bool()
+    before = (answer(pruned) - answer(dense))[kept].norm()
+    Tuning(pruned, dense, [batch()]).run()
+    assert (answer(pruned) - answer(dense))[kept].norm() < before
+
+
+def test_a_mixture_gives_every_block_something() -> None:
+    choices = [cost_paper.Choice(name, figures) for name, figures in (("a", (1.0, 2.0, 3.0)), ("b", (4.0, 0.0, 1.0)))]
+    figures, labels = cost_paper.mixtures(choices)
+    assert len(labels) == 2 + cost_paper.BLOCKS - 1
+    assert figures[labels.index("12 × a")].tolist() == [12, 24, 36]
+    assert figures[labels.index("5 × a, 7 × b")].tolist() == [33, 10, 22]
+
+
+def test_what_is_outermost_is_never_beaten() -> None:
+    cheap, middle, dear, beaten = (
+        cost_paper.Choice(name, figures)
+        for name, figures in (("c", (1.0, 1.0, 1.0)), ("m", (6.0, 2.0, 2.0)), ("d", (8.0, 8.0, 8.0)), ("b", (5.0, 3.0, 3.0)))
+    )
+    assert cost_paper.outermost([cheap, middle, dear, beaten]) == [cheap, middle, dear]
+
+
+def test_growth_is_fitted_by_a_line() -> None:
+    same = {"processor_minutes": 1.0, "GiB": 1.0}
+    rows = [{"blocks": b, "tokens": t, "minutes": 2.0 + 3 * b, **same} for b, t in ((1, 8), (3, 8), (3, 9))]
+    about = {"gain": 5.7, "command": "", "machine": "", "versions": {}}
+    data = {"rows": rows, "fixed_tokens": 8, "fixed_blocks": 3, **about}
+    assert growth.line(growth.panels(data)["blocks"], "blocks", "minutes") == pytest.approx((3, 2, 1))
+    assert [row["tokens"] for row in growth.panels(data)["tokens"]] == [8, 9]
+    assert "| 3 | 9 | 11.0 | 1.0 | 1.0 |" in growth.table(data)
