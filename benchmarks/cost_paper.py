@@ -96,7 +96,6 @@ def _cheapest(options: dict, parameters: float, kind: str) -> tuple[float, dict[
 
 
 UNIT = 16  # ranks and widths are multiples of it
-SHARED_BASIS = True  # to be set with a format for it: one product N → r for Q, K and V together, and one r → 3M
 
 
 @dataclass(frozen=True)
@@ -142,10 +141,13 @@ class Structures:
         """Of a block's four matrices: Q, K and V alike, and the one behind them."""
         size = MatrixSize(hidden, hidden)
         first = self.matrix(size, 3)
-        if SHARED_BASIS:
-            shape = TensorShape.matrix(3 * hidden, hidden)
-            ranks = range(UNIT, int(shape.rows * shape.columns / (shape.rows + shape.columns)), UNIT)
-            first += [self.of(f"shared basis {rank}", TensorSetting("low_rank", shape, (rank,))) for rank in ranks]
+        shape, most = TensorShape.matrix(*size), 3 * size.elements / (hidden + 3 * hidden)
+        for rank in range(UNIT, int(most), UNIT):
+            settings = (TensorSetting(name, shape, (rank,)) for name in ("shared_basis", "on_basis"))
+            basis, others = (
+                self.of(f"shared basis {rank}", setting, times) for setting, times in zip(settings, (1, 2), strict=True)
+            )
+            first.append(basis + others)
         return [one + other for one, other in itertools.product(first, self.matrix(size))]
 
     def feed_forward(self, hidden: int, inner: int) -> list[Choice]:
