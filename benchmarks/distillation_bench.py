@@ -33,7 +33,7 @@ from heat_hf.formats.shape import folded
 from heat_hf.reports.card import Origin, inherited_license, model_card, saved_files
 from heat_hf.reports.figures.distillation import draw_training
 from heat_hf.search.ranks.budgets import Budget
-from heat_hf.search.ranks.methods import get_rank_search
+from heat_hf.search.ranks.methods import Solution, get_rank_search
 from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 from recipes.evidence import evaluation_of, result_row, write_json
@@ -90,7 +90,7 @@ def schedule(subject: Subject) -> dict[str, Any]:
 class Bench:
     """A subject's dense model, rows and calibration, and the rows found so far."""
 
-    def __init__(self, subject: Subject, checkpoint: str, args: argparse.Namespace, file: str = "distillation.json") -> None:
+    def __init__(self, subject: Subject, checkpoint: str, args: argparse.Namespace, results: str = "distillation.json") -> None:
         self.subject, self.checkpoint, self.args = subject, checkpoint, args
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.dense = self.load()
@@ -101,7 +101,7 @@ class Bench:
         self.rows = encode_rows(rows, self.tokenizer, TOKENS)
         self.test = load_rows(args.data / subject.test)
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
-        self.file = args.results / file
+        self.file = args.results / results
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
         self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
         self.found["unseen"] = len(self.unseen)
@@ -193,7 +193,7 @@ class Bench:
             if known is not None:
                 return None, known
             model = copy.deepcopy(self.dense)
-            report = self.job(decomposition, method, gain, shape, model).factorize(settings)
+            report = self.job(decomposition, method, gain, shape, model).factorize(Solution(settings))
             model.save_pretrained(folder)
             report.save(folder)
         model = type(self.dense).from_pretrained(folder)

@@ -62,7 +62,7 @@ def student(bench: Bench, gain: float) -> tuple[Any, CompressionReport]:
         model = copy.deepcopy(bench.dense)
         config = HeatConfig(rank_search="sensitivity", target_edp_ratio=1 / gain, sequence_length=TOKENS, widths=True)
         job = Job(model, config, bench.calibration, given_statistics=bench.statistics)
-        report = job.factorize(job.settings())
+        report = job.factorize(job.chosen())
         model.save_pretrained(folder)
         report.save(folder)
     return type(bench.dense).from_pretrained(folder), CompressionReport.load(folder)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
 from heat_hf.encoders.linears import encoder_linears
-from heat_hf.encoders.statistics import padding_mask
+from heat_hf.encoders.moments import padding_mask
 
 LARGEST = 10.0  # a layer with a tuned mask beyond this keeps its masks as they were
 RIDGE = 1e-4  # of the mean diagonal of the normal equations: masks that hardly matter stay near 1

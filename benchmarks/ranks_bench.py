@@ -128,4 +128,4 @@ class Bench:
     def rule_settings(self, gain: float, **options: object) -> dict:
         """What a request for one gain gets, with the calibration of this bench."""
         config = replace(self.config, target_edp_ratio=1 / gain, **options)
-        return Job(self.dense, config, given_statistics=self.problem.statistics).settings()
+        return Job(self.dense, config, given_statistics=self.problem.statistics).chosen().settings

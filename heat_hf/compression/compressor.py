@@ -137,7 +137,7 @@ class HeatCompressor:
             ValueError: if the configuration does not fit the model.
         """
         job = self._job(config, calibration_dataset, statistics, cost_model)
-        return job.planned(job.settings(variant))
+        return job.planned(job.chosen(variant))
 
     def search_ranks(
         self,
@@ -271,11 +271,11 @@ class HeatCompressor:
             config = variant.configure(config)
         job = self._job(config, calibration_dataset, statistics, cost_model, training)
         job.check()
-        settings = job.settings(variant)
+        chosen = job.chosen(variant)
         if save_directory is not None:
-            expected = job.planned(settings)
+            expected = job.planned(chosen)
             check_target(save_directory, overwrite, expected.compressed_model_parameters * self.model.dtype.itemsize)
-        self.report = job.factorize(settings)
+        self.report = job.factorize(chosen)
         if save_directory is not None:
             self.save(save_directory, overwrite, **save_options)
         return self.report

@@ -11,6 +11,7 @@ from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.hardware import CostModel
 from heat_hf.reports.compression import CompressionReport
+from heat_hf.search.ranks.methods import Solution
 from heat_hf.search.ranks.space import Settings
 
 if TYPE_CHECKING:
@@ -41,4 +42,4 @@ def factorize(
     """
     job = Job(model, config, None if calibration is None else list(calibration), statistics, cost_model)
     job.check()
-    return job.factorize(job.settings() if settings is None else settings)
+    return job.factorize(job.chosen() if settings is None else Solution(settings))

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
+from heat_hf.compression.measuring import answers, expected, measured
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import refine_blocks
 from heat_hf.compression.reporting import Reached, refined_report, report_of
@@ -34,6 +35,7 @@ from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
+from heat_hf.search.ranks.methods import Solution
 from heat_hf.search.ranks.problem import Problem, Training
 from heat_hf.search.ranks.space import Costs, Matrix, Settings
 from heat_hf.search.ranks.variants import Variant, find_variants, search_key
@@ -206,8 +208,8 @@ class Job:
         _ = self.cost_model
         require_runs(self.model, self.linears, self.calibration[0] if self.calibration else None)
 
-    def settings(self, variant: Variant | None = None) -> Settings:
-        """What every matrix gets: a variant's settings, or what the method finds.
+    def chosen(self, variant: Variant | None = None) -> Solution:
+        """What every matrix gets, a variant's settings or what the method finds, and the divergence to be expected of it.
 
         Raises:
             ValueError: if the request cannot be met, asks for several variants, or the variant is of another model.
@@ -218,10 +220,11 @@ class Job:
             others = set(self.linears) ^ set(names.values())
             if others:
                 raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {min(others)!r}")
-            return {name: variant.settings[saved] for saved, name in names.items()}
+            settings = {name: variant.settings[saved] for saved, name in names.items()}
+            return Solution(settings, variant.expected_divergence)
         self.config.require_one_budget()
-        (variant_found,) = self._search(None, overwrite=False).variants
-        return variant_found.settings
+        (found,) = self._search(None, overwrite=False).variants
+        return Solution(found.settings, found.expected_divergence)
 
     def search(self, output: Path | None = None, overwrite: bool = False) -> RankRecord:
         """Settings for every budget of the request; the model is not changed.
@@ -261,9 +264,10 @@ class Job:
                 record.save(output)
         return record
 
-    def planned(self, settings: Settings) -> CompressionReport:
+    def planned(self, chosen: Solution) -> CompressionReport:
         """The report of what factorizing would give; nothing is decomposed."""
-        return self._report({name: Reached(setting) for name, setting in settings.items()})
+        report = self._report({name: Reached(setting) for name, setting in chosen.settings.items()})
+        return replace(report, fidelity=expected(chosen.expected_divergence))
 
     def _report(self, reached: Mapping[str, Reached], calibration_rows: int = 0) -> CompressionReport:
         """The request goes with it, less paths: these lead nowhere on other machines."""
@@ -271,8 +275,9 @@ class Job:
         request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
         return report_of(self.model, self.costs, reached, calibration_rows, request)
 
-    def factorize(self, settings: Settings) -> CompressionReport:
+    def factorize(self, chosen: Solution) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
+        settings, dense = chosen.settings, answers(self.model, self.calibration, self.config)
         projection = Projection.of(self.model, self.linears, settings, self.config, self._calibrated)
         reached = dict.fromkeys(self.linears, Reached(None))
         factorized = [name for name in self.linears if settings[name] is not None]
@@ -296,6 +301,7 @@ class Job:
             report = self._refine(report, layers, kept)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
+            report = replace(report, fidelity=measured(self.model, dense, expected(chosen.expected_divergence)))
             self._attach(settings, report)
         except BaseException:
             for name, layer in layers.items():

@@ -43,6 +43,11 @@ MOST_TOKENS = 2**18  # whose hidden states are held, twice: 1.6 GB with 768 of t
 STEP_PASSES = 3  # a step takes as long as so many forward passes: its own, and a backward pass of two
 
 
+def held_out(count: int) -> list[int]:
+    """Of so many batches, the numbers of those that nothing is learned from: one of eight."""
+    return [number for number in range(count) if number % HELD_OUT == min(HELD_OUT // 2, count - 1)]
+
+
 @dataclass(frozen=True)
 class Refined:
     """What refinement reached.
@@ -139,8 +144,8 @@ class _Refiner:
 
     @cached_property
     def held_out(self) -> list[int]:
-        """Numbers of the batches that errors are measured on, one of eight; the steps are taken on the others."""
-        return [number for number in range(len(self.batches)) if number % HELD_OUT == min(HELD_OUT // 2, len(self.batches) - 1)]
+        """Numbers of the batches that errors are measured on; the steps are taken on the others."""
+        return held_out(len(self.batches))
 
     def run(self, groups: Mapping[str, Sequence[str]]) -> list[BlockError]:
         """Refine all blocks.

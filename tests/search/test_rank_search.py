@@ -248,7 +248,7 @@ def test_fit_share_takes_the_largest_that_fits() -> None:
     costs = network_costs(small_model("bert"), config())
 
     def settings(share: float) -> dict:
-        return Job(small_model("bert"), config("uniform", target_params_ratio=share)).settings()
+        return Job(small_model("bert"), config("uniform", target_params_ratio=share)).chosen().settings
 
     found = fit_share(settings, costs, "parameters", 0.5 * costs.dense.parameters)
     assert 0.4 < costs.total(found).parameters / costs.dense.parameters <= 0.5
