@@ -22,13 +22,6 @@ def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  
     if all(stage.labels for stage in stages):
         return
     same = {"vocab_size": "vocabularies", "num_labels": "numbers of labels"}
-    if any(stage.attention or stage.hidden for stage in stages):
-        learns, teaches = student.num_hidden_layers, teacher.num_hidden_layers
-        if teaches % learns:
-            raise ValueError(
-                "num_hidden_layers of the student must divide the teacher's, so that every block learns from one: "
-                f"{learns} and {teaches}"
-            )
     if any(stage.hidden for stage in stages):
         same["hidden_size"] = "hidden sizes"
     if any(stage.attention for stage in stages):
@@ -37,9 +30,19 @@ def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  
         learns, teaches = (getattr(config, name, None) for config in (student, teacher))
         if learns != teaches:
             raise ValueError(f"student and teacher have different {words}: {name} is {learns} and {teaches}")
+    _check_blocks(student, teacher, stages)
     learns, teaches = (_labels(config) for config in (student, teacher))
     if learns != teaches:
         raise ValueError(f"student and teacher name their labels differently: id2label is {learns} and {teaches}")
+
+
+def _check_blocks(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  # noqa: ANN401
+    learns, teaches = student.num_hidden_layers, teacher.num_hidden_layers
+    if any(stage.attention or stage.hidden for stage in stages) and teaches % learns:
+        raise ValueError(
+            "num_hidden_layers of the student must divide the teacher's, so that every block learns from one: "
+            f"{learns} and {teaches}"
+        )
 
 
 def _labels(config: Any) -> dict[int, str]:  # noqa: ANN401
