@@ -92,7 +92,7 @@ def test_a_search_record_says_widths(tmp_path: Path) -> None:
             HeatConfig(**{**OPTIONS, "target_params_ratio": [0.3], "widths": False}), batches(), output=file
         )
     variant = record.variants[0]
-    with pytest.raises(ValueError, match="needs a calibration_dataset: it tells which neurons are missed"):
+    with pytest.raises(ValueError, match="needs a calibration_dataset: it tells which neurons or heads are missed"):
         HeatCompressor(copy.deepcopy(model)).compress(HeatConfig(target_params_ratio=0.3), variant=variant)
     report = compressor.compress(HeatConfig(target_params_ratio=0.3), batches(), variant=variant)
     assert {t.name: t.setting for t in report.tensors} == dict(variant.settings)

@@ -74,7 +74,7 @@ def layers(count: int) -> tuple[nn.Linear, nn.Linear, FactorizedLinear, Factoriz
     inputs = torch.randn(300, 8)
     with torch.no_grad():
         inner = nn.functional.gelu(up(inputs)).double()
-    found = narrow(up.weight, down.weight, count, inner.T @ inner / len(inner))
+    found = narrow([up.weight], down.weight, count, inner.T @ inner / len(inner))
     narrowed = [
         FactorizedLinear.from_linear(linear, TensorSetting(name, shape, (count,)), result)
         for linear, name, shape, result in zip((up, down), PAIRED, (UP, DOWN), found, strict=True)
@@ -112,7 +112,7 @@ def test_what_is_refused() -> None:
             TensorSetting(name, shape, (bound + 1,))
         with pytest.raises(ValueError, match=f"{name} takes the order-2 shape"):
             TensorSetting(name, TensorShape((4, 5), (8,)), (2,))
-        with pytest.raises(ValueError, match="two matrices together"):
+        with pytest.raises(ValueError, match="several matrices together"):
             decompose(get_format(name), torch.randn(shape.rows, shape.columns), shape, 3)
     *_, second, _ = layers(12)
     with pytest.raises(ValueError, match="a fewer_inputs layer has one rank"):
