@@ -101,6 +101,8 @@ def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: 
 def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
     """Mean over blocks and heads of 1 − cos of each token's attention, CosEmbed of Eq. 3; padding does not count.
 
+    Of a block that lost heads, the mean of those that it has is compared with the mean of all: it is not known which are which.
+
     Args:
         student: the maps of every block, each of extents (sequences, heads, tokens, tokens).
         teacher: likewise.
@@ -110,6 +112,8 @@ def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mas
     lost = []
     for learned, taught in zip(student, teacher, strict=True):
         pair = (learned, taught) if keys is None else (learned * keys, taught * keys)
+        if learned.shape[1] != taught.shape[1]:
+            pair = (pair[0].mean(1, keepdim=True), pair[1].mean(1, keepdim=True))
         lost.append(_mean(_apart(*pair).mean(1), mask))
     return torch.stack(lost).mean()
 

@@ -150,6 +150,15 @@ def test_attention_distance_leaves_out_padding() -> None:
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
+def test_attention_of_fewer_heads_is_compared_by_the_mean() -> None:
+    torch.manual_seed(0)
+    teacher = torch.rand(2, 3, 4, 4)
+    mean = teacher.mean(1, keepdim=True)
+    for student in (mean, mean.expand(2, 2, 4, 4)):
+        assert float(attention_distance([student], [teacher], None)) == pytest.approx(0, abs=1e-6)
+    assert float(attention_distance([teacher[:, :2]], [teacher], None)) > 1e-4
+
+
 def test_temperature_softens_both_distributions() -> None:
     student, teacher = ([Signal(values, True, torch.ones(2))] for values in (torch.randn(2, 5), torch.randn(2, 5)))
     halves = [[Signal(signal[0].values / 2, True, torch.ones(2))] for signal in (student, teacher)]
