@@ -186,7 +186,8 @@ def head_groups(model: PreTrainedModel, names: Iterable[str]) -> dict[tuple[str,
     """Of the named linears, the query, key, value and output of attentions that can lose heads → the outputs of a head."""
     members = HEADS.get(model.config.model_type)
     groups = [] if members is None else _together(names, members, block_pattern(model))
-    return {group: int(model.get_submodule(group[0].rpartition(".")[0]).attention_head_size) for group in groups}
+    owners: dict[tuple[str, ...], Any] = {group: model.get_submodule(group[0].rpartition(".")[0]) for group in groups}
+    return {group: owner.attention_head_size for group, owner in owners.items()}
 
 
 def saved_groups(names: Iterable[str]) -> list[tuple[str, ...]]:

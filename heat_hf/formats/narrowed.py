@@ -113,7 +113,7 @@ class Neurons:
             weight: W of the last matrix, M×N.
             second_moment: C of its inputs, N×N, positive semi-definite.
             output_moment: G, M×M; None for the identity.
-            least: how many columns are never taken out.
+            least: how many columns are never taken out; one head at least.
             size: columns of a head; N and `least` are multiples of it.
         """
         import torch
@@ -127,7 +127,7 @@ class Neurons:
             matrix = triangular_root(output_moment.to(moment), OUTPUT_DAMPING).T @ matrix
         alive = torch.arange(matrix.shape[1], device=matrix.device)
         chunk, order, losses = max(1, len(alive) // CHUNKS), list[int](), [0.0]
-        while len(alive) > least:
+        while len(alive) > max(least, size):
             gone = _missed_least(matrix, inverse, min(chunk, len(alive) - least), size)
             kept = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
             kept[gone] = False

@@ -8,27 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moments import lost, moment
 from torch import Tensor, nn
 
 from heat_hf import FactorizedLinear, TensorSetting, TensorShape
 from heat_hf.formats import FORMATS, PAIRED, get_format
 from heat_hf.formats.decomposition import decompose, narrow
 from heat_hf.formats.narrowed import Neurons, refitted
-from heat_hf.formats.projection import weighted_square
 
 UP, DOWN = TensorShape.matrix(20, 8), TensorShape.matrix(6, 20)
-
-
-def moment(size: int, seed: int) -> Tensor:
-    x = torch.randn(5 * size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return x.T @ x / len(x)
-
-
-def lost(weight: Tensor, c: Tensor, g: Tensor | None, kept: list[int]) -> float:
-    """What is lost with the best fit of some neurons, computed from scratch."""
-    restored = torch.zeros_like(weight)
-    restored[:, kept] = weight @ c[:, kept] @ torch.linalg.inv(c[kept][:, kept])
-    return float(weighted_square(weight - restored, c, g)) / 2
 
 
 @pytest.mark.parametrize("gradients", [True, False])
