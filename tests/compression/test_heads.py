@@ -167,6 +167,23 @@ def test_what_is_incomplete_is_refused_before_work(tmp_path: Path) -> None:
                 transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
+def test_costs_and_reports_are_those_of_smaller_products(tmp_path: Path) -> None:
+    from heat_hf.cli import main
+    from heat_hf.encoders.cost import model_cost
+    from heat_hf.hardware import Gemm, cost_model
+
+    model, report = fewer_heads(accelerator="simba-l")
+    costs = cost_model("simba-l")
+    smaller = 3 * costs.gemm(Gemm(16, 12, 24)).seconds + costs.gemm(Gemm(16, 24, 12)).seconds
+    found = [t.hardware.now.seconds for t in report.tensors if ".layer.0.attention" in t.name and t.hardware is not None]
+    assert sum(found) == pytest.approx(smaller)
+    model.save_pretrained(tmp_path)
+    held, saved = (model_cost(one, costs, 16) for one in (model, tmp_path))
+    assert held.total.seconds == saved.total.seconds == pytest.approx(report.hardware.now.seconds)
+    assert main(["cost", str(tmp_path), "--sequence-length", "16"]) == 0
+    assert main(["report", str(tmp_path)]) == 0
+
+
 def test_heads_stay_where_the_output_is_left_out() -> None:
     model = small_model("bert")
     config = HeatConfig(**OPTIONS, target_params_ratio=0.3, widths=True, exclude=[r"attention\.output"], refine_steps=0)
