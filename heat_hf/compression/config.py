@@ -67,8 +67,9 @@ class HeatConfig:
         seed: of decompositions that start at random, see `Solver`; from 0 to 2³² − 1.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
-        widths: whether feed-forward networks may also get fewer inner neurons, with `rank_search="sensitivity"`: both of their
-            matrices then stay single products. The search weighs that beside ranks. Not for ModernBERT.
+        widths: whether feed-forward networks may also get fewer inner neurons, and attentions fewer heads, with
+            `rank_search="sensitivity"`: their matrices then stay single products. The search weighs that beside ranks. Not
+            for ModernBERT; no fewer heads for DeBERTa and MPNet.
         groups: whether the query, key and value of an attention block may also share a basis, likewise: their input is then
             multiplied with it once. Not for ALBERT, DeBERTa and ModernBERT.
         refine_steps: optimizer steps on every Transformer block after the projection, towards the dense block's outputs, where

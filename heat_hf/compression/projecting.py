@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.bases import require_groups
-from heat_hf.encoders.linears import attention_groups, inner_pairs
+from heat_hf.encoders.linears import attention_groups, head_groups, inner_pairs
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import JOINT, PAIRED, SHARED
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
@@ -23,33 +23,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def require_pairs(pairs: Mapping[str, str], settings: Settings) -> None:
-    """Make sure that neurons go from both of two matrices, or from neither.
+def require_widths(groups: Mapping[tuple[str, ...], int], settings: Settings) -> None:
+    """Make sure that neurons or heads go from all matrices beside them, or from none.
 
     Args:
-        pairs: linears that widen a feed-forward network → those that read it.
+        groups: names of the two matrices of a feed-forward network, or of the four of an attention → neurons that only go
+            together, 1 or those of a head.
         settings: of all matrices.
 
     Raises:
-        ValueError: if a matrix with fewer inputs or outputs has no partner of the same width.
+        ValueError: if a matrix with fewer inputs or outputs lacks partners of the same width, or a part of a head stays.
     """
-    alone = {name: setting for name, setting in settings.items() if setting is not None and setting.format in PAIRED}
-    for first, second in pairs.items():
-        one, other = settings.get(first), settings.get(second)
-        if one is not None and other is not None and (one, other) == narrowed((one.size, other.size), one.rank[0]):
-            alone = {name: setting for name, setting in alone.items() if name not in (first, second)}
-    for name, setting in alone.items():
-        raise ValueError(
-            f"{name} cannot get {setting.format} of width {setting.rank[0]}: the other matrix of its feed-forward network must "
-            "get the same width"
+    left = {name: setting for name, setting in settings.items() if setting is not None and setting.format in PAIRED}
+    for names, size in groups.items():
+        members = [setting for name in names if (setting := settings.get(name)) is not None]
+        width = members[-1].rank[0] if members else 0
+        whole = len(members) == len(names) and width % size == 0
+        if whole and tuple(members) == narrowed([setting.size for setting in members], width):
+            left = {name: setting for name, setting in left.items() if name not in names}
+    for name, setting in left.items():
+        size = next((size for names, size in groups.items() if name in names), 1)
+        others = (
+            "the other matrix of its feed-forward network must get the same width"
+            if size == 1
+            else f"query, key, value and output of an attention must get the same width together, a multiple of {size}"
         )
+        raise ValueError(f"{name} cannot get {setting.format} of width {setting.rank[0]}: {others}")
 
 
 def _require_calibration(settings: Settings) -> None:
     """Raise ValueError if a setting is of a format that cannot be found without calibration data."""
     for setting in settings.values():
         if setting is not None and setting.format in JOINT:
-            told = "which neurons are missed" if setting.format in PAIRED else "which directions of their input matter"
+            told = "which neurons or heads are missed" if setting.format in PAIRED else "which directions of their input matter"
             raise ValueError(f"{setting.format} needs a calibration_dataset: it tells {told}")
 
 
@@ -60,14 +66,14 @@ class Projection:
     Attributes:
         linears: by name.
         settings: by name.
-        pairs: as for `require_pairs`.
+        between: as `groups` of `require_widths`.
         groups: as for `require_groups`.
         config: the request.
     """
 
     linears: Mapping[str, nn.Linear]
     settings: Settings
-    pairs: Mapping[str, str]
+    between: Mapping[tuple[str, ...], int]
     groups: Sequence[tuple[str, ...]]
     config: HeatConfig
 
@@ -90,9 +96,10 @@ class Projection:
         if not calibrated:
             _require_calibration(settings)
         pairs, groups = inner_pairs(model, linears), attention_groups(model, linears)
-        require_pairs(pairs, settings)
+        between = dict.fromkeys(pairs.items(), 1) | head_groups(model, linears)
+        require_widths(between, settings)
         require_groups(groups, settings)
-        return cls(linears, settings, pairs, groups, config)
+        return cls(linears, settings, between, groups, config)
 
     def reached(self, names: Sequence[str], statistics: Statistics | None) -> Iterator[tuple[str, Reached]]:
         """Factorizations of some layers, all of a pair or group among them; one after the other.
@@ -101,26 +108,28 @@ class Projection:
             names: of layers with a setting.
             statistics: of these layers; None without calibration data.
         """
-        # Those of a pair are found where its second layer is met, of a group where its first is.
-        firsts, members = {second: first for first, second in self.pairs.items()}, {names[0]: names for names in self.groups}
+        # Those that get narrower are found where the last of them is met, those with a basis where the first is.
+        narrower = {members[-1]: members for members in self.between}
+        members = {members[0]: members for members in self.groups}
         for name in names:
             setting = self.settings[name]
             assert setting is not None
             if setting.format not in JOINT:
                 yield name, Reached(setting, self._alone(name, setting, statistics))
-            elif setting.format in PAIRED and name in firsts:
+            elif setting.format in PAIRED and name in narrower:
                 assert statistics is not None
-                yield from self._pair(firsts[name], name, statistics)
+                yield from self._narrower(narrower[name], statistics)
             elif setting.format in SHARED and name in members:
                 assert statistics is not None
                 yield from self._group(members[name], statistics)
 
-    def _pair(self, first: str, second: str, statistics: Statistics) -> Iterator[tuple[str, Reached]]:
-        setting = self.settings[second]
+    def _narrower(self, names: tuple[str, ...], statistics: Statistics) -> Iterator[tuple[str, Reached]]:
+        setting = self.settings[names[-1]]
         assert setting is not None
-        moments = statistics.moments(second, self.config.uses_gradients)
-        found = narrow(self.linears[first].weight, self.linears[second].weight, setting.rank[0], *moments)
-        for name, result in zip((first, second), found, strict=True):
+        moments = statistics.moments(names[-1], self.config.uses_gradients)
+        weights = [self.linears[name].weight for name in names]
+        found = narrow(weights[:-1], weights[-1], setting.rank[0], *moments, size=self.between[names])
+        for name, result in zip(names, found, strict=True):
             yield name, Reached(self.settings[name], result)
 
     def _group(self, names: Sequence[str], statistics: Statistics) -> Iterator[tuple[str, Reached]]:

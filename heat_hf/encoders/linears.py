@@ -51,6 +51,15 @@ ATTENTION = {
     ),
 }
 
+# Of a block's attention, its query, key, value and output, where the number of heads is read from what the first three answer.
+# MPNet adds a bias of all heads, DeBERTa names their number, and ModernBERT's three are one linear.
+_BERT_HEADS = (*ATTENTION["bert"], "attention.output.dense")
+HEADS = {
+    "distilbert": (*ATTENTION["distilbert"], "attention.out_lin"),
+    "albert": ("attention.query", "attention.key", "attention.value", "attention.dense"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT_HEADS),
+}
+
 
 def base_prefix(model: PreTrainedModel) -> str:
     """What the base model's module names start with inside this model: "bert." under a head, "" in a headless model."""
@@ -170,18 +179,26 @@ def inner_pairs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
 def attention_groups(model: PreTrainedModel, names: Iterable[str]) -> list[tuple[str, ...]]:
     """Of the named linears, the query, key and value of attention modules that can have a basis together."""
     trio = ATTENTION.get(model.config.model_type)
-    return [] if trio is None else _trios(names, trio, block_pattern(model))
+    return [] if trio is None else _together(names, trio, block_pattern(model))
+
+
+def head_groups(model: PreTrainedModel, names: Iterable[str]) -> dict[tuple[str, ...], int]:
+    """Of the named linears, the query, key, value and output of attentions that can lose heads → the outputs of a head."""
+    members = HEADS.get(model.config.model_type)
+    groups = [] if members is None else _together(names, members, block_pattern(model))
+    owners: dict[tuple[str, ...], Any] = {group: model.get_submodule(group[0].rpartition(".")[0]) for group in groups}
+    return {group: owner.attention_head_size for group, owner in owners.items()}
 
 
 def saved_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
     """The same of names in a saved model, whatever model may be around the encoder that has them."""
     known = list(names)
-    return [group for trio in dict.fromkeys(ATTENTION.values()) for group in _trios(known, trio, r"(?:.*\.)?")]
+    return [group for trio in dict.fromkeys(ATTENTION.values()) for group in _together(known, trio, r"(?:.*\.)?")]
 
 
-def _trios(names: Iterable[str], trio: Sequence[str], before: str) -> list[tuple[str, ...]]:
-    """Those of the names that are a pattern and one of the trio, where all three are there."""
-    known, (first, *others) = dict.fromkeys(names), trio
+def _together(names: Iterable[str], members: Sequence[str], before: str) -> list[tuple[str, ...]]:
+    """Those of the names that are a pattern and one of the members, where all of these are there."""
+    known, (first, *others) = dict.fromkeys(names), members
     query = re.compile(f"({before}){re.escape(first)}")
     groups = [(name, *(match[1] + other for other in others)) for name in known if (match := query.fullmatch(name))]
     return [group for group in groups if known.keys() >= set(group)]

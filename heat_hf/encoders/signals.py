@@ -101,6 +101,9 @@ def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: 
 def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None) -> Tensor:
     """Mean over blocks and heads of 1 − cos of each token's attention, CosEmbed of Eq. 3; padding does not count.
 
+    Where a block lost heads, each that it has is compared with the one of the teacher's that it is most like, sequence by
+    sequence: it is not known which they were.
+
     Args:
         student: the maps of every block, each of extents (sequences, heads, tokens, tokens).
         teacher: likewise.
@@ -110,8 +113,17 @@ def attention_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], mas
     lost = []
     for learned, taught in zip(student, teacher, strict=True):
         pair = (learned, taught) if keys is None else (learned * keys, taught * keys)
-        lost.append(_mean(_apart(*pair).mean(1), mask))
-    return torch.stack(lost).mean()
+        if learned.shape[1] == taught.shape[1]:
+            lost.append(_mean(_apart(*pair).mean(1), mask))
+        else:
+            lost += [_nearest(head, pair[1], mask) / learned.shape[1] for head in pair[0].split(1, dim=1)]
+    return torch.stack(lost).sum() / len(student)
+
+
+def _nearest(head: Tensor, heads: Tensor, mask: Tensor | None) -> Tensor:
+    """The distance of a head's maps from those of whichever of several heads is nearest, mean over sequences."""
+    alone = None if mask is None else mask[:, None]
+    return _by_sequence(_apart(head, heads), alone).amin(1).mean()
 
 
 def _apart(one: Tensor, other: Tensor) -> Tensor:
@@ -120,7 +132,11 @@ def _apart(one: Tensor, other: Tensor) -> Tensor:
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the tokens of a sequence, then over sequences: the same for a batch and for its parts."""
-    return values.mean() if mask is None else ((values * mask).sum(-1) / mask.sum(-1).clamp_min(1)).mean()
+    return _by_sequence(values, mask).mean()
+
+
+def _by_sequence(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values.mean(-1) if mask is None else (values * mask).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
 def random_probe(signals: Sequence[Signal], generator: torch.Generator) -> Tensor:

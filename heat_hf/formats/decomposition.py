@@ -90,30 +90,39 @@ def decompose(
 
 
 def narrow(
-    first: Tensor, second: Tensor, count: int, second_moment: Tensor, output_moment: Tensor | None = None
-) -> tuple[Factorization, Factorization]:
-    """Fewer neurons between two matrices: those that are missed least go, and the second matrix is fitted to the others.
+    firsts: Sequence[Tensor],
+    second: Tensor,
+    count: int,
+    second_moment: Tensor,
+    output_moment: Tensor | None = None,
+    size: int = 1,
+) -> tuple[Factorization, ...]:
+    """Fewer neurons, or heads, between matrices: what is missed least goes, and the last matrix is fitted to the others.
 
     Args:
-        first: W₁, N×any: its rows are the neurons.
+        firsts: W₁, N×any, one for neurons, several for heads: their rows are the neurons.
         second: W₂, M×N: its columns read them.
         count: k, how many stay.
         second_moment: C of the second layer's inputs, N×N.
         output_moment: G of its outputs, M×M; None for the identity.
+        size: neurons of a head, which go together; k and N are multiples of it.
+
+    Returns:
+        Of each of the first matrices, and of the second.
 
     Raises:
         ValueError: if a matrix holds NaN or infinity.
     """
-    for name, tensor in (("weight", first), ("weight", second), ("second_moment", second_moment)):
+    for name, tensor in (*(("weight", first) for first in firsts), ("weight", second), ("second_moment", second_moment)):
         require_finite(name, tensor)
     matrix = second.detach().double()
     moment = second_moment.to(matrix)
-    kept = Neurons.ranked(matrix, moment, output_moment, count).kept(count)
+    kept = Neurons.ranked(matrix, moment, output_moment, count, size).kept(count)
     fitted = refitted(matrix, moment, kept).to(second.dtype).contiguous()
     errors = narrowed_errors(second, fitted, kept, False, moment)
-    rows = first.detach()[kept].contiguous()
     stays = tuple(kept)
-    return Factorization((rows,), 0.0, 0.0, kept=stays), Factorization((fitted,), *errors, kept=stays)
+    rows = (first.detach()[kept].contiguous() for first in firsts)
+    return (*(Factorization((core,), 0.0, 0.0, kept=stays) for core in rows), Factorization((fitted,), *errors, kept=stays))
 
 
 def share(

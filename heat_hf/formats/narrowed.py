@@ -1,7 +1,7 @@
-"""Narrower layers: two matrices with element-wise work between them lose the same inner neurons.
+"""Narrower layers: two matrices with element-wise work between them lose the same inner neurons, or four whole attention heads.
 
-The first keeps k of its rows, the second the columns that read them, fitted again so that they make up for what is gone. Both
-are ordinary linears, just smaller: nothing runs as fast for its number of parameters.
+Those in front keep k of their rows, the last one the columns that read them, fitted again so that they make up for what is
+gone. All are ordinary linears, just smaller: nothing runs as fast for its number of parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RIDGE = 1e-4  # of C's mean: neurons that always say the same make it singular
 
 
 class _Narrowed(Format):
-    """One of the two; the rank is the number k of neurons that are kept, and the core is the linear's weight."""
+    """One of them; the rank is the number k of neurons that are kept, and the core is the linear's weight."""
 
     sliceable: ClassVar[bool] = False
 
@@ -45,7 +45,7 @@ class _Narrowed(Format):
         Raises:
             ValueError: always: which neurons go depends on the matrix on their other side.
         """
-        raise ValueError(f"{self.name} is for two matrices together, see heat_hf.formats.narrowed.Neurons")
+        raise ValueError(f"{self.name} is for several matrices together, see heat_hf.formats.narrowed.Neurons")
 
     def reconstruct(self, cores: Sequence[Tensor], shape: TensorShape) -> Tensor:
         """The M×N matrix with zeros in the place of the neurons that went; those that are kept come first."""
@@ -57,7 +57,7 @@ class _Narrowed(Format):
 
 
 class FewerOutputs(_Narrowed):
-    """The first matrix: k of M rows. Its layer has k outputs."""
+    """A matrix in front: k of M rows. Its layer has k outputs."""
 
     name = "fewer_outputs"
 
@@ -71,7 +71,7 @@ class FewerOutputs(_Narrowed):
 
 
 class FewerInputs(_Narrowed):
-    """The second matrix: k of N columns. Its layer has k inputs."""
+    """The last matrix: k of N columns. Its layer has k inputs."""
 
     name = "fewer_inputs"
 
@@ -89,26 +89,32 @@ class Neurons:
     """The order in which a matrix does best without its columns.
 
     Attributes:
-        order: of all N, the first to go first.
-        losses: element j is what is lost when j of them are gone and the others fitted again, half the squared norm of
-            `heat_hf.formats.projection.weighted_square`; nondecreasing, N − least + 1 elements.
+        order: of all N, the first to go first; those of a head stand together.
+        losses: element j is what is lost when j of them, or j heads, are gone and the others fitted again, half the squared
+            norm of `heat_hf.formats.projection.weighted_square`; nondecreasing.
+        size: columns of a head, which only go together; 1 for neurons.
     """
 
     order: tuple[int, ...]
     losses: tuple[float, ...]
+    size: int = 1
 
     @classmethod
-    def ranked(cls, weight: Tensor, second_moment: Tensor, output_moment: Tensor | None = None, least: int = 1) -> Neurons:
-        """Take out the neurons that are missed least, one chunk after the other.
+    def ranked(
+        cls, weight: Tensor, second_moment: Tensor, output_moment: Tensor | None = None, least: int = 1, size: int = 1
+    ) -> Neurons:
+        """Take out the neurons that are missed least, one chunk after the other, or the heads, one after the other.
 
         Without neuron j, the best fit of the others loses w_jᵀGw_j / [C⁻¹]_jj more, w_j being its column of what they have
-        been fitted to so far: the optimal brain surgeon, with a matrix's columns in the place of weights.
+        been fitted to so far: the optimal brain surgeon, with a matrix's columns in the place of weights. Without a head h, it
+        is tr(W_hᵀGW_h [C⁻¹]_hh⁻¹): the same with blocks.
 
         Args:
-            weight: W of the second matrix, M×N.
+            weight: W of the last matrix, M×N.
             second_moment: C of its inputs, N×N, positive semi-definite.
             output_moment: G, M×M; None for the identity.
-            least: how many are never taken out.
+            least: how many columns are never taken out; one head at least.
+            size: columns of a head; N and `least` are multiples of it.
         """
         import torch
 
@@ -120,35 +126,51 @@ class Neurons:
         if output_moment is not None:
             matrix = triangular_root(output_moment.to(moment), OUTPUT_DAMPING).T @ matrix
         alive = torch.arange(matrix.shape[1], device=matrix.device)
-        chunk, order = max(1, len(alive) // CHUNKS), list[int]()
-        losses = [0.0]
-        while len(alive) > least:
-            scores = matrix.square().sum(0) / inverse.diagonal()
-            gone = scores.argsort(stable=True)[: min(chunk, len(alive) - least)]
+        chunk, order, losses = max(1, len(alive) // CHUNKS), list[int](), [0.0]
+        while len(alive) > max(least, size):
+            gone = _missed_least(matrix, inverse, min(chunk, len(alive) - least), size)
             kept = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
             kept[gone] = False
             # One after the other within the chunk, by the elimination of its small block.
             block, columns = inverse[gone][:, gone], matrix[:, gone]
-            lost = _eliminated(block, columns)
-            losses += [losses[-1] + float(part) / 2 for part in lost.cumsum(0)]
+            lost = _eliminated(block, columns).cumsum(0)[size - 1 :: size]
+            losses += [losses[-1] + float(part) / 2 for part in lost]
             order += alive[gone].tolist()
             across = torch.linalg.solve(block, inverse[gone][:, kept])
             matrix = matrix[:, kept] - columns @ across
             inverse = inverse[kept][:, kept] - inverse[kept][:, gone] @ across
             alive = alive[kept]
-        return cls((*order, *alive.tolist()), tuple(losses))
+        return cls((*order, *alive.tolist()), tuple(losses), size)
 
     def kept(self, count: int) -> list[int]:
-        """Places of the `count` neurons that stay, ascending."""
+        """Places of the `count` columns that stay, ascending; a multiple of `size`."""
         return sorted(self.order[len(self.order) - count :])
 
     def lost(self, count: int) -> float:
-        """What is lost with `count` neurons left."""
-        return self.losses[len(self.order) - count]
+        """What is lost with `count` columns left, a multiple of `size`."""
+        return self.losses[(len(self.order) - count) // self.size]
+
+
+def _missed_least(matrix: Tensor, inverse: Tensor, count: int, size: int) -> Tensor:
+    """Places of the columns that go next: some single ones, or those of one head.
+
+    Args:
+        matrix: the columns that are left, in the root of G.
+        inverse: C⁻¹ of these.
+        count: of single ones.
+        size: columns of a head, or 1.
+    """
+    import torch
+
+    if size == 1:
+        return (matrix.square().sum(0) / inverse.diagonal()).argsort(stable=True)[:count]
+    places = torch.arange(matrix.shape[1], device=matrix.device).reshape(-1, size)
+    scores = torch.stack([_eliminated(inverse[head][:, head], matrix[:, head]).sum() for head in places])
+    return places[scores.argmin()]
 
 
 def _eliminated(block: Tensor, columns: Tensor) -> Tensor:
-    """What each of some neurons costs, taken out in turn: their part of C⁻¹, and their columns."""
+    """What each of some columns costs, taken out in turn: their part of C⁻¹, and their columns."""
     import torch
 
     # With LLᵀ = C⁻¹ of the chunk, the columns times L⁻ᵀ are orthogonal shares of the loss, in the order of elimination.

@@ -1,4 +1,4 @@
-"""Narrower feed-forward networks from search to disk: every family, every neighbour's habit, and what is refused."""
+"""Narrower networks from search to disk: every family, every neighbour's habit, and what is refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_search_record_says_widths(tmp_path: Path) -> None:
             HeatConfig(**{**OPTIONS, "target_params_ratio": [0.3], "widths": False}), batches(), output=file
         )
     variant = record.variants[0]
-    with pytest.raises(ValueError, match="needs a calibration_dataset: it tells which neurons are missed"):
+    with pytest.raises(ValueError, match="needs a calibration_dataset: it tells which neurons or heads are missed"):
         HeatCompressor(copy.deepcopy(model)).compress(HeatConfig(target_params_ratio=0.3), variant=variant)
     report = compressor.compress(HeatConfig(target_params_ratio=0.3), batches(), variant=variant)
     assert {t.name: t.setting for t in report.tensors} == dict(variant.settings)
@@ -140,9 +140,9 @@ def test_the_same_bytes_again_and_half_precision(tmp_path: Path) -> None:
     assert torch.equal(said(loaded), said(model))
 
 
-def test_neurons_are_ranked_once_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neurons_and_heads_are_ranked_once_for_all_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     ranked = Neurons.ranked.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(Neurons, "ranked", classmethod(lambda cls, *args, **kw: calls.append(1) or ranked(cls, *args, **kw)))
     HeatCompressor(small_model("bert")).search_ranks(HeatConfig(target_params_ratio=[0.3, 0.5], **OPTIONS), batches())
-    assert len(calls) == 2
+    assert len(calls) == 4

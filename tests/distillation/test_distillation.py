@@ -12,10 +12,14 @@ import pytest
 import torch
 import transformers
 from conftest import FAMILIES
-from students import HEADS, ROWS, apart, arguments, collate, losses, pair, same, train
+from heads import settings_of
+from students import HEADS, ROWS, apart, arguments, batch, collate, losses, pair, same, train
 
+from heat_hf import HeatConfig
+from heat_hf.compression.factorize import factorize
 from heat_hf.distillation import RECIPES, DistillationArguments, DistillationTrainer
 from heat_hf.distillation.losses import output_losses
+from heat_hf.encoders.linears import factorized_layers
 from heat_hf.encoders.signals import Signal, attention_distance, hidden_distance
 
 
@@ -114,6 +118,20 @@ def test_a_student_with_fewer_blocks_learns_from_evenly_spaced_ones(tmp_path: Pa
     apart = apart + attention_distance(outputs.attentions, [taught.attentions[place] for place in places], mask)
     assert float(apart) > 1e-3
     torch.testing.assert_close(loss, 2 * apart)
+
+
+def test_a_student_that_lost_heads_learns_attention_too(tmp_path: Path) -> None:
+    _, teacher = pair()
+    student = copy.deepcopy(teacher)
+    factorize(student, HeatConfig(target_params_ratio=0.5, accelerator=None, refine_steps=0), [batch()], settings_of(student))
+    with torch.no_grad():  # the projection alone leaves little to learn
+        for layer in factorized_layers(student).values():
+            layer.kept.weight += 0.1 * layer.kept.weight.std() * torch.randn_like(layer.kept.weight)
+    before = apart(student, teacher)
+    trainer = train(tmp_path, student, teacher, max_steps=60, learning_rate=3e-4)
+    assert {"attention", "hidden"} <= set(trainer.state.log_history[0])
+    after = apart(student, teacher)
+    assert all(new < old for new, old in zip(after, before, strict=True)), (before, after)
 
 
 def test_attention_is_eager_only_where_maps_are_needed(tmp_path: Path) -> None:

@@ -150,6 +150,25 @@ def test_attention_distance_leaves_out_padding() -> None:
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 
+def test_heads_that_are_left_are_compared_with_those_they_are_most_like() -> None:
+    torch.manual_seed(0)
+    whole, teacher = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    for mask in (None, MASK):
+        for left in ([0], [2], [0, 2], [2, 1]):
+            assert float(attention_distance([whole, teacher[:, left]], [whole, teacher], mask)) == pytest.approx(0, abs=1e-6)
+        student = torch.rand(2, 2, 4, 4, requires_grad=True)
+        distance = attention_distance([student, whole], [teacher, teacher], mask)
+        nearest = [
+            min(attention_distance([student[row, head][None, None]], [other[None, None]], None if mask is None else mask[[row]])
+                for other in teacher[row])
+            for row in range(2) for head in range(2)
+        ]  # fmt: skip
+        expected = (torch.stack(nearest).mean() + attention_distance([whole], [teacher], mask)) / 2
+        torch.testing.assert_close(distance, expected)
+        (gradient,) = torch.autograd.grad(distance, student)
+        assert gradient.flatten(2).norm(dim=2).gt(0).all()
+
+
 def test_temperature_softens_both_distributions() -> None:
     student, teacher = ([Signal(values, True, torch.ones(2))] for values in (torch.randn(2, 5), torch.randn(2, 5)))
     halves = [[Signal(signal[0].values / 2, True, torch.ones(2))] for signal in (student, teacher)]

@@ -8,27 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moments import lost, moment
 from torch import Tensor, nn
 
 from heat_hf import FactorizedLinear, TensorSetting, TensorShape
 from heat_hf.formats import FORMATS, PAIRED, get_format
 from heat_hf.formats.decomposition import decompose, narrow
 from heat_hf.formats.narrowed import Neurons, refitted
-from heat_hf.formats.projection import weighted_square
 
 UP, DOWN = TensorShape.matrix(20, 8), TensorShape.matrix(6, 20)
-
-
-def moment(size: int, seed: int) -> Tensor:
-    x = torch.randn(5 * size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return x.T @ x / len(x)
-
-
-def lost(weight: Tensor, c: Tensor, g: Tensor | None, kept: list[int]) -> float:
-    """What is lost with the best fit of some neurons, computed from scratch."""
-    restored = torch.zeros_like(weight)
-    restored[:, kept] = weight @ c[:, kept] @ torch.linalg.inv(c[kept][:, kept])
-    return float(weighted_square(weight - restored, c, g)) / 2
 
 
 @pytest.mark.parametrize("gradients", [True, False])
@@ -74,7 +62,7 @@ def layers(count: int) -> tuple[nn.Linear, nn.Linear, FactorizedLinear, Factoriz
     inputs = torch.randn(300, 8)
     with torch.no_grad():
         inner = nn.functional.gelu(up(inputs)).double()
-    found = narrow(up.weight, down.weight, count, inner.T @ inner / len(inner))
+    found = narrow([up.weight], down.weight, count, inner.T @ inner / len(inner))
     narrowed = [
         FactorizedLinear.from_linear(linear, TensorSetting(name, shape, (count,)), result)
         for linear, name, shape, result in zip((up, down), PAIRED, (UP, DOWN), found, strict=True)
@@ -112,7 +100,7 @@ def test_what_is_refused() -> None:
             TensorSetting(name, shape, (bound + 1,))
         with pytest.raises(ValueError, match=f"{name} takes the order-2 shape"):
             TensorSetting(name, TensorShape((4, 5), (8,)), (2,))
-        with pytest.raises(ValueError, match="two matrices together"):
+        with pytest.raises(ValueError, match="several matrices together"):
             decompose(get_format(name), torch.randn(shape.rows, shape.columns), shape, 3)
     *_, second, _ = layers(12)
     with pytest.raises(ValueError, match="a fewer_inputs layer has one rank"):

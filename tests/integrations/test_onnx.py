@@ -17,8 +17,12 @@ import transformers
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
+from heat_hf.compression.factorize import factorize
+from heat_hf.encoders.linears import encoder_linears, head_groups
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
+from heat_hf.formats.size import MatrixSize
 from heat_hf.integrations.onnx import OPSET, OnnxModel, export_onnx
+from heat_hf.search.ranks.widths import narrowed
 
 SENTENCES = ["A man is playing a guitar.", "Two dogs run along the beach while it rains.", "The market fell today.", "No."]
 
@@ -54,6 +58,22 @@ def test_the_export_runs_in_onnx_runtime_at_any_size(model: Any, tokenizer: Any,
         (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
         np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+def test_a_model_with_fewer_heads_is_exported(minilm: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = transformers.AutoModel.from_pretrained(minilm).eval()
+    settings: dict[str, Any] = dict.fromkeys(encoder_linears(model))
+    for block, (names, size) in enumerate(head_groups(model, settings).items()):
+        sizes = [MatrixSize.of(model.get_submodule(name)) for name in names]
+        settings |= zip(names, narrowed(sizes, (2 * block + 1) * size), strict=True)  # one of 12 heads to eleven
+    batch = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+    factorize(model, HeatConfig(target_params_ratio=0.5, refine_steps=0), [batch], settings)
+    with torch.no_grad():
+        wanted = model(**batch).last_hidden_state.numpy()
+    path = export_onnx(model, tokenizer, tmp_path / "out")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {name: value.numpy() for name, value in batch.items()})
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_int8_is_small_and_close_and_reloads(folder: Path, model: Any, tokenizer: Any, tmp_path: Path, capsys: Any) -> None:

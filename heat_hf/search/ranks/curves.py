@@ -45,25 +45,25 @@ class Curves:
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """Tensors with their options; of those with settings in common, any of each, or one of these for all."""
-        alone = {name: self._alone(row, name) for row, name in enumerate(self.space.names)}
-        firsts, others = {names[0]: names for names in self.joint}, {name for names in self.joint for name in names[1:]}
-        return tuple(
-            self._joined([alone[member] for member in firsts[name]]) if name in firsts else group
-            for name, group in alone.items()
-            if name not in others
-        )
+        groups = {name: self._alone(row, name) for row, name in enumerate(self.space.names)}  # by the first tensor of each
+        # A few tensors before more: what three have in common is one of the choices of the four they are among.
+        for names in sorted(self.joint, key=len):
+            members = [groups.pop(name) for name in names if name in groups]
+            groups[names[0]] = self._joined(members, names)
+        return tuple(groups[name] for name in self.space.names if name in groups)
 
     def _alone(self, row: int, name: str) -> Group:
         options = zip(self.space.options[name], self.losses[row], strict=True)
         return Group.of((name,), [((s,), lost, self.space.footprint(row, k)) for k, (s, lost) in enumerate(options)])
 
-    def _joined(self, members: Sequence[Group]) -> Group:
+    def _joined(self, members: Sequence[Group], names: tuple[str, ...]) -> Group:
         separate = sum(members[1:], start=members[0])
+        assert separate.names == names
         rows = separate.rows
-        for settings, lost in self.joint[separate.names].items():
-            costs = [self.space.costs.of(name, setting) for name, setting in zip(separate.names, settings, strict=True)]
+        for settings, lost in self.joint[names].items():
+            costs = [self.space.costs.of(name, setting) for name, setting in zip(names, settings, strict=True)]
             rows.append((settings, lost, sum(costs[1:], start=costs[0])))
-        return Group.of(separate.names, rows).undominated()
+        return Group.of(names, rows).undominated()
 
     @cached_property
     def priced(self) -> list[list[Option]]:

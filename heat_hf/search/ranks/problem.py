@@ -57,7 +57,7 @@ class Problem:
         solver: limits of iterative decompositions.
         seed: of whatever is drawn at random.
         loss_aware: whether projections weight errors by the model's gradients.
-        widths: whether feed-forward networks may lose inner neurons instead.
+        widths: whether feed-forward networks may lose inner neurons instead, and attentions heads.
         groups: whether query, key and value may share a basis instead.
         table: Level 1's cost table; None without one.
         statistics: C and G on calibration data; None without it.

@@ -268,12 +268,15 @@ def undominated(
     return [candidates[place] for place in least_places(figures)]
 
 
-def least_places(figures: Sequence[tuple[float, ...]]) -> list[int]:
+def least_places(figures: Sequence[tuple[float, ...]] | Array) -> list[int]:
     """Places of rows for which no other has all figures as small, from the least first figure on; of equal ones, the first."""
-    if not figures:
+    if not len(figures):
         return []
-    array, kept = np.array(figures), list[int]()
-    for place in np.lexsort(array.T[::-1]):
-        if not (array[kept] <= array[place]).all(axis=1).any():
-            kept.append(int(place))
+    array, kept = np.asarray(figures, dtype=np.float64), list[int]()
+    places = np.lexsort(array.T[::-1])
+    left = array[places]
+    while len(places):
+        kept.append(int(places[0]))
+        better = (left < left[0]).any(axis=1)  # than the least one in something; false for that one itself
+        places, left = places[better], left[better]
     return kept

@@ -1,18 +1,20 @@
-"""Widths: fewer inner neurons for the two matrices of a feed-forward network, as options beside the ranks of each.
+"""Widths: fewer inner neurons for the two matrices of a feed-forward network, fewer heads for the four of an attention.
 
-Both matrices shrink by the same share and stay single products, which fill an accelerator better than two products of a low
-rank. What is lost when a neuron goes follows from C and G of the second matrix, as for ranks, with the second matrix fitted
-again (`heat_hf.formats.narrowed`): losses of widths and of ranks are in the same unit, and one allocation weighs them.
+They are options beside the ranks of each. All matrices shrink by the same share and stay single products, which fill an
+accelerator better than two products of a low rank. What is lost when a neuron or a head goes follows from C and G of the last
+matrix, as for ranks, with that matrix fitted again (`heat_hf.formats.narrowed`): the others lose nothing. Losses of widths and
+of ranks are in the same unit, and one allocation weighs them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from heat_hf.encoders.linears import inner_pairs
+from heat_hf.encoders.linears import head_groups, inner_pairs
 from heat_hf.formats import TensorShape
 from heat_hf.formats.narrowed import Neurons
 from heat_hf.formats.setting import TensorSetting
@@ -25,29 +27,39 @@ NARROWEST, WIDEST = 1 / 48, 5 / 6  # parts of all neurons
 
 
 def width_options(problem: Problem) -> dict[tuple[str, ...], dict[Joint, float]]:
-    """For every pair of matrices with element-wise work between them, settings of both by width, with their losses.
+    """Settings of several matrices by the width between them, with their losses.
+
+    Of every pair of matrices with element-wise work between them, and of the query, key, value and output of every attention
+    that can lose heads.
 
     Args:
         problem: with statistics and gradients.
     """
-    assert problem.statistics is not None
-    found = dict[tuple[str, ...], dict[Joint, float]]()
-    pairs = inner_pairs(problem.model, problem.linears)
-    for first, second in tqdm(pairs.items(), desc="Widths", unit="pair"):
-        weight: Any = problem.linears[second].weight
-        moments = problem.statistics.second_moments[second], problem.statistics.output_moments[second]
-        sizes = MatrixSize.of(problem.linears[first]), MatrixSize.of(problem.linears[second])
-        widths = _widths(sizes[0].rows, max(problem.units, default=8))
+    pairs, heads = inner_pairs(problem.model, problem.linears), head_groups(problem.model, problem.linears)
+    groups = dict.fromkeys(pairs.items(), 1) | heads
+    found = {}
+    for names, size in tqdm(groups.items(), desc="Widths", unit="group"):
+        neurons = MatrixSize.of(problem.linears[names[-1]]).columns
+        widths = _widths(neurons, max(problem.units, default=8)) if names not in heads else [*range(size, neurons, size)]
         if widths:
-            neurons = Neurons.ranked(weight, *moments, least=widths[0])
-            options = {narrowed(sizes, width): neurons.lost(width) for width in widths}
-            found[first, second] = {s: loss for s, loss in options.items() if fits(problem.costs, (first, second), s)}
+            found[names] = _options(problem, names, widths, size)
     return found
 
 
-def narrowed(sizes: tuple[MatrixSize, MatrixSize], width: int) -> Joint:
-    """Joint of two matrices with so many neurons between them."""
-    names = ("fewer_outputs", "fewer_inputs")
+def _options(problem: Problem, names: tuple[str, ...], widths: Sequence[int], size: int) -> dict[Joint, float]:
+    """Settings of matrices by their width, with their losses, where the accelerator can run them."""
+    assert problem.statistics is not None
+    weight: Any = problem.linears[names[-1]].weight
+    moments = problem.statistics.second_moments[names[-1]], problem.statistics.output_moments[names[-1]]
+    neurons = Neurons.ranked(weight, *moments, least=widths[0], size=size)
+    sizes = [MatrixSize.of(problem.linears[name]) for name in names]
+    options = {narrowed(sizes, width): neurons.lost(width) for width in widths}
+    return {settings: loss for settings, loss in options.items() if fits(problem.costs, names, settings)}
+
+
+def narrowed(sizes: Sequence[MatrixSize], width: int) -> Joint:
+    """Joint of matrices with so many neurons between the last one and all others."""
+    names = (*["fewer_outputs"] * (len(sizes) - 1), "fewer_inputs")
     return tuple(TensorSetting(name, TensorShape.matrix(*size), (width,)) for name, size in zip(names, sizes, strict=True))
 
 
