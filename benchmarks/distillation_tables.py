@@ -163,6 +163,43 @@ def embeddings(data: dict) -> str:
     return captioned(lines, caption, source_line(data))
 
 
+def beside(data: dict) -> str:
+    """Ranks and widths from refined cores, networks with fewer blocks, and int8."""
+    lines = [
+        "| data | EDP gain | what | parameters | CPU time | untrained | distilled | divergence |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, dense in data["dense"].items():
+        lines.append(f"| {name} | 1× | dense | 1.00 | 1.00 | {dense:.4f} | | 0 |")
+        for own in _seeds(data, name):
+            first = own[0]
+            label = f"{first['size']:g} of 6 blocks" if first["structure"] == "blocks" else first["structure"]
+            time = average((row["time"] for row in own), ".2f")
+            apart = average((row["divergence"] for row in own), ".4f")
+            if "steps" not in first:
+                lines.append(f"| {name} | | dense, int8 by PyTorch | 1.00 | {time} | {first['score']:.4f} | | {apart} |")
+                continue
+            lines.append(
+                f"| {name} | {first['edp_gain']:.2f}× | {label} | {first['params_ratio']:.2f} | {time} "
+                f"| {first['untrained_score']:.4f} | {mean(row['score'] for row in own)} | {apart} |"
+            )
+    steps = next(row["steps"] for row in data["rows"].values() if "steps" in row)
+    caption = (
+        f"MiniLM; Spearman on STS-B test, accuracy on SST-2 validation, after {steps:,} steps of 32 on the same rows. Parameters, "
+        f"EDP: of the encoder's matrices. CPU time: as above. Divergence: on {data['unseen']:,} other sentences."
+    )
+    return captioned(lines, caption, source_line(data))
+
+
+def _seeds(data: dict, name: str) -> list[list[dict]]:
+    """A data set's rows that differ in their seed alone, from small gains to large ones."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in data["rows"].values():
+        if row["data"] == name:
+            groups.setdefault((row["structure"], row.get("size")), []).append(row)
+    return sorted(groups.values(), key=lambda own: own[0].get("edp_gain", 0))
+
+
 def question_answering(data: dict) -> str:
     """SQuAD: dense, factorized and distilled, and the same answers scored by two implementations."""
     row, twice = data["row"], data["scored_twice"]

@@ -256,6 +256,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "faster": (distilled.faster, "distillation"),
     "recipes": (distilled.recipes, "distillation"),
     "embeddings": (distilled.embeddings, "distillation"),
+    "beside": (distilled.beside, "distilled"),
     "question_answering": (distilled.question_answering, "question_answering"),
     "exported": (exported, "exported"),
     "step_cost": (distilled.step_cost, "distillation"),

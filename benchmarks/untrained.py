@@ -1,9 +1,9 @@
 """What compression reaches without labels or training: structures and refinement, beside what a user could do instead.
 
-At several EDP gains: a plain uniform SVD; searched ranks, refined; ranks and widths, projected only and refined; both with groups,
-refined; heads and neurons pruned by Fisher information; every other block dropped, which is 4×; and the dense model in int8.
-STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made of it. Rows already in the output file are kept, so an
-interrupted run goes on where it stopped. The time of a forward pass of 8 × 128 tokens is measured beside the dense model's.
+At several EDP gains: a plain uniform SVD; searched ranks, refined; ranks and widths, projected only and refined; both with
+groups, refined; heads and neurons pruned by Fisher information; every other block dropped, which is 4×; and the dense model in
+int8. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made of it. Rows already in the output file are kept,
+so an interrupted run goes on where it stopped. The time of a forward pass of 8 × 128 tokens is measured beside the dense one's.
 
     python -m benchmarks.untrained --data DATA --classifier FOLDER --output benchmarks/results/untrained.json
 """
