@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 from benchmarks.provenance import captioned
 
+HEAT = "HEAT, ranks and widths, refined"
+UNTRAINED = "ranks and widths, refined"
 
-def readme(distillation: dict, exported: dict, untrained: dict) -> str:
+
+def readme(distillation: dict, exported: dict, untrained: dict, distilled: dict) -> str:
     """Dense, int8, dropped blocks and one rank for all beside what is searched, on a sentence encoder and on a classifier."""
     lines = [
         "| task | model | EDP gain | CPU time | not distilled | distilled |",
         "|---|---|---:|---:|---:|---:|",
-        *(
-            f"| {' | '.join(cells)} |"
-            for cells in (
-                *_encoder(distillation, exported),
-                *_untrained(untrained, "STS-B"),
-                *_classifier(distillation),
-                *_untrained(untrained, "SST-2"),
-            )
-        ),
+        *(f"| {' | '.join(cells)} |" for cells in (*_encoder(exported, distilled), *_classifier(distillation, untrained))),
     ]
     dense = next(iter(_rows(distillation, "SST-2")))["teacher_score"]
     caption = (
@@ -30,45 +26,30 @@ def readme(distillation: dict, exported: dict, untrained: dict) -> str:
     return captioned(lines, caption, f"Measured on {distillation['machine']}.")
 
 
-def _encoder(distillation: dict, exported: dict) -> list[tuple[str, ...]]:
-    models = exported["models"]
-    dense, int8, ours = (models[name] for name in ("dense, PyTorch", "dense, ONNX Runtime int8", "HEAT, PyTorch"))
-    small = max(_rows(distillation, "STS-B"), key=lambda row: row["edp_gain"])
-    gain = f"{small['edp_gain']:.2f}×"
-    return [
-        ("STS-B", "dense", "1×", _time(dense), f"{dense['score']:.4f}", ""),
-        ("STS-B", "dense, int8", "", _time(int8), f"{int8['score']:.4f}", ""),
-        ("STS-B", "HEAT, ranks alone", gain, _time(ours), f"{small['untrained_score']:.4f}", f"{small['score']:.4f}"),
-    ]
+def _encoder(exported: dict, distilled: dict) -> Iterator[tuple[str, ...]]:
+    for label, name in (("dense", "dense, PyTorch"), ("dense, int8", "dense, ONNX Runtime int8")):
+        model = exported["models"][name]
+        _, median, _ = model["time"]["8 × 128"]
+        yield "STS-B", label, "1×" if label == "dense" else "", f"{median:.2f}", f"{model['score']:.4f}", ""
+    wanted = (("every other block dropped", "blocks", 3), (HEAT, "ranks and widths", 5.7), (HEAT, "ranks and widths", 10))
+    for label, structure, size in wanted:
+        rows = [
+            r for r in distilled["rows"].values() if (r["data"], r["structure"], r.get("size")) == ("STS-B", structure, size)
+        ]
+        first, time = rows[0], statistics.mean(row["time"] for row in rows)
+        score = statistics.mean(row["score"] for row in rows)
+        yield "STS-B", label, f"{first['edp_gain']:.2f}×", f"{time:.2f}", f"{first['untrained_score']:.4f}", f"{score:.4f}"
 
 
-def _untrained(untrained: dict, data: str) -> list[tuple[str, ...]]:
-    """Dropped blocks on the sentence encoder, and ranks with widths, refined and not trained."""
-    wanted = {
-        "STS-B": (("every other block dropped", 4), ("ranks and widths, refined", 5.7), ("ranks and widths, refined", 10)),
-        "SST-2": (("ranks and widths, refined", 10),),
-    }
-    by_key = {(row["data"], row["structure"], row["gain"]): row for row in untrained["rows"]}
-    cells = []
-    for structure, gain in wanted[data]:
-        row = by_key[data, structure, gain]
-        label, gained = structure.replace("ranks", "HEAT, ranks"), f"{1 / row['edp_ratio']:.2f}×"
-        cells.append((data, label, gained, f"{row['time']:.2f}", f"{row['score']:.4f}", ""))
-    return cells
-
-
-def _time(model: dict) -> str:
-    _, median, _ = model["time"]["8 × 128"]
-    return f"{median:.2f}"
+def _classifier(distillation: dict, untrained: dict) -> Iterator[tuple[str, ...]]:
+    asked = ("low_rank", "manual", "HEAT-a1")
+    rows = [row for row in _rows(distillation, "SST-2") if (row["decomposition"], row["rank_search"], row["variant"]) == asked]
+    score, gain = statistics.mean(row["score"] for row in rows), f"{rows[0]['edp_gain']:.2f}×"
+    yield "SST-2", "one rank for all", gain, "", f"{rows[0]['untrained_score']:.4f}", f"{score:.4f}"
+    for size in (10, 20):
+        row = next(r for r in untrained["rows"] if (r["data"], r["structure"], r["gain"]) == ("SST-2", UNTRAINED, size))
+        yield "SST-2", HEAT, f"{1 / row['edp_ratio']:.2f}×", f"{row['time']:.2f}", f"{row['score']:.4f}", ""
 
 
 def _rows(distillation: dict, dataset: str) -> list[dict]:
     return [row for row in distillation["rows"].values() if row.get("dataset") == dataset]
-
-
-def _classifier(distillation: dict) -> list[tuple[str, ...]]:
-    asked = ("low_rank", "manual", "HEAT-a1")
-    rows = [row for row in _rows(distillation, "SST-2") if (row["decomposition"], row["rank_search"], row["variant"]) == asked]
-    score = statistics.mean(row["score"] for row in rows)
-    gain, before = f"{rows[0]['edp_gain']:.2f}×", f"{rows[0]['untrained_score']:.4f}"
-    return [("SST-2", "one rank for all", gain, "", before, f"{score:.4f}")]
