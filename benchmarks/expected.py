@@ -1,4 +1,4 @@
-"""Expected against measured divergence: random settings of ranks, widths and groups, beside what their losses sum to.
+"""Expected against measured divergence: random settings of ranks, widths and groups, beside what their losses lead to expect.
 
 Every network is drawn by itself: a price of energy, spread over three decades, and for every tensor or group of tensors a price
 of its own around it; each takes the option that is cheapest in loss and energy together. So networks differ in size, and in
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from benchmarks.provenance import provenance
 from benchmarks.untrained import LEAST_WORDS, SUBJECTS
 from heat_hf import HeatConfig, Statistics
 from heat_hf.compression.job import Job
+from heat_hf.compression.measuring import answers
 from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.rows import load_rows
@@ -55,20 +58,21 @@ class Bench:
         self.config = HeatConfig(
             rank_search="sensitivity", target_edp_ratio=0.2, widths=True, groups=True, refine_steps=0
         )  # fmt: skip
-        problem = Job(self.dense, self.config, given_statistics=self.statistics).problem
-        self.groups = Sensitivity()._curves(problem).groups
+        job = Job(self.dense, self.config, batches, self.statistics)
+        self.groups = Sensitivity()._curves(job.problem).groups
+        self.line = replace(job.problem, quality=answers(self.dense, batches, self.config)).expectation
 
     def drawn(self, generator: np.random.Generator) -> tuple[dict[str, Any], float]:
         """Settings of a network, and the sum of their losses."""
         low, high = np.log(PRICES)
-        price, settings, expected = generator.uniform(low, high), {}, 0.0
+        price, settings, loss = generator.uniform(low, high), {}, 0.0
         for group in self.groups:
             energy = np.array([footprint.cost.energy_pJ for footprint in group.footprints])
             own = np.exp(price + generator.normal(0, SPREAD))
             place = int(np.argmin(np.array(group.losses) + own * energy / energy.max()))
             settings |= dict(zip(group.names, group.options[place], strict=True))
-            expected += group.losses[place]
-        return settings, expected
+            loss += group.losses[place]
+        return settings, loss
 
     def measured(self, settings: dict[str, Any]) -> float:
         """Divergence of the projected network."""
@@ -108,11 +112,11 @@ def main() -> None:
         rows, generator = results["rows"].setdefault(name, []), np.random.default_rng(args.seed)
         bench = Bench(name, source, args) if len(rows) < args.networks else None
         for number in range(args.networks if bench else 0):
-            settings, expected = bench.drawn(generator)
+            settings, loss = bench.drawn(generator)
             if number < len(rows):
                 continue
-            rows.append({"expected": expected, "measured": bench.measured(settings)})
-            results["summary"][name] = summary(rows)
+            rows.append({"loss": loss, "expected": bench.line.of(loss), "measured": bench.measured(settings)})
+            results["summary"][name] = summary(rows) | dataclasses.asdict(bench.line)
             write_json(args.output, results)
             print(name, rows[-1], flush=True)
 

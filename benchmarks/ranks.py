@@ -122,7 +122,7 @@ def candidates(bench: Bench) -> list[tuple[str, float, dict]]:
     for gain in GAINS:
         solution = method.solve(bench.problem, bench.budget(gain))
         found.append((method.name, gain, solution.settings))
-        bench.results.setdefault(method.name, {})[f"{gain:g}"] = {"expected_divergence": solution.expected_divergence}
+        bench.results.setdefault(method.name, {})[f"{gain:g}"] = {"expected_divergence": solution.loss}
     seconds = time.perf_counter() - start + bench.moment_seconds
     bench.results["sensitivity"].setdefault("seconds", seconds)
     for gain in GAINS:

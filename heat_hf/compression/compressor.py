@@ -137,7 +137,7 @@ class HeatCompressor:
             ValueError: if the configuration does not fit the model.
         """
         job = self._job(config, calibration_dataset, statistics, cost_model)
-        return job.planned(job.chosen(variant))
+        return job.planned(job.chosen(variant, expects=True))
 
     def search_ranks(
         self,

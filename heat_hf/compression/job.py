@@ -208,8 +208,12 @@ class Job:
         _ = self.cost_model
         require_runs(self.model, self.linears, self.calibration[0] if self.calibration else None)
 
-    def chosen(self, variant: Variant | None = None) -> Solution:
-        """What every matrix gets, a variant's settings or what the method finds, and the divergence to be expected of it.
+    def chosen(self, variant: Variant | None = None, expects: bool = False) -> Variant:
+        """What every matrix gets: a variant's settings, or what the method finds.
+
+        Args:
+            variant: found before.
+            expects: whether to measure what is to be expected of what the method finds.
 
         Raises:
             ValueError: if the request cannot be met, asks for several variants, or the variant is of another model.
@@ -221,10 +225,10 @@ class Job:
             if others:
                 raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {min(others)!r}")
             settings = {name: variant.settings[saved] for saved, name in names.items()}
-            return Solution(settings, variant.expected_divergence)
+            return replace(variant, settings=settings)
         self.config.require_one_budget()
-        (found,) = self._search(None, overwrite=False).variants
-        return Solution(found.settings, found.expected_divergence)
+        (found,) = self._search(None, overwrite=False, expects=expects).variants
+        return found
 
     def search(self, output: Path | None = None, overwrite: bool = False) -> RankRecord:
         """Settings for every budget of the request; the model is not changed.
@@ -242,32 +246,27 @@ class Job:
             require_same_key(record.key, self.key, str(output))
             Journal(output, self.key, overwrite).clear()
             return record
-        return self._search(output, overwrite)
+        return self._search(output, overwrite, expects=True)
 
-    def _search(self, output: Path | None, overwrite: bool) -> RankRecord:
+    def _search(self, output: Path | None, overwrite: bool, expects: bool) -> RankRecord:
         method, started = self.config.method, time.perf_counter()
         method.require(self._calibrated, self.training is not None)
         budgets = self.budgets
         method.check(self.problem, budgets)
         # Left once the result is saved; an interrupted search goes on from OUTPUT.partial.
         with Journal(output, self.key, overwrite) if method.resumable else nullcontext() as journal:
-            variants = find_variants(method, replace(self.problem, journal=journal), budgets)
-            record = RankRecord(
-                checkpoint_name(self.model),
-                method.name,
-                self.key,
-                variants.networks,
-                variants.fidelity,
-                round(time.perf_counter() - started, 1),
-            )
+            quality = answers(self.model, self.calibration, self.config) if expects else None
+            variants = find_variants(method, replace(self.problem, journal=journal, quality=quality), budgets)
+            spent = round(time.perf_counter() - started, 1)
+            record = RankRecord(checkpoint_name(self.model), method.name, self.key, variants.networks, variants.fidelity, spent)
             if output is not None and (journal is None or journal.main):
                 record.save(output)
         return record
 
-    def planned(self, chosen: Solution) -> CompressionReport:
+    def planned(self, chosen: Variant) -> CompressionReport:
         """The report of what factorizing would give; nothing is decomposed."""
         report = self._report({name: Reached(setting) for name, setting in chosen.settings.items()})
-        return replace(report, fidelity=expected(chosen.expected_divergence))
+        return replace(report, fidelity=expected(chosen))
 
     def _report(self, reached: Mapping[str, Reached], calibration_rows: int = 0) -> CompressionReport:
         """The request goes with it, less paths: these lead nowhere on other machines."""
@@ -275,7 +274,7 @@ class Job:
         request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
         return report_of(self.model, self.costs, reached, calibration_rows, request)
 
-    def factorize(self, chosen: Solution) -> CompressionReport:
+    def factorize(self, chosen: Variant | Solution) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
         settings, dense = chosen.settings, answers(self.model, self.calibration, self.config)
         projection = Projection.of(self.model, self.linears, settings, self.config, self._calibrated)
@@ -301,7 +300,7 @@ class Job:
             report = self._refine(report, layers, kept)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
-            report = replace(report, fidelity=measured(self.model, dense, expected(chosen.expected_divergence)))
+            report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
             self._attach(settings, report)
         except BaseException:
             for name, layer in layers.items():

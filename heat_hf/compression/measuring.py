@@ -11,11 +11,11 @@ from heat_hf.compression.refinement import held_out
 from heat_hf.encoders.batches import Batch, sequences
 from heat_hf.evaluation.quality import Quality
 from heat_hf.reports.fidelity import Fidelity
+from heat_hf.search.ranks.methods import Solution
+from heat_hf.search.ranks.variants import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-WITHIN = 1.5  # the factor by which what is expected may be off, either way
 
 
 def answers(model: PreTrainedModel, batches: Sequence[Batch] | None, config: HeatConfig) -> Quality | None:
@@ -28,9 +28,12 @@ def answers(model: PreTrainedModel, batches: Sequence[Batch] | None, config: Hea
     return Quality(model, [batches[number] for number in held_out(len(batches))])
 
 
-def expected(divergence: float | None) -> Fidelity | None:
+def expected(chosen: Variant | Solution) -> Fidelity | None:
     """What a search expects of a projected model, with bounds; None where it expects nothing."""
-    return None if divergence is None else Fidelity(divergence, divergence / WITHIN, divergence * WITHIN)
+    if isinstance(chosen, Solution) or chosen.expected_divergence is None or chosen.expected_within is None:
+        return None
+    divergence, within = chosen.expected_divergence, chosen.expected_within
+    return Fidelity(divergence, divergence / within, divergence * within)
 
 
 def measured(model: PreTrainedModel, dense: Quality | None, before: Fidelity | None) -> Fidelity | None:

@@ -317,7 +317,7 @@ def test_statistics_are_collected_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     other = HeatCompressor(small_model("bert")).compress(replace(config, target_edp_ratio=0.5), statistics=loaded)
     assert len(passes) == 2
     assert replace(again, fidelity=first.fidelity) == first  # without the data, nothing is measured on it
-    assert again.fidelity.expected == first.fidelity.expected and again.fidelity.measured is None
+    assert again.fidelity is None and first.fidelity.measured > 0
     assert again.calibration_rows == first.calibration_rows > 0
     assert other.hardware.ratio < again.hardware.ratio
     with pytest.raises(ValueError, match="are of other calibration data"):

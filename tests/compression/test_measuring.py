@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small_model, token_ids
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
-from heat_hf.compression.measuring import WITHIN
 from heat_hf.compression.refinement import held_out
 from heat_hf.encoders.batches import sequences
+from heat_hf.encoders.linears import encoder_linears, tensors_digest
 from heat_hf.evaluation.quality import Quality
 from heat_hf.reports.fidelity import Fidelity
+from heat_hf.search.ranks.expectation import Expectation
 
 BATCHES = [{"input_ids": rows} for rows in token_ids(48, 7).split(4)]
 CONFIG = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.5, sequence_length=16, refine_steps=2)
+
+
+def loud() -> torch.nn.Module:
+    """A model whose outputs move by more than rounding."""
+    model = small_model("bert")
+    with torch.no_grad():
+        for linear in encoder_linears(model).values():
+            linear.weight.mul_(8)
+        model.classifier.weight.mul_(40)
+    return model
 
 
 def test_the_finished_model_is_measured_on_rows_that_it_did_not_learn_from(tmp_path: Path) -> None:
@@ -32,12 +45,47 @@ def test_the_finished_model_is_measured_on_rows_that_it_did_not_learn_from(tmp_p
 
 
 def test_a_plan_says_what_is_expected_within_bounds() -> None:
-    planned = HeatCompressor(small_model("bert")).plan(CONFIG, BATCHES).fidelity
-    assert 0 < planned.lower * WITHIN == pytest.approx(planned.expected) == pytest.approx(planned.upper / WITHIN)
+    dense = loud()
+    planned = HeatCompressor(dense).plan(CONFIG, BATCHES).fidelity
+    assert 0 < planned.lower < planned.expected < planned.upper
+    assert planned.upper / planned.expected == pytest.approx(planned.expected / planned.lower)
     assert (planned.measured, planned.rows) == (None, 0)
-    found = HeatCompressor(small_model("bert")).search_ranks(CONFIG, BATCHES).variants[0]
-    again = HeatCompressor(small_model("bert")).plan(CONFIG, variant=found).fidelity
+    assert tensors_digest(dense.parameters()) == tensors_digest(loud().parameters())
+    found = HeatCompressor(loud()).search_ranks(CONFIG, BATCHES).variants[0]
+    assert found.expected_divergence == planned.expected
+    again = HeatCompressor(loud()).plan(CONFIG, variant=found).fidelity
     assert again == planned
+
+
+def test_without_rows_to_measure_on_nothing_is_expected() -> None:
+    compressor = HeatCompressor(small_model("bert"))
+    statistics = compressor.statistics_of(CONFIG, BATCHES)
+    assert compressor.plan(CONFIG, statistics=statistics).fidelity is None
+    (found,) = compressor.search_ranks(CONFIG, statistics=statistics).variants
+    assert found.loss > 0 and found.expected_divergence is None
+
+
+def test_the_line_is_that_of_the_measured_networks() -> None:
+    losses = [0.01, 0.1, 1.0]
+    line = Expectation.fitted(losses, [2 * loss**0.9 for loss in losses])
+    assert line.of(0.3) == pytest.approx(2 * 0.3**0.9)
+    assert line.within == 1.5
+    assert line.of(0.0) == 0.0
+    noisy = Expectation.fitted(losses, [0.01, 0.3, 1.0])
+    assert noisy.within > 2
+
+
+def test_what_is_expected_of_a_model_is_about_what_is_measured() -> None:
+    """Of settings that the line was not fitted to, on rows that it was not fitted on."""
+    dense = loud()
+    for ratio in (0.7, 0.4):
+        config = replace(CONFIG, target_edp_ratio=ratio, refine_steps=0)
+        planned = HeatCompressor(copy.deepcopy(dense)).plan(config, BATCHES).fidelity
+        model = copy.deepcopy(dense)
+        HeatCompressor(model).compress(config, BATCHES)
+        unseen = [{"input_ids": rows} for rows in token_ids(80, 7)[48:].split(8)]
+        measured = Quality(dense, unseen).both(model)[1]
+        assert planned.lower / 1.5 < measured < planned.upper * 1.5
 
 
 def test_nothing_is_expected_of_ranks_that_no_search_weighed() -> None:

@@ -287,7 +287,7 @@ def test_an_edp_budget_is_refused_before_any_work(method: str) -> None:
     bert = small_model("bert")
     bert.register_forward_pre_hook(run)
     request = job(method, NoPlans(), bert, target_edp_ratio=0.5)
-    for work in (request.search, request.settings):
+    for work in (request.search, request.chosen):
         with pytest.raises(ValueError, match="the cost model macs has none: use target_latency"):
             work()
 

@@ -20,6 +20,8 @@ from heat_hf.search.shapes.table import CostTable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from heat_hf.evaluation.quality import Quality
+    from heat_hf.search.ranks.expectation import Expectation
     from heat_hf.search.ranks.supernet import SuperNetArguments
 
 
@@ -61,6 +63,7 @@ class Problem:
         groups: whether query, key and value may share a basis instead.
         table: Level 1's cost table; None without one.
         statistics: C and G on calibration data; None without it.
+        quality: of rows that a few networks are measured on, for what to expect; None to expect nothing.
         training: for the SuperNet; None without it.
         journal: keeps what a resumable search has done; None for others.
         key: the calibration data's digest and what the user asked for, as JSON: part of what results depend on.
@@ -80,6 +83,7 @@ class Problem:
     groups: bool = False
     table: CostTable | None = None
     statistics: Statistics | None = None
+    quality: Quality | None = None
     training: Training | None = None
     journal: Journal | None = None
     key: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +104,17 @@ class Problem:
         if what not in self.made:
             self.made[what] = make()
         return self.made[what]
+
+    @property
+    def expectation(self) -> Expectation | None:
+        """What divergence a network's loss lets expect; measured once. None without gradients, or rows to measure on."""
+        if self.quality is None or self.statistics is None or not self.statistics.has_gradients:
+            return None
+        from heat_hf.search.ranks.expectation import measured_expectation
+
+        given = self.model, self.linears, self.statistics, self.quality, self.seed
+        line: Expectation | None = self.once("expectation", lambda: measured_expectation(*given))
+        return line
 
     def fixed(self, option: str, size: MatrixSize) -> Any:  # noqa: ANN401
         """The user's "shape" or "rank" for a matrix size; None where there is none."""

@@ -30,7 +30,10 @@ class Variant:
         settings: what every tensor gets; None for the dense matrix.
         edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
         seconds: of one forward pass of all tensors on the accelerator; None without one.
-        expected_divergence: of the model's outputs from the dense model's, to second order; of the method "sensitivity".
+        loss: divergence of the model's outputs from the dense model's to second order; of the method "sensitivity".
+        expected_divergence: what the projected model's will be, see `heat_hf.search.ranks.expectation`; None where there are no
+            rows to measure on.
+        expected_within: the factor by which that may be off, either way.
         predicted_accuracy: of the method "supernet", with the SuperNet's cores.
         measure: what `edp_ratio` compares: "EDP", or "time" where the cost model knows no energies.
     """
@@ -44,7 +47,9 @@ class Variant:
     edp_ratio: float
     params_ratio: float
     seconds: float | None
+    loss: float | None = None
     expected_divergence: float | None = None
+    expected_within: float | None = None
     predicted_accuracy: float | None = None
     measure: str = EDP
 
@@ -114,6 +119,7 @@ def find_variants(method: RankSearch, problem: Problem, budgets: Sequence[Budget
 
 def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) -> Variant:
     solution, costs = method.solve(problem, budget), problem.costs
+    line = None if solution.loss is None else problem.expectation
     total, dense = costs.total(solution.settings), costs.dense
     return Variant(
         name=f"HEAT-a{number}",
@@ -125,7 +131,9 @@ def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) 
         edp_ratio=total.objective_ratio(dense),
         params_ratio=total.parameters / dense.parameters,
         seconds=total.seconds,
-        expected_divergence=solution.expected_divergence,
+        loss=solution.loss,
+        expected_divergence=None if line is None or solution.loss is None else line.of(solution.loss),
+        expected_within=None if line is None else line.within,
         predicted_accuracy=solution.predicted_accuracy,
         measure=EDP if total.cost is None else total.cost.measure,
     )

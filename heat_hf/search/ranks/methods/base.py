@@ -22,12 +22,13 @@ class Solution:
 
     Attributes:
         settings: of every tensor; None where it stays dense.
-        expected_divergence: of the model's outputs from the dense model's, to second order, if the method knows it.
+        loss: divergence of the model's outputs from the dense model's to second order, if the method knows it: it tells
+            networks apart, and is no forecast.
         predicted_accuracy: likewise.
     """
 
     settings: Settings
-    expected_divergence: float | None = None
+    loss: float | None = None
     predicted_accuracy: float | None = None
 
 

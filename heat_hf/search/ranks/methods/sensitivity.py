@@ -47,7 +47,7 @@ class Sensitivity(RankSearch):
 
         assert budget.kind is not None and budget.limit is not None
         settings, lost = allocate_ranks(self._curves(problem), budget.kind, budget.limit)
-        return Solution(settings, expected_divergence=lost)
+        return Solution(settings, loss=lost)
 
     def _curves(self, problem: Problem) -> Curves:
         from heat_hf.search.ranks.curves import sensitivity_curves
