@@ -37,7 +37,7 @@ from heat_hf.search.ranks.methods.sensitivity import Sensitivity
 from recipes.demo.run import find_model
 from recipes.evidence import write_json
 
-PRICES = (1e-4, 3e-1)  # of energy, as a part of a tensor's dearest option, in divergence
+PRICES = (1e-3, 3e-1)  # of energy, as a part of a tensor's dearest option, in divergence
 SPREAD = 1.0  # of the logarithm of a tensor's own price around the network's
 MEASURED = 512
 
@@ -60,7 +60,7 @@ class Bench:
         )  # fmt: skip
         job = Job(self.dense, self.config, batches, self.statistics)
         self.groups = Sensitivity()._curves(job.problem).groups
-        self.line = replace(job.problem, quality=answers(self.dense, batches, self.config)).expectation
+        self.problem = replace(job.problem, quality=answers(self.dense, batches, self.config))
 
     def drawn(self, generator: np.random.Generator) -> tuple[dict[str, Any], float]:
         """Settings of a network, and the sum of their losses."""
@@ -72,7 +72,7 @@ class Bench:
             place = int(np.argmin(np.array(group.losses) + own * energy / energy.max()))
             settings |= dict(zip(group.names, group.options[place], strict=True))
             loss += group.losses[place]
-        return settings, loss
+        return (settings, loss) if any(settings.values()) else self.drawn(generator)
 
     def measured(self, settings: dict[str, Any]) -> float:
         """Divergence of the projected network."""
@@ -110,13 +110,14 @@ def main() -> None:
     results |= provenance(command, "torch", "transformers")
     for name, source in (("STS-B", args.model or find_model(online=False)), ("SST-2", args.classifier)):
         rows, generator = results["rows"].setdefault(name, []), np.random.default_rng(args.seed)
-        bench = Bench(name, source, args) if len(rows) < args.networks else None
-        for number in range(args.networks if bench else 0):
-            settings, loss = bench.drawn(generator)
-            if number < len(rows):
-                continue
-            rows.append({"loss": loss, "expected": bench.line.of(loss), "measured": bench.measured(settings)})
-            results["summary"][name] = summary(rows) | dataclasses.asdict(bench.line)
+        if len(rows) == args.networks:
+            continue
+        bench = Bench(name, source, args)
+        drawn = [bench.drawn(generator) for _ in range(args.networks)]
+        line = bench.problem.expectation([loss for _, loss in drawn])
+        for settings, loss in drawn[len(rows) :]:
+            rows.append({"loss": loss, "expected": line.of(loss), "measured": bench.measured(settings)})
+            results["summary"][name] = summary(rows) | dataclasses.asdict(line)
             write_json(args.output, results)
             print(name, rows[-1], flush=True)
 

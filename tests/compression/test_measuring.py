@@ -28,8 +28,8 @@ def loud() -> torch.nn.Module:
     model = small_model("bert")
     with torch.no_grad():
         for linear in encoder_linears(model).values():
-            linear.weight.mul_(8)
-        model.classifier.weight.mul_(40)
+            linear.weight.mul_(16)
+        model.classifier.weight.mul_(100)
     return model
 
 

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from heat_hf.encoders.statistics import Statistics
 
-SHARES = (0.003, 0.01, 0.03, 0.08, 0.2, 0.4)  # lost of all that each matrix does, by the networks that are made
-SPREAD = 0.7  # of the logarithm of a matrix's own share around it
+NETWORKS = 6
+AROUND = 2.0  # factor by which they lose less than the least loss asked for, and more than the largest
+SPREAD = 0.7  # of the logarithm of a matrix's own share of its network's loss
+MOST = 0.9  # of all that a matrix does
 LEAST = 1.5  # factor that bounds allow for at least
 DEVIATIONS = 2.0  # by which bounds are off the line
 
@@ -59,22 +61,32 @@ class Expectation:
 
 
 def measured_expectation(
-    model: PreTrainedModel, linears: Mapping[str, nn.Linear], statistics: Statistics, quality: Quality, seed: int = 0
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    statistics: Statistics,
+    quality: Quality,
+    losses: Sequence[float],
+    seed: int = 0,
 ) -> Expectation | None:
     """The line for a model's matrices; the model is as it was afterwards. None if outputs do not move, or not by a number.
+
+    Far from the losses asked for, divergences lie on other lines: outputs cannot move by more than so much.
 
     Args:
         model: dense.
         linears: that are to be factorized, by name.
         statistics: with gradients.
         quality: of the rows that networks are measured on.
+        losses: of the networks to say something of, positive.
         seed: of the random losses.
     """
     generator, pairs = np.random.default_rng(seed), []
-    for share in tqdm(SHARES, desc="Expecting", unit="network"):
+    wholes = (typical_error(linear.weight, *statistics.moments(name), 1.0)[1] for name, linear in linears.items())  # type: ignore[arg-type]
+    shares = np.geomspace(min(losses) / AROUND, max(losses) * AROUND, NETWORKS) / sum(wholes)
+    for share in tqdm(shares, desc="Expecting", unit="network"):
         weights, lost = {}, 0.0
         for name, linear in linears.items():
-            own = min(0.9, share * math.exp(generator.normal(0, SPREAD)))
+            own = min(MOST, share * math.exp(generator.normal(0, SPREAD)))
             error, loss = typical_error(linear.weight, *statistics.moments(name), own)  # type: ignore[arg-type]
             weights[name], lost = linear.weight.detach() - error, lost + loss
         with _replaced(linears, weights):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -105,16 +105,14 @@ class Problem:
             self.made[what] = make()
         return self.made[what]
 
-    @property
-    def expectation(self) -> Expectation | None:
-        """What divergence a network's loss lets expect; measured once. None without gradients, or rows to measure on."""
-        if self.quality is None or self.statistics is None or not self.statistics.has_gradients:
+    def expectation(self, losses: Sequence[float]) -> Expectation | None:
+        """What divergence the losses of some networks let expect. None without losses, gradients, or rows to measure on."""
+        there = self.quality is not None and self.statistics is not None and self.statistics.has_gradients
+        if not there or not losses or min(losses) <= 0:
             return None
         from heat_hf.search.ranks.expectation import measured_expectation
 
-        given = self.model, self.linears, self.statistics, self.quality, self.seed
-        line: Expectation | None = self.once("expectation", lambda: measured_expectation(*given))
-        return line
+        return measured_expectation(self.model, self.linears, self.statistics, self.quality, losses, self.seed)  # type: ignore[arg-type]
 
     def fixed(self, option: str, size: MatrixSize) -> Any:  # noqa: ANN401
         """The user's "shape" or "rank" for a matrix size; None where there is none."""

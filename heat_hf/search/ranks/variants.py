@@ -13,6 +13,7 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware.cost import EDP
 from heat_hf.search.ranks.allocation import BudgetKind
 from heat_hf.search.ranks.budgets import TARGETS, Budget
+from heat_hf.search.ranks.expectation import Expectation
 from heat_hf.search.ranks.methods import MIXED, RankSearch
 from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.ranks.space import Settings
@@ -114,12 +115,18 @@ def find_variants(method: RankSearch, problem: Problem, budgets: Sequence[Budget
         ValueError: if a budget cannot be reached.
     """
     networks = [_variant(method, problem, number, budget) for number, budget in enumerate(budgets, start=1)]
-    return Variants(tuple(networks), method.fidelity(problem))
+    line = problem.expectation([network.loss for network in networks if network.loss is not None])
+    return Variants(tuple(_expecting(network, line) for network in networks), method.fidelity(problem))
+
+
+def _expecting(network: Variant, line: Expectation | None) -> Variant:
+    if line is None or network.loss is None:
+        return network
+    return dataclasses.replace(network, expected_divergence=line.of(network.loss), expected_within=line.within)
 
 
 def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) -> Variant:
     solution, costs = method.solve(problem, budget), problem.costs
-    line = None if solution.loss is None else problem.expectation
     total, dense = costs.total(solution.settings), costs.dense
     return Variant(
         name=f"HEAT-a{number}",
@@ -132,8 +139,6 @@ def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) 
         params_ratio=total.parameters / dense.parameters,
         seconds=total.seconds,
         loss=solution.loss,
-        expected_divergence=None if line is None or solution.loss is None else line.of(solution.loss),
-        expected_within=None if line is None else line.within,
         predicted_accuracy=solution.predicted_accuracy,
         measure=EDP if total.cost is None else total.cost.measure,
     )
