@@ -184,8 +184,9 @@ def beside(data: dict) -> str:
                 f"| {first['untrained_score']:.4f} | {mean(row['score'] for row in own)} | {apart} |"
             )
     steps = next(row["steps"] for row in data["rows"].values() if "steps" in row)
+    scores = {"STS-B": "Spearman on STS-B test", "SST-2": "accuracy on SST-2 validation"}
     caption = (
-        f"MiniLM; Spearman on STS-B test, accuracy on SST-2 validation, after {steps:,} steps of 32 on the same rows. "
+        f"MiniLM; {', '.join(scores[name] for name in data['dense'])}, after {steps:,} steps of 32 on the same rows. "
         f"Parameters, EDP: of the encoder's matrices. CPU time: 8 × 128 tokens. Divergence: on {data['unseen']:,} sentences."
     )
     return captioned(lines, caption, source_line(data))

@@ -140,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     args.command = (
         "python -m benchmarks.distilled --data DATA --classifier FOLDER --encoder FOLDER --cache DIR "
-        f"--steps {args.steps} --seeds {' '.join(map(str, args.seeds))}"
+        f"--steps {args.steps} --seeds {' '.join(map(str, args.seeds))} --subjects {' '.join(args.subjects)}"
     )
     for subject, checkpoint in ((STSB, args.encoder), (SST2, args.classifier)):
         if subject.name in args.subjects:

@@ -147,7 +147,6 @@ def figures(report: CompressionReport) -> dict[str, Any]:
     assert report.hardware is not None
     refinement, fidelity = report.refinement, report.fidelity
     return {
-        "expected_divergence": None if fidelity is None else fidelity.expected,
         "divergence": None if fidelity is None else fidelity.measured,
         "edp_ratio": report.hardware.ratio,
         "params_ratio": report.params_ratio,
