@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import by_block, encoder_linears, resolve_names, runs, swap_module
+from heat_hf.encoders.linears import by_block, encoder_linears, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
@@ -209,23 +210,13 @@ class Job:
         require_runs(self.model, self.linears, self.calibration[0] if self.calibration else None)
 
     def chosen(self, variant: Variant | None = None, expects: bool = False) -> Variant:
-        """What every matrix gets: a variant's settings, or what the method finds.
-
-        Args:
-            variant: found before.
-            expects: whether to measure what is to be expected of what the method finds.
+        """What every matrix gets: a variant's settings, or what the method finds, with `expects` also what to expect of it.
 
         Raises:
             ValueError: if the request cannot be met, asks for several variants, or the variant is of another model.
         """
         if variant is not None:
-            # A record of a model with a head is also one of the model without, and the other way round.
-            names = resolve_names(self.model, variant.settings, f"variant {variant.name}")
-            others = set(self.linears) ^ set(names.values())
-            if others:
-                raise ValueError(f"variant {variant.name} does not fit the model: only one of both has {min(others)!r}")
-            settings = {name: variant.settings[saved] for saved, name in names.items()}
-            return replace(variant, settings=settings)
+            return variant.of(self.model, self.linears)
         self.config.require_one_budget()
         (found,) = self._search(None, overwrite=False, expects=expects).variants
         return found
@@ -255,16 +246,26 @@ class Job:
         method.check(self.problem, budgets)
         # Left once the result is saved; an interrupted search goes on from OUTPUT.partial.
         with Journal(output, self.key, overwrite) if method.resumable else nullcontext() as journal:
-            quality = answers(self.model, self.calibration, self.config) if expects else None
-            variants = find_variants(method, replace(self.problem, journal=journal, quality=quality), budgets)
+            variants = find_variants(method, replace(self.problem, journal=journal), budgets)
+            networks = tuple(map(self._expecting, variants.networks)) if expects else variants.networks
             spent = round(time.perf_counter() - started, 1)
-            record = RankRecord(checkpoint_name(self.model), method.name, self.key, variants.networks, variants.fidelity, spent)
+            record = RankRecord(checkpoint_name(self.model), method.name, self.key, networks, variants.fidelity, spent)
             if output is not None and (journal is None or journal.main):
                 record.save(output)
         return record
 
+    def _expecting(self, network: Variant) -> Variant:
+        """With what a copy of the model with these settings, not refined, diverges by; where losses and rows are known."""
+        if network.loss is None or self.calibration is None:
+            return network
+        config = replace(self.config, refine_steps=0)
+        made = replace(self, model=copy.deepcopy(self.model), config=config, given_statistics=self.statistics).factorize(
+            network
+        )
+        return network if made.fidelity is None else replace(network, expected_divergence=made.fidelity.measured)
+
     def planned(self, chosen: Variant) -> CompressionReport:
-        """The report of what factorizing would give; nothing is decomposed."""
+        """The report of what factorizing would give."""
         report = self._report({name: Reached(setting) for name, setting in chosen.settings.items()})
         return replace(report, fidelity=expected(chosen))
 

@@ -17,6 +17,8 @@ from heat_hf.search.ranks.variants import Variant
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+WITHIN = 1.25  # by which factor it may differ on other rows, either way
+
 
 def answers(model: PreTrainedModel, batches: Sequence[Batch] | None, config: HeatConfig) -> Quality | None:
     """What the dense model answers to the calibration rows that refinement does not learn from.
@@ -30,10 +32,8 @@ def answers(model: PreTrainedModel, batches: Sequence[Batch] | None, config: Hea
 
 def expected(chosen: Variant | Solution) -> Fidelity | None:
     """What a search expects of a projected model, with bounds; None where it expects nothing."""
-    if isinstance(chosen, Solution) or chosen.expected_divergence is None or chosen.expected_within is None:
-        return None
-    divergence, within = chosen.expected_divergence, chosen.expected_within
-    return Fidelity(divergence, divergence / within, divergence * within)
+    divergence = None if isinstance(chosen, Solution) else chosen.expected_divergence
+    return None if divergence is None else Fidelity(divergence, divergence / WITHIN, divergence * WITHIN)
 
 
 def measured(model: PreTrainedModel, dense: Quality | None, before: Fidelity | None) -> Fidelity | None:

@@ -19,8 +19,7 @@ class Fidelity:
     """Divergence of the model's outputs from the dense model's, see `heat_hf.encoders.signals`.
 
     Attributes:
-        expected: of the projected model before refinement, as the search expects it, see `search.ranks.expectation`; None where
-            its method expects nothing.
+        expected: of the projected model before refinement, as a search measured it on a copy; None where it did not.
         lower, upper: bounds that it should lie between; None likewise.
         measured: of the finished model, before any training; None in a plan, or without calibration data at hand.
         rows: sequences of the calibration data that it was measured on.

@@ -28,14 +28,6 @@ def rank_text(setting: TensorSetting | None) -> str:
     return rank if setting.format == "low_rank" else f"{setting.format} {rank}"
 
 
-def _expected(variant: Variant) -> str:
-    """Divergence to expect, with bounds."""
-    if variant.expected_divergence is None or variant.expected_within is None:
-        return ""
-    expected, within = variant.expected_divergence, variant.expected_within
-    return f"{expected:.4f} ({expected / within:.4f}–{expected * within:.4f})"
-
-
 def _row(variant: Variant) -> tuple[str, ...]:
     """A variant's cells in the record's table."""
     return (
@@ -46,7 +38,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
         f"{variant.params_ratio:.3f}",
         "" if variant.seconds is None else f"{units.TIME.of(variant.seconds):.1f}",
         str(sum(setting is None for setting in variant.settings.values())),
-        _expected(variant),
+        "" if variant.expected_divergence is None else f"{variant.expected_divergence:.4f}",
         "" if variant.predicted_accuracy is None else f"{variant.predicted_accuracy:.4f}",
     )
 

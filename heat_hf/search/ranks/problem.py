@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ from heat_hf.search.shapes.table import CostTable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from heat_hf.evaluation.quality import Quality
-    from heat_hf.search.ranks.expectation import Expectation
     from heat_hf.search.ranks.supernet import SuperNetArguments
 
 
@@ -63,7 +61,6 @@ class Problem:
         groups: whether query, key and value may share a basis instead.
         table: Level 1's cost table; None without one.
         statistics: C and G on calibration data; None without it.
-        quality: of rows that a few networks are measured on, for what to expect; None to expect nothing.
         training: for the SuperNet; None without it.
         journal: keeps what a resumable search has done; None for others.
         key: the calibration data's digest and what the user asked for, as JSON: part of what results depend on.
@@ -83,7 +80,6 @@ class Problem:
     groups: bool = False
     table: CostTable | None = None
     statistics: Statistics | None = None
-    quality: Quality | None = None
     training: Training | None = None
     journal: Journal | None = None
     key: Mapping[str, Any] = field(default_factory=dict)
@@ -104,15 +100,6 @@ class Problem:
         if what not in self.made:
             self.made[what] = make()
         return self.made[what]
-
-    def expectation(self, losses: Sequence[float]) -> Expectation | None:
-        """What divergence the losses of some networks let expect. None without losses, gradients, or rows to measure on."""
-        there = self.quality is not None and self.statistics is not None and self.statistics.has_gradients
-        if not there or not losses or min(losses) <= 0:
-            return None
-        from heat_hf.search.ranks.expectation import measured_expectation
-
-        return measured_expectation(self.model, self.linears, self.statistics, self.quality, losses, self.seed)  # type: ignore[arg-type]
 
     def fixed(self, option: str, size: MatrixSize) -> Any:  # noqa: ANN401
         """The user's "shape" or "rank" for a matrix size; None where there is none."""

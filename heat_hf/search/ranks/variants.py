@@ -6,17 +6,20 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from heat_hf.encoders.linears import weights_digest
+from heat_hf.encoders.linears import resolve_names, weights_digest
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware.cost import EDP
 from heat_hf.search.ranks.allocation import BudgetKind
 from heat_hf.search.ranks.budgets import TARGETS, Budget
-from heat_hf.search.ranks.expectation import Expectation
 from heat_hf.search.ranks.methods import MIXED, RankSearch
 from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.ranks.space import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,8 @@ class Variant:
         edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
         seconds: of one forward pass of all tensors on the accelerator; None without one.
         loss: divergence of the model's outputs from the dense model's to second order; of the method "sensitivity".
-        expected_divergence: what the projected model's will be, see `heat_hf.search.ranks.expectation`; None where there are no
-            rows to measure on.
-        expected_within: the factor by which that may be off, either way.
+        expected_divergence: that of a copy of the model with these settings, projected and not refined, on calibration rows;
+            None where it was not made.
         predicted_accuracy: of the method "supernet", with the SuperNet's cores.
         measure: what `edp_ratio` compares: "EDP", or "time" where the cost model knows no energies.
     """
@@ -50,7 +52,6 @@ class Variant:
     seconds: float | None
     loss: float | None = None
     expected_divergence: float | None = None
-    expected_within: float | None = None
     predicted_accuracy: float | None = None
     measure: str = EDP
 
@@ -59,6 +60,22 @@ class Variant:
         targets: dict[str, Any] = {name: self.budget if kind == self.kind else None for name, kind in TARGETS.items()}
         targets |= {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
         return dataclasses.replace(config, **targets)
+
+    def of(self, model: PreTrainedModel, linears: Mapping[str, nn.Linear]) -> Variant:
+        """The same by the names of a model. A record of one with a head is also one of the model without, and vice versa.
+
+        Args:
+            model: dense.
+            linears: its matrices that are to be factorized, by name.
+
+        Raises:
+            ValueError: if the variant is of another model.
+        """
+        names = resolve_names(model, self.settings, f"variant {self.name}")
+        others = set(linears) ^ set(names.values())
+        if others:
+            raise ValueError(f"variant {self.name} does not fit the model: only one of both has {min(others)!r}")
+        return dataclasses.replace(self, settings={name: self.settings[saved] for saved, name in names.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; what `edp_ratio` compares is left out where it is the EDP."""
@@ -115,14 +132,7 @@ def find_variants(method: RankSearch, problem: Problem, budgets: Sequence[Budget
         ValueError: if a budget cannot be reached.
     """
     networks = [_variant(method, problem, number, budget) for number, budget in enumerate(budgets, start=1)]
-    line = problem.expectation([network.loss for network in networks if network.loss is not None])
-    return Variants(tuple(_expecting(network, line) for network in networks), method.fidelity(problem))
-
-
-def _expecting(network: Variant, line: Expectation | None) -> Variant:
-    if line is None or network.loss is None:
-        return network
-    return dataclasses.replace(network, expected_divergence=line.of(network.loss), expected_within=line.within)
+    return Variants(tuple(networks), method.fidelity(problem))
 
 
 def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) -> Variant:
