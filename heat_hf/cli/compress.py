@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_output(out, "DIR", "where to save; appears only when all is done")
     options.add_overwrite(out)
     out.add_argument("--max-shard-size", metavar="SIZE", help="split the weights, as 500MB")
-    out.add_argument("--dry-run", action="store_true", help="print the plan; decompose and write nothing")
+    out.add_argument("--dry-run", action="store_true", help="print the plan; write nothing")
     options.add_json(out, "the report")
 
 

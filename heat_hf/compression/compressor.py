@@ -124,7 +124,10 @@ class HeatCompressor:
         statistics: Statistics | None = None,
         cost_model: CostModel | None = None,
     ) -> CompressionReport:
-        """What `compress` would do: every matrix's shape, rank, parameters and MACs. Nothing is decomposed.
+        """What `compress` would do: every matrix's shape, rank, parameters and MACs. The model is not changed.
+
+        Where a search weighs losses and there is calibration data, a copy of the model is projected, and what it diverges by is
+        the plan's `fidelity`.
 
         Args:
             config: what to factorize and how.

@@ -277,7 +277,7 @@ class Job:
 
     def factorize(self, chosen: Variant | Solution) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
-        settings, dense = chosen.settings, answers(self.model, self.calibration, self.config)
+        settings = chosen.settings
         projection = Projection.of(self.model, self.linears, settings, self.config, self._calibrated)
         reached = dict.fromkeys(self.linears, Reached(None))
         factorized = [name for name in self.linears if settings[name] is not None]
@@ -288,6 +288,7 @@ class Job:
                 for name, result in projection.reached(names, statistics):
                     reached[name] = result
                     progress.update()
+        dense = answers(self.model, self.calibration, self.config)  # statistics have shown that it runs
         report = self._report(reached, self.calibration_rows)
         if report.few_tokens:
             logger.warning(report.few_tokens)

@@ -88,7 +88,7 @@ class RankRecord:
             "params",
             f"time, {units.TIME.name}",
             "dense",
-            "expected divergence",
+            "divergence, projected",
             "predicted accuracy",
         )
         figures = [_row(variant) for variant in self.variants]

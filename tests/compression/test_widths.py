@@ -144,5 +144,6 @@ def test_neurons_and_heads_are_ranked_once_for_all_widths(monkeypatch: pytest.Mo
     calls = []
     ranked = Neurons.ranked.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(Neurons, "ranked", classmethod(lambda cls, *args, **kw: calls.append(1) or ranked(cls, *args, **kw)))
-    HeatCompressor(small_model("bert")).search_ranks(HeatConfig(target_params_ratio=[0.3, 0.5], **OPTIONS), batches())
+    config, compressor = HeatConfig(target_params_ratio=[0.3, 0.5], **OPTIONS), HeatCompressor(small_model("bert"))
+    compressor.search_ranks(config, statistics=compressor.statistics_of(config, batches()))
     assert len(calls) == 4
