@@ -206,7 +206,7 @@ class _Refiner:
         answers: States = {}
         for number in self.everything:
             if inputs is not None:
-                inputs.seen.clear()
+                inputs.clear()
                 inputs.mask = padding_mask(self.batches[number])
             answers |= self._answers(name, before, [number], bar)
             before.pop(number, None)

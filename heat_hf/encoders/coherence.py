@@ -56,14 +56,13 @@ def scaled_moments(
     return {name: moment * scales.get(name, 1.0) for name, moment in output_moments.items()}
 
 
-def typical_error(weight: Tensor, second_moment: Tensor, output_moment: Tensor, share: float = LOST) -> tuple[Tensor, float]:
-    """W − W′ for a low rank that loses about a share of all that the matrix does, and its loss ½‖G^{1/2}(W − W′)C^{1/2}‖_F².
+def typical_error(weight: Tensor, second_moment: Tensor, output_moment: Tensor) -> tuple[Tensor, float]:
+    """W − W′ for a low rank that loses about `LOST` of all that the matrix does, and its loss ½‖G^{1/2}(W − W′)C^{1/2}‖_F².
 
     Args:
         weight: W, M×N.
         second_moment: C, N×N.
         output_moment: G, M×M; damped as wherever losses are computed.
-        share: of ½‖G^{1/2}WC^{1/2}‖_F², at most.
     """
     matrix = weight.detach().double()
     rows = triangular_root(output_moment.to(matrix), OUTPUT_DAMPING)
@@ -72,7 +71,7 @@ def typical_error(weight: Tensor, second_moment: Tensor, output_moment: Tensor, 
     wide = matrix.shape[0] <= matrix.shape[1]
     values, vectors = torch.linalg.eigh(whitened @ whitened.T if wide else whitened.T @ whitened)
     tails = values.clamp_min(0).cumsum(0) / 2  # of so many of the smallest
-    lost = vectors[:, tails <= share * tails[-1]]
+    lost = vectors[:, tails <= LOST * tails[-1]]
     error = lost @ (lost.T @ whitened) if wide else (whitened @ lost) @ lost.T
     loss = float(error.square().sum()) / 2
     error = torch.linalg.solve_triangular(rows.T, error, upper=True)
