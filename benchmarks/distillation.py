@@ -10,7 +10,6 @@ without labels; `cards` only writes cards again.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from benchmarks.distillation_bench import (
     Bench,
     cards,
     measure,
+    parser_of,
 )
 from benchmarks.distillation_step import step_ratios
 from benchmarks.distillation_tables import FORMATS
@@ -183,12 +183,7 @@ SUBJECTS = {"recipes": LABELLED, "embeddings": STSB}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--classifier", required=True)
-    parser.add_argument("--encoder", required=True)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser = parser_of(__doc__)
     parser.add_argument("--cards", type=Path, default=Path("model_cards"))
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[name for name in PARTS if name != "cards"])

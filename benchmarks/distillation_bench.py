@@ -82,6 +82,21 @@ EMBEDDING = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logi
 SCHEDULE = {"max_steps": 1000, "layer_share": 0.75, "learning_rate": 3e-4, "logit_learning_rate": 2e-5}
 
 
+def parser_of(doc: str) -> argparse.ArgumentParser:
+    """Options that all benchmarks of distillation have.
+
+    Args:
+        doc: of the benchmark; its first line describes it.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--classifier", required=True)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    return parser
+
+
 def schedule(subject: Subject) -> dict[str, Any]:
     """Steps and learning rates."""
     return EMBEDDING if subject is STSB else SCHEDULE

@@ -11,19 +11,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import time
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from benchmarks.distillation_bench import SST2, STSB, TOKENS, Bench, Subject
+from benchmarks.alternatives import encoder_of, fewer_blocks, in_int8, time_ratio
+from benchmarks.distillation_bench import SST2, STSB, TOKENS, Bench, Subject, parser_of
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.job import Job
-from heat_hf.evaluation.timing import race
 
 GAINS = {"STS-B": (5.7, 10.0), "SST-2": (10.0, 20.0, 30.0)}
 KEPT_BLOCKS = (3, 2)  # of six
@@ -39,20 +33,6 @@ SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
         "blocks": {"layer_share": 0.75, "learning_rate": 2e-4, "logit_learning_rate": 2e-5},
     },
 }
-
-
-def fewer_blocks(dense: Any, count: int) -> Any:
-    """A copy with so many of its blocks."""
-    model = copy.deepcopy(dense)
-    blocks = list(_encoder(model).layer)
-    kept = blocks[len(blocks) // count - 1 :: len(blocks) // count]
-    _encoder(model).layer = nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)
-    return model
-
-
-def _encoder(model: Any) -> Any:
-    return getattr(model, model.base_model_prefix, model).encoder
 
 
 def student(bench: Bench, gain: float) -> tuple[Any, CompressionReport]:
@@ -79,9 +59,13 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
         about = {"edp_gain": 1 / report.hardware.ratio, "params_ratio": report.params_ratio}
     else:
         model = fewer_blocks(bench.dense, int(size))
-        share = size / len(_encoder(bench.dense).layer)
+        share = size / len(encoder_of(bench.dense).layer)
         about = {"edp_gain": share**-2, "params_ratio": share}
-    about |= {"params_M": model.num_parameters() / 1e6, "untrained_score": bench.score(model), "time": ratio(bench, model)}
+    about |= {
+        "params_M": model.num_parameters() / 1e6,
+        "untrained_score": bench.score(model),
+        "time": time_ratio(bench.dense, model, bench.args.repeats),
+    }
     started = time.perf_counter()
     options = {"max_steps": bench.args.steps, **SCHEDULES[bench.subject.name][structure]}
     trainer = bench.distil(model, f"{structure}-{size:g}-{seed}", seed=seed, **options)
@@ -92,21 +76,17 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
     bench.save()
 
 
-def ratio(bench: Bench, model: Any) -> float:
-    """Median time of a forward pass of 8 × 128 tokens over the dense model's, side by side."""
-    ids = torch.randint(1000, 20_000, (8, 128), generator=torch.Generator().manual_seed(0))
-    passes = {name: partial(one.eval(), input_ids=ids) for name, one in (("dense", bench.dense), ("now", model))}
-    with torch.inference_mode():
-        seconds = race(passes, bench.args.repeats)
-    return statistics.median(now / dense for now, dense in zip(seconds["now"], seconds["dense"], strict=True))
-
-
 def int8(bench: Bench) -> None:
     """The dense model with its linears in int8, dynamic, which trains nothing."""
     key = f"{bench.subject.name} int8"
     if key not in bench.found["rows"]:
-        model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(bench.dense), {nn.Linear}, dtype=torch.qint8)
-        row = {"data": bench.subject.name, "structure": "int8", "time": ratio(bench, model), **bench.figures(model)}
+        model = in_int8(bench.dense)
+        row = {
+            "data": bench.subject.name,
+            "structure": "int8",
+            "time": time_ratio(bench.dense, model, bench.args.repeats),
+            **bench.figures(model),
+        }
         bench.found["rows"][key] = row
         print(row, flush=True)
         bench.save()
@@ -125,12 +105,7 @@ def run(subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--classifier", required=True)
-    parser.add_argument("--encoder", required=True)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser = parser_of(__doc__)
     parser.add_argument("--subjects", nargs="+", choices=list(GAINS), default=list(GAINS))
     parser.add_argument("--gains", type=float, nargs="*", help="EDP gains; default: those of the data")
     parser.add_argument("--blocks", type=int, nargs="*", default=list(KEPT_BLOCKS), help="blocks to keep, of six")

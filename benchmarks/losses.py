@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from scipy.stats import spearmanr
 from transformers import AutoTokenizer
 
 from benchmarks.provenance import provenance
-from benchmarks.untrained import LEAST_WORDS, SUBJECTS
+from benchmarks.untrained import SUBJECTS, sentences
 from heat_hf import HeatConfig, Statistics
 from heat_hf.compression.job import Job
 from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
-from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS
 from heat_hf.search.ranks.methods import Solution
@@ -46,8 +44,7 @@ class Bench:
         task, (file, column), _, _ = SUBJECTS[name]
         tokenizer = AutoTokenizer.from_pretrained(source)
         self.dense = TASKS[task].model_class.from_pretrained(source).eval()
-        texts = [text for text in load_rows(args.data / file)[column] if len(text.split()) >= LEAST_WORDS]
-        random.Random(0).shuffle(texts)
+        texts = sentences(args.data / file, column, 0)
         parts = texts[: args.rows], texts[args.rows : args.rows + MEASURED]
         batches, unseen = (calibration_batches(part, tokenizer, max_length=128) for part in parts)
         self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), batches)

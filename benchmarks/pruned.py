@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.alternatives import encoder_of
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
 from heat_hf.encoders.linears import encoder_linears
@@ -22,8 +23,7 @@ Masks = list[list[Tensor]]  # of every block, of its heads and of its neurons
 
 def blocks_of(model: Any) -> nn.ModuleList:
     """The Transformer blocks of a model of BERT's family."""
-    encoder = getattr(model, model.base_model_prefix, model).encoder
-    layers: nn.ModuleList = encoder.layer
+    layers: nn.ModuleList = encoder_of(model).layer
     return layers
 
 

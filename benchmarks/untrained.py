@@ -15,9 +15,7 @@ import copy
 import io
 import json
 import random
-import statistics
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from benchmarks import kwon
+from benchmarks.alternatives import encoder_of, fewer_blocks, in_int8, time_ratio
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig, Statistics
 from heat_hf.compression.factorize import factorize
@@ -33,7 +32,6 @@ from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
-from heat_hf.evaluation.timing import race
 from recipes.demo.run import find_model
 from recipes.evidence import write_json
 
@@ -55,6 +53,13 @@ STRUCTURES: dict[str, dict[str, Any]] = {
 DROPPED, INT8 = "every other block dropped", "dense, int8 by PyTorch, EDP not counted"
 
 
+def sentences(file: Path, column: str, seed: int) -> list[str]:
+    """Those of a file that are long enough, in random order."""
+    texts = [text for text in load_rows(file)[column] if len(text.split()) >= LEAST_WORDS]
+    random.Random(seed).shuffle(texts)
+    return texts
+
+
 class Bench:
     """A subject's dense model, calibration data and rows."""
 
@@ -64,8 +69,7 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.dense = TASKS[self.task].model_class.from_pretrained(source).eval()
         self.test = load_rows(args.data / test).to_dict()
-        texts = [text for text in load_rows(args.data / file)[column] if len(text.split()) >= LEAST_WORDS]
-        random.Random(args.seed).shuffle(texts)
+        texts = sentences(args.data / file, column, args.seed)
         self.batches = calibration_batches(texts[: args.rows], self.tokenizer, max_length=128)
         started = time.process_time()
         self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), self.batches, seed=args.seed)
@@ -81,14 +85,9 @@ class Bench:
 
     def keep(self, structure: str, gain: float, model: Any, **figures: Any) -> None:
         """Score and time a model, and keep its row."""
-        ids = torch.randint(1000, 20_000, (8, 128), generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            passes = {name: partial(one.eval(), input_ids=ids) for name, one in (("dense", self.dense), ("now", model))}
-            seconds = race(passes, self.args.repeats)
-        ratios = [now / dense for now, dense in zip(seconds["now"], seconds["dense"], strict=True)]
         row = {
             "data": self.name, "structure": structure, "gain": gain, "score": self.score(model),
-            "time": statistics.median(ratios), **figures,
+            "time": time_ratio(self.dense, model, self.args.repeats), **figures,
         }  # fmt: skip
         self.results["rows"].append(row)
         write_json(self.args.output, self.results)
@@ -97,22 +96,17 @@ class Bench:
     def drop(self) -> None:
         """Blocks 2, 4 and 6 alone."""
         if self.missing(DROPPED, 4):
-            model = copy.deepcopy(self.dense)
-            encoder = getattr(model, model.base_model_prefix, model).encoder
-            encoder.layer = nn.ModuleList(list(encoder.layer)[1::2])
-            ratio = sum(p.numel() for p in encoder.parameters()) / sum(p.numel() for p in self._encoder.parameters())
+            model = fewer_blocks(self.dense, len(encoder_of(self.dense).layer) // 2)
+            now, before = (sum(p.numel() for p in encoder_of(one).parameters()) for one in (model, self.dense))
+            ratio = now / before
             self.keep(DROPPED, 4, model, edp_ratio=0.25, params_ratio=ratio, seconds=0.0)
 
     def quantize(self) -> None:
         """The dense model with 8-bit weights, by PyTorch's dynamic quantization; the cost model knows no such words."""
         if self.missing(INT8, 1):
-            model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(self.dense), {nn.Linear}, torch.qint8)
-            ratio = saved_bytes(getattr(model, model.base_model_prefix, model).encoder) / saved_bytes(self._encoder)
+            model = in_int8(self.dense)
+            ratio = saved_bytes(encoder_of(model)) / saved_bytes(encoder_of(self.dense))
             self.keep(INT8, 1, model, edp_ratio=None, params_ratio=1.0, bytes_ratio=ratio, seconds=0.0)
-
-    @property
-    def _encoder(self) -> Any:
-        return getattr(self.dense, self.dense.base_model_prefix, self.dense).encoder
 
     def compress(self, structure: str, gain: float) -> None:
         """One row."""

@@ -259,10 +259,9 @@ class Job:
         if network.loss is None or self.calibration is None:
             return network
         config = replace(self.config, refine_steps=0)
-        made = replace(self, model=copy.deepcopy(self.model), config=config, given_statistics=self.statistics).factorize(
-            network
-        )
-        return network if made.fidelity is None else replace(network, expected_divergence=made.fidelity.measured)
+        job = replace(self, model=copy.deepcopy(self.model), config=config, given_statistics=self.statistics)
+        fidelity = job.factorize(network).fidelity
+        return network if fidelity is None else replace(network, expected_divergence=fidelity.measured)
 
     def planned(self, chosen: Variant) -> CompressionReport:
         """The report of what factorizing would give."""
