@@ -1,8 +1,9 @@
-"""Losses beside measured divergences: random settings of ranks, widths and groups, and what their losses sum to.
+"""Losses and expectations beside measured divergences: random settings of ranks, widths and groups.
 
 Every network is drawn by itself: a price of energy, spread over three decades, and for every tensor or group of tensors a price
 of its own around it; each takes the option that is cheapest in loss and energy together. So networks differ in size, and in
-where they lose. Divergences are measured on sentences that no statistics were taken of. Rows already in the results are kept.
+where they lose. What their losses sum to, and what a plan expects of them, a projected copy's divergence on an eighth of the
+calibration rows, stand beside divergences on sentences that no statistics were taken of. Rows already in the results are kept.
 
     python -m benchmarks.losses --data DATA --classifier FOLDER --output benchmarks/results/losses.json
 """
@@ -23,6 +24,7 @@ from benchmarks.provenance import provenance
 from benchmarks.untrained import SUBJECTS, sentences
 from heat_hf import HeatConfig, Statistics
 from heat_hf.compression.job import Job
+from heat_hf.compression.measuring import WITHIN
 from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.evaluation.quality import Quality
@@ -46,13 +48,13 @@ class Bench:
         self.dense = TASKS[task].model_class.from_pretrained(source).eval()
         texts = sentences(args.data / file, column, 0)
         parts = texts[: args.rows], texts[args.rows : args.rows + MEASURED]
-        batches, unseen = (calibration_batches(part, tokenizer, max_length=128) for part in parts)
-        self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), batches)
+        self.batches, unseen = (calibration_batches(part, tokenizer, max_length=128) for part in parts)
+        self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), self.batches)
         self.quality = Quality(self.dense, unseen)
         self.config = HeatConfig(
             rank_search="sensitivity", target_edp_ratio=0.2, widths=True, groups=True, refine_steps=0
         )  # fmt: skip
-        job = Job(self.dense, self.config, batches, self.statistics)
+        job = Job(self.dense, self.config, self.batches, self.statistics)
         self.groups = Sensitivity()._curves(job.problem).groups
 
     def drawn(self, generator: np.random.Generator) -> tuple[dict[str, Any], float]:
@@ -67,18 +69,27 @@ class Bench:
             loss += group.losses[place]
         return (settings, loss) if any(settings.values()) else self.drawn(generator)
 
-    def measured(self, settings: dict[str, Any]) -> float:
-        """Divergence of the projected network."""
+    def divergences(self, settings: dict[str, Any]) -> dict[str, float]:
+        """Of the projected network: on the calibration rows that a search reads, and on unseen rows."""
         model = copy.deepcopy(self.dense)
-        Job(model, self.config, given_statistics=self.statistics).factorize(Solution(settings))
-        return self.quality.both(model)[1]
+        fidelity = Job(model, self.config, self.batches, self.statistics).factorize(Solution(settings)).fidelity
+        assert fidelity is not None
+        assert fidelity.measured is not None
+        return {"expected": fidelity.measured, "measured": self.quality.both(model)[1]}
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    """How well losses tell networks apart, and how large divergences are beside them."""
-    losses, measured = (np.array([row[name] for row in rows]) for name in ("loss", "measured"))
-    ratios = np.quantile(measured / losses, (0, 0.5, 1))
-    return {"networks": len(rows), "spearman": float(spearmanr(losses, measured)[0]), "ratios": ratios.tolist()}
+    """How well losses and expectations tell networks apart, and how large divergences are beside them."""
+    losses, expected, measured = (np.array([row[name] for row in rows]) for name in ("loss", "expected", "measured"))
+    apart = np.exp(np.abs(np.log(measured / expected)))
+    return {
+        "networks": len(rows),
+        "spearman": float(spearmanr(losses, measured)[0]),
+        "ratios": np.quantile(measured / losses, (0, 0.5, 1)).tolist(),
+        "expected_spearman": float(spearmanr(expected, measured)[0]),
+        "expected_ratios": np.quantile(measured / expected, (0, 0.5, 1)).tolist(),
+        "within": {f"{factor:g}": float((apart <= factor).mean()) for factor in (WITHIN, 1.5)},
+    }
 
 
 def main() -> None:
@@ -102,7 +113,7 @@ def main() -> None:
         bench = Bench(name, source, args)
         drawn = [bench.drawn(generator) for _ in range(args.networks)]
         for settings, loss in drawn[len(rows) :]:
-            rows.append({"loss": loss, "measured": bench.measured(settings)})
+            rows.append({"loss": loss, **bench.divergences(settings)})
             results["summary"][name] = summary(rows)
             write_json(args.output, results)
             print(name, rows[-1], flush=True)

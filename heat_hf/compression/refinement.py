@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,8 @@ HELD_OUT = 8  # one batch of so many is learned from by no block, and tells whet
 LEAST_BATCHES = 2
 WARMUP = 0.1  # part of the steps
 MOST_TOKENS = 2**18  # whose hidden states are held, twice: 1.6 GB with 768 of them in float32
-STEP_PASSES = 3  # a step takes as long as so many forward passes: its own, and a backward pass of two
+STEP_PASSES = 3  # a step takes as long as so many forward passes of its rows: its own, and a backward pass of two
+STEP_TOKENS = 1024  # about so many, padding included, are learned from in a step; more make steps longer, hardly better
 
 
 def held_out(count: int) -> list[int]:
@@ -82,11 +82,12 @@ def refine_blocks(
         layers: that take their place, by the same names.
         batches: model inputs; an `attention_mask` marks padding, which does not count. Of more than `MOST_TOKENS` tokens, an
             even choice is used. One of eight is held out; with fewer than two batches nothing is refined, and that is logged.
-        config: its `refine_steps` of AdamW are taken on each block, a batch each, in an order that its `seed` decides.
+        config: its `refine_steps` of AdamW are taken on each block, on a batch or a part of one each, in an order that its
+            `seed` decides.
         statistics: of the linears, for the errors; None to take C of the tokens used, a block at a time.
         kept: neurons that stay, of layers that lose some.
     """
-    few = _few(batches or ())
+    few, out = _few(batches or ())
     if len(few) < LEAST_BATCHES:
         logger.warning(
             f"nothing is refined: that needs at least {LEAST_BATCHES} batches of calibration data, one of them held out"
@@ -105,7 +106,7 @@ def refine_blocks(
             )
         moments = None if statistics is None else statistics.second_moments
         generator = torch.Generator().manual_seed(config.seed)
-        refiner = _Refiner(blocks, linears, layers, few, config.refine_steps, generator, moments, kept or {})
+        refiner = _Refiner(blocks, linears, layers, few, out, config.refine_steps, generator, moments, kept or {})
         reached = refiner.run(groups)
         return Refined(Refinement(config.refine_steps, tuple(reached)) if reached else None, refiner.errors)
     finally:
@@ -121,8 +122,9 @@ class _Refiner:
         linears: by name.
         layers: that take their place, by name.
         batches: of calibration data.
+        held_out: numbers of the batches that errors are measured on; the steps are taken on the others.
         steps: for each block.
-        generator: of the order of batches.
+        generator: of the order of batches, and of rows where a batch has more than a step takes.
         moments: C of every linear's inputs, or None.
         kept: neurons that stay, of layers that lose some.
         errors: of the layers refined so far.
@@ -134,6 +136,7 @@ class _Refiner:
     linears: Mapping[str, nn.Linear]
     layers: Mapping[str, FactorizedLinear]
     batches: Sequence[Batch]
+    held_out: Sequence[int]
     steps: int
     generator: torch.Generator
     moments: Mapping[str, Tensor] | None
@@ -141,11 +144,6 @@ class _Refiner:
     errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     dense: States = field(default_factory=dict)
     now: States = field(default_factory=dict)
-
-    @cached_property
-    def held_out(self) -> list[int]:
-        """Numbers of the batches that errors are measured on; the steps are taken on the others."""
-        return held_out(len(self.batches))
 
     def run(self, groups: Mapping[str, Sequence[str]]) -> list[BlockError]:
         """Refine all blocks.
@@ -197,7 +195,7 @@ class _Refiner:
         answers = {}
         with torch.no_grad():
             for number in numbers:
-                answers[number] = self._answer(name, before, number)
+                answers[number] = self._answer(name, self.batches[number], before.get(number))
                 bar.update()
         return answers
 
@@ -212,8 +210,8 @@ class _Refiner:
             before.pop(number, None)
         return answers
 
-    def _answer(self, name: str, before: States, number: int) -> Tensor:
-        return self.blocks.run(name, self.blocks.call(name, self.batches[number], before.get(number)))
+    def _answer(self, name: str, batch: Batch, before: Tensor | None) -> Tensor:
+        return self.blocks.run(name, self.blocks.call(name, batch, before))
 
     def _error(self, answers: States) -> float:
         """How far hidden states are from the dense model's, relative to these, on the batches held out."""
@@ -228,9 +226,12 @@ class _Refiner:
         masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
         optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], weight_decay=0.0)
         for step, number in enumerate(self._order()):
+            rows = _some_rows(self.batches[number], self.generator)
+            batch = {key: value[rows.to(value.device)] for key, value in self.batches[number].items()}
+            before = self.now[number][rows] if number in self.now else None  # the first block has none
             with torch.enable_grad():
-                answer = self._answer(name, self.now, number)
-                distance, norm = _compared(answer, self.dense[number], self.batches[number])
+                answer = self._answer(name, batch, before)
+                distance, norm = _compared(answer, self.dense[number][rows], batch)
                 gradients = torch.autograd.grad(distance / norm.clamp_min(torch.finfo(norm.dtype).tiny), parameters)
             for master, gradient in zip(masters, gradients, strict=True):
                 master.grad = gradient.to(master.dtype)
@@ -290,9 +291,29 @@ def _compared(answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Ten
     return lost.sum(), whole.sum()
 
 
-def _few(batches: Sequence[Batch]) -> list[Batch]:
-    """So many of the batches, evenly spread, that their hidden states can be held: they are often sorted by length."""
+def _few(batches: Sequence[Batch]) -> tuple[list[Batch], list[int]]:
+    """So many of the batches, evenly spread, that their hidden states can be held: they are often sorted by length.
+
+    Returns:
+        The batches, and the places among them of those that are held out; these are held out of all batches, too.
+    """
     # Padding is held, too.
-    held = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
-    count = min(len(batches), max(LEAST_BATCHES, len(batches) * MOST_TOKENS // max(1, held)))
-    return [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
+    whole = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
+    share = min(1.0, MOST_TOKENS / max(1, whole))
+    out = held_out(len(batches))
+    learned = [number for number in range(len(batches)) if number not in out]
+    chosen = sorted([*_spread(learned, share), *_spread(out, share)])
+    return [batches[number] for number in chosen], [place for place, number in enumerate(chosen) if number in out]
+
+
+def _spread(numbers: Sequence[int], share: float) -> list[int]:
+    """A share of some numbers, at least one of them, evenly spread."""
+    count = min(len(numbers), max(1, int(len(numbers) * share)))
+    return [numbers[(2 * i + 1) * len(numbers) // (2 * count)] for i in range(count)]
+
+
+def _some_rows(batch: Batch, generator: torch.Generator) -> Tensor:
+    """Places of rows of about `STEP_TOKENS` tokens together, padding included; at least one."""
+    rows, length = next(iter(batch.values())).shape[:2]
+    count = max(1, STEP_TOKENS // length)
+    return torch.arange(rows) if count >= rows else torch.randperm(rows, generator=generator)[:count]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+STRIP = 384  # columns of a product XᵀX that are computed together
+
+
 def run_watched(
     model: PreTrainedModel,
     modules: Mapping[str, nn.Module],
@@ -75,7 +78,18 @@ def _outer(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
     if mask is not None and rows.shape[:-1] == mask.shape:
         rows = rows[mask]
     flat = rows.reshape(-1, rows.shape[-1]).float()
-    return (flat.T @ flat).double(), len(flat)
+    return _gram(flat).double(), len(flat)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """XᵀX of X, in strips that leave out most of its lower triangle, which is the upper one again."""
+    strips = range(0, rows.shape[1], STRIP)
+    if len(strips) == 1:
+        return rows.T @ rows
+    product = rows.new_zeros(rows.shape[1], rows.shape[1])
+    for start in strips:
+        torch.mm(rows[:, start : start + STRIP].T, rows[:, start:], out=product[start : start + STRIP, start:])
+    return product.triu_() + product.triu(1).T
 
 
 class Inputs(Protocol):

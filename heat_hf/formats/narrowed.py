@@ -121,26 +121,27 @@ class Neurons:
         from heat_hf.formats.projection import OUTPUT_DAMPING, damped, triangular_root
 
         moment = damped(second_moment.double(), RIDGE)
-        inverse = torch.linalg.inv(moment)
-        matrix = weight.detach().to(moment)
+        root, failed = torch.linalg.cholesky_ex(moment)
+        inverse = torch.linalg.inv(moment) if failed else torch.cholesky_inverse(root)  # summed in float32 it may fail
+        matrix = weight.detach().to(moment, copy=True)
         if output_moment is not None:
             matrix = triangular_root(output_moment.to(moment), OUTPUT_DAMPING).T @ matrix
-        alive = torch.arange(matrix.shape[1], device=matrix.device)
-        chunk, order, losses = max(1, len(alive) // CHUNKS), list[int](), [0.0]
-        while len(alive) > max(least, size):
-            gone = _missed_least(matrix, inverse, min(chunk, len(alive) - least), size)
-            kept = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
-            kept[gone] = False
+        count = matrix.shape[1]
+        alive = torch.ones(count, dtype=torch.bool, device=matrix.device)
+        chunk, order, losses = max(1, count // CHUNKS), list[int](), [0.0]
+        while (left := count - len(order)) > max(least, size):
+            gone = _missed_least(matrix, inverse, alive, min(chunk, left - least), size)
             # One after the other within the chunk, by the elimination of its small block.
             block, columns = inverse[gone][:, gone], matrix[:, gone]
             lost = _eliminated(block, columns).cumsum(0)[size - 1 :: size]
             losses += [losses[-1] + float(part) / 2 for part in lost]
-            order += alive[gone].tolist()
-            across = torch.linalg.solve(block, inverse[gone][:, kept])
-            matrix = matrix[:, kept] - columns @ across
-            inverse = inverse[kept][:, kept] - inverse[kept][:, gone] @ across
-            alive = alive[kept]
-        return cls((*order, *alive.tolist()), tuple(losses), size)
+            order += gone.tolist()
+            alive[gone] = False
+            # In place, and those that are gone with the others: copies of what is left would take longer than the products.
+            across = torch.linalg.solve(block, inverse[gone])
+            matrix.addmm_(columns, across, alpha=-1)
+            inverse.addmm_(inverse[:, gone], across, alpha=-1)
+        return cls((*order, *alive.nonzero()[:, 0].tolist()), tuple(losses), size)
 
     def kept(self, count: int) -> list[int]:
         """Places of the `count` columns that stay, ascending; a multiple of `size`."""
@@ -151,20 +152,22 @@ class Neurons:
         return self.losses[(len(self.order) - count) // self.size]
 
 
-def _missed_least(matrix: Tensor, inverse: Tensor, count: int, size: int) -> Tensor:
+def _missed_least(matrix: Tensor, inverse: Tensor, alive: Tensor, count: int, size: int) -> Tensor:
     """Places of the columns that go next: some single ones, or those of one head.
 
     Args:
-        matrix: the columns that are left, in the root of G.
-        inverse: C⁻¹ of these.
+        matrix: all columns, in the root of G.
+        inverse: C⁻¹ of those that are left.
+        alive: which these are.
         count: of single ones.
         size: columns of a head, or 1.
     """
     import torch
 
     if size == 1:
-        return (matrix.square().sum(0) / inverse.diagonal()).argsort(stable=True)[:count]
-    places = torch.arange(matrix.shape[1], device=matrix.device).reshape(-1, size)
+        scores = matrix.square().sum(0) / inverse.diagonal()
+        return scores.masked_fill(~alive, torch.inf).argsort(stable=True)[:count]
+    places = alive.nonzero().reshape(-1, size)
     scores = torch.stack([_eliminated(inverse[head][:, head], matrix[:, head]).sum() for head in places])
     return places[scores.argmin()]
 

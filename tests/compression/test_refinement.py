@@ -232,9 +232,28 @@ def test_errors_are_those_of_the_refined_cores(memory: str) -> None:
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refinement, "MOST_TOKENS", 2 * ROWS * LENGTH)
     data = batches()
-    assert refinement._few(data) == [data[3], data[9]]
+    few, out = refinement._few(data)
+    assert len(few) == 2
+    assert [few[place] for place in out] == [data[refinement.held_out(len(data))[0]]]
     _, report = compressed()
     assert report.refinement is not None
+
+
+def test_a_step_learns_from_some_rows_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refinement, "STEP_TOKENS", 3 * LENGTH + 1)
+    seen = []
+
+    def compared(answer: torch.Tensor, target: torch.Tensor, batch: dict[str, torch.Tensor]) -> object:
+        if answer.requires_grad:
+            seen.append((len(answer), len(target), {len(value) for value in batch.values()}))
+        return own(answer, target, batch)
+
+    own = refinement._compared
+    monkeypatch.setattr(refinement, "_compared", compared)
+    _, report = compressed(steps=20)
+    assert set(map(str, seen)) == {str((3, 3, {3}))}
+    assert report.refinement is not None
+    assert all(block.after < block.before for block in report.refinement.blocks)
 
 
 def test_bfloat16() -> None:
