@@ -164,30 +164,30 @@ def embeddings(data: dict) -> str:
 
 
 def beside(data: dict) -> str:
-    """Ranks and widths from refined cores, networks with fewer blocks, and int8."""
+    """Ranks and widths from refined cores, and networks with fewer blocks, each in float32 and in int8."""
     lines = [
-        "| data | EDP gain | what | parameters | CPU time | untrained | distilled | divergence |",
-        "|---|---:|---|---:|---:|---:|---:|---:|",
+        "| data | EDP gain | what | parameters | untrained | steps | CPU time | distilled | divergence | int8: time | score |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, dense in data["dense"].items():
-        lines.append(f"| {name} | 1× | dense | 1.00 | 1.00 | {dense:.4f} | | 0 |")
+        int8 = data["rows"][f"{name} int8"]
+        lines.append(f"| {name} | 1× | dense | 1.00 | | | 1.00 | {dense:.4f} | 0 | {int8['time']:.2f} | {int8['score']:.4f} |")
         for own in _seeds(data, name):
             first = own[0]
-            label = f"{first['size']:g} of 6 blocks" if first["structure"] == "blocks" else first["structure"]
-            time = average((row["time"] for row in own), ".2f")
-            apart = average((row["divergence"] for row in own), ".4f")
-            if "steps" not in first:
-                lines.append(f"| {name} | | dense, int8 by PyTorch | 1.00 | {time} | {first['score']:.4f} | | {apart} |")
+            if "schedule" not in first:
                 continue
+            label = f"{first['size']:g} of 6 blocks" if first["structure"] == "blocks" else first["structure"]
+            time, faster = (average((row["time"] for row in rows), ".2f") for rows in (own, [row["int8"] for row in own]))
+            apart = average((row["divergence"] for row in own), ".4f")
             lines.append(
-                f"| {name} | {first['edp_gain']:.2f}× | {label} | {first['params_ratio']:.2f} | {time} "
-                f"| {first['untrained_score']:.4f} | {mean(row['score'] for row in own)} | {apart} |"
+                f"| {name} | {first['edp_gain']:.2f}× | {label} | {first['params_ratio']:.2f} | {first['untrained_score']:.4f} "
+                f"| {first['schedule']['max_steps']:,} | {time} | {mean(row['score'] for row in own)} | {apart} "
+                f"| {faster} | {mean(row['int8']['score'] for row in own)} |"
             )
-    steps = next(row["steps"] for row in data["rows"].values() if "steps" in row)
     scores = {"STS-B": "Spearman on STS-B test", "SST-2": "accuracy on SST-2 validation"}
     caption = (
-        f"MiniLM; {', '.join(scores[name] for name in data['dense'])}, after {steps:,} steps of 32 on the same rows. "
-        f"Parameters, EDP: of the encoder's matrices. CPU time: 8 × 128 tokens. Divergence: on {data['unseen']:,} sentences."
+        f"MiniLM; {', '.join(scores[name] for name in data['dense'])}; steps of 32, the same rows. Parameters, EDP: of the "
+        f"encoder's matrices. CPU time: 8 × 128 tokens. Divergence: on {data['unseen']:,} sentences. int8: PyTorch's, dynamic."
     )
     return captioned(lines, caption, source_line(data))
 

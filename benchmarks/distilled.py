@@ -1,8 +1,8 @@
-"""Distilled: ranks and widths from refined cores, beside a network with fewer blocks trained alike, and beside dense int8.
+"""Distilled: ranks and widths from refined cores, beside a network with fewer blocks trained alike; each also in int8.
 
 The same rows, steps and batches for all; STS-B with a sentence encoder and no labels, SST-2 with a classifier. Models with
 fewer blocks keep evenly spaced ones, the last among them, and all of their weights are trained. Rows already in the results
-are kept, so an interrupted run goes on where it stopped, a training at its last checkpoint.
+are kept, and trained models in the cache, so an interrupted run goes on where it stopped, a training at its last checkpoint.
 
     python -m benchmarks.distilled --data DATA --classifier FOLDER --encoder FOLDER --cache DIR --results benchmarks/results
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from typing import Any
 
 from benchmarks.alternatives import encoder_of, fewer_blocks, in_int8, time_ratio
@@ -61,34 +60,35 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
         model = fewer_blocks(bench.dense, int(size))
         share = size / len(encoder_of(bench.dense).layer)
         about = {"edp_gain": share**-2, "params_ratio": share}
-    about |= {
-        "params_M": model.num_parameters() / 1e6,
-        "untrained_score": bench.score(model),
-        "time": time_ratio(bench.dense, model, bench.args.repeats),
-    }
-    started = time.perf_counter()
-    options = {"max_steps": bench.args.steps, **SCHEDULES[bench.subject.name][structure]}
-    trainer = bench.distil(model, f"{structure}-{size:g}-{seed}", seed=seed, **options)
-    about |= {"seconds": round(time.perf_counter() - started, 1), "steps": trainer.state.global_step, "schedule": options}
-    row = {"data": bench.subject.name, "structure": structure, "size": size, "seed": seed, **about, **bench.figures(model)}
-    bench.found["rows"][key] = row
-    print(row, flush=True)
+    about |= {"params_M": model.num_parameters() / 1e6, "untrained_score": bench.score(model)}
+    about["schedule"] = {"max_steps": bench.args.steps, **SCHEDULES[bench.subject.name][structure]}
+    model = trained(bench, model, f"{structure}-{size:g}-{seed}", seed, about["schedule"])
+    row = {"data": bench.subject.name, "structure": structure, "size": size, "seed": seed, **about, **timed(bench, model)}
+    bench.found["rows"][key] = {**row, "int8": timed(bench, in_int8(model))}
+    print(bench.found["rows"][key], flush=True)
     bench.save()
+
+
+def trained(bench: Bench, model: Any, name: str, seed: int, schedule: dict[str, Any]) -> Any:
+    """The model distilled; from the cache if it is there."""
+    folder = bench.args.cache / f"{bench.subject.name}-{name}-{schedule['max_steps']}"
+    if not (folder / "config.json").is_file():
+        bench.distil(model, name, seed=seed, **schedule)
+        model.save_pretrained(folder)
+    return type(bench.dense).from_pretrained(folder).eval()
+
+
+def timed(bench: Bench, model: Any) -> dict[str, float]:
+    """Score and divergence of a model, and its time over the dense one's."""
+    return {"time": time_ratio(bench.dense, model, bench.args.repeats), **bench.figures(model)}
 
 
 def int8(bench: Bench) -> None:
     """The dense model with its linears in int8, dynamic, which trains nothing."""
     key = f"{bench.subject.name} int8"
     if key not in bench.found["rows"]:
-        model = in_int8(bench.dense)
-        row = {
-            "data": bench.subject.name,
-            "structure": "int8",
-            "time": time_ratio(bench.dense, model, bench.args.repeats),
-            **bench.figures(model),
-        }
-        bench.found["rows"][key] = row
-        print(row, flush=True)
+        bench.found["rows"][key] = {"data": bench.subject.name, "structure": "int8", **timed(bench, in_int8(bench.dense))}
+        print(bench.found["rows"][key], flush=True)
         bench.save()
 
 

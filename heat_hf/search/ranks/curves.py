@@ -15,7 +15,7 @@ from functools import cached_property
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from heat_hf.formats import Rank, TensorShape, get_format
+from heat_hf.formats import Format, Rank, Solver, TensorShape, get_format
 from heat_hf.formats.decomposition import rank_errors
 from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 from heat_hf.formats.setting import TensorSetting
@@ -84,10 +84,8 @@ def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize],
     options, losses, roots = {}, [], _Roots()
     for name, linear in tqdm(problem.linears.items(), desc="Sensitivity", unit="matrix"):
         moments = problem.statistics.second_moments[name], problem.statistics.output_moments[name]
-        curve: list[tuple[TensorSetting | None, float]] = []
-        for (format, size), shape in shapes.items():
-            if size == MatrixSize.of(linear):
-                curve += _curve(problem, linear.weight, format, shape, moments, roots)
+        own = {format: shape for (format, size), shape in shapes.items() if size == MatrixSize.of(linear)}
+        curve = _curve(problem, linear.weight, own, moments, roots)
         kept = undominated(problem.costs, name, [*curve, (None, 0.0)])
         options[name] = tuple(setting for setting, _ in kept)
         losses.append(tuple(loss for _, loss in kept))
@@ -114,26 +112,64 @@ class _Roots:
 
 
 def _curve(
-    problem: Problem, weight: Tensor, format: str, shape: TensorShape, moments: tuple[Tensor, Tensor], roots: _Roots
-) -> list[tuple[TensorSetting | None, float]]:
-    codec, whitened, scale = get_format(format), weight.detach().double(), 1.0
-    second_moment, output_moment = moments
-    rows, columns = codec.whitens(shape)
-    if rows:
-        whitened = triangular_root(output_moment.to(whitened), OUTPUT_DAMPING).T @ whitened
-    else:
-        scale *= float(output_moment.diagonal().mean())
-    if columns:
-        whitened = whitened @ roots.of(second_moment).to(whitened)
-    else:
-        scale *= float(second_moment.diagonal().mean())
-    whole = scale * float(whitened.square().sum())
+    problem: Problem, weight: Tensor, shapes: Mapping[str, TensorShape], moments: tuple[Tensor, Tensor], roots: _Roots
+) -> list[tuple[TensorSetting, float]]:
+    """Settings of a tensor with their losses, of all formats; those that are solved alike are solved once."""
+    solved: dict[tuple[str, TensorShape], _Solved] = {}
+    curve = []
+    for format, shape in shapes.items():
+        codec = get_format(format).solved_as
+        key = codec.name, shape
+        if key not in solved:
+            solved[key] = _Solved.of(codec, weight, shape, moments, roots, problem.solver)
+        known = solved[key]
+        options = setting_options(format, shape, problem.units, known.errors, execution=problem.execution)
+        curve += [(setting, known.whole * error**2 / 2) for setting, error in options]
+    return curve
 
-    def errors(ranks: Sequence[Rank]) -> list[float]:
-        return rank_errors(codec, whitened, shape, ranks, problem.solver)
 
-    options = setting_options(format, shape, problem.units, errors, execution=problem.execution)
-    return [(setting, whole * error**2 / 2) for setting, error in options]
+@dataclass(frozen=True)
+class _Solved:
+    """What a matrix loses in a format.
+
+    Attributes:
+        codec, shape: of the format.
+        whitened: G^{1/2} W C^{1/2}, or of these what the shape can have, M×N, float64.
+        whole: what all of the matrix is worth.
+        solver: limits of the iterative decompositions.
+        known: errors of ranks.
+    """
+
+    codec: Format
+    shape: TensorShape
+    whitened: Tensor
+    whole: float
+    solver: Solver
+    known: dict[Rank, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, codec: Format, weight: Tensor, shape: TensorShape, moments: tuple[Tensor, Tensor], roots: _Roots, solver: Solver
+    ) -> _Solved:
+        """Of a weight W, M×N, with C and G."""
+        whitened, scale = weight.detach().double(), 1.0
+        second_moment, output_moment = moments
+        rows, columns = codec.whitens(shape)
+        if rows:
+            whitened = triangular_root(output_moment.to(whitened), OUTPUT_DAMPING).T @ whitened
+        else:
+            scale *= float(output_moment.diagonal().mean())
+        if columns:
+            whitened = whitened @ roots.of(second_moment).to(whitened)
+        else:
+            scale *= float(second_moment.diagonal().mean())
+        return cls(codec, shape, whitened, scale * float(whitened.square().sum()), solver)
+
+    def errors(self, ranks: Sequence[Rank]) -> list[float]:
+        """‖W − W′‖_F / ‖W‖_F of the whitened matrix for each rank."""
+        new = [rank for rank in dict.fromkeys(ranks) if rank not in self.known]
+        self.known.update(zip(new, rank_errors(self.codec, self.whitened, self.shape, new, self.solver), strict=True))
+        return [self.known[rank] for rank in ranks]
 
 
 def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[dict[str, TensorSetting | None], float]:
