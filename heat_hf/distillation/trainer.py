@@ -129,6 +129,9 @@ class DistillationTrainer(TeachingTrainer):
             self.teacher.prepare(stage.attention)
             self._stage = stage
 
+    def _by_labels(self, stage: Stage) -> bool:
+        return stage.labels or (stage.logits and self.args.targets == "labels")
+
     def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """The current stage's loss; its parts go to the log."""
         stage = self._stage_now(model.training)
@@ -136,7 +139,7 @@ class DistillationTrainer(TeachingTrainer):
         references, given = label_columns(inputs), _given(inputs)
         rows = inputs[ROW].tolist() if ROW in inputs else None
         hidden = self.args.hidden_weight_in(stage) > 0
-        by_labels = stage.labels or (stage.logits and self.args.targets == "labels")
+        by_labels = self._by_labels(stage)
         asked = {**given, **references} if by_labels else given
         outputs = model(**asked, output_hidden_states=hidden, output_attentions=stage.attention)
         if stage.labels:
@@ -160,9 +163,14 @@ class DistillationTrainer(TeachingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:  # noqa: ANN401
-        """As Trainer's; hidden states and attention maps are no predictions."""
+        """As Trainer's, with a loss of rows without labels, too; hidden states and attention maps are no predictions."""
         ignored = [*(ignore_keys or []), "hidden_states", "attentions", "past_key_values"]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignored)
+        loss, *predictions = super().prediction_step(model, inputs, prediction_loss_only, ignored)
+        if loss is None and not self._by_labels(self.args.stages[-1]):
+            inputs = self._prepare_inputs(inputs)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs).detach().mean()
+        return loss, *predictions
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:  # noqa: ANN401
         """Every stage has Trainer's schedule to itself: warm-up, decay, and its own peak.

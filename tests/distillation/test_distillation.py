@@ -199,6 +199,17 @@ def test_a_stage_starts_with_its_own_rate_and_a_fresh_optimizer(tmp_path: Path) 
     assert rates == pytest.approx([0, 1e-3, 1e-3 * 2 / 3, 1e-3 / 3, 0, 1e-4])
 
 
+def test_rows_without_labels_have_a_loss_too(tmp_path: Path) -> None:
+    """So `load_best_model_at_end` and early stopping have something to go by."""
+    student, teacher = pair()
+    bare = [{name: value for name, value in row.items() if name != "labels"} for row in ROWS[:8]]
+    scores = [
+        DistillationTrainer(student, teacher, arguments(tmp_path), ROWS, collate, eval_dataset=rows).evaluate()["eval_loss"]
+        for rows in (bare, ROWS[:8])
+    ]
+    assert scores[0] == pytest.approx(scores[1])
+
+
 def test_evaluation_reports_the_last_stages_loss_and_metrics(tmp_path: Path) -> None:
     student, teacher = pair()
     trainer = DistillationTrainer(
