@@ -75,6 +75,7 @@ def training_arguments(args: argparse.Namespace, folder: Path) -> DistillationAr
     """
     from dataclasses import fields
 
+    import torch
     from transformers.trainer_utils import IntervalStrategy
 
     from heat_hf.distillation import DistillationArguments
@@ -82,6 +83,8 @@ def training_arguments(args: argparse.Namespace, folder: Path) -> DistillationAr
     known = {field.name for field in fields(DistillationArguments) if field.init}
     given = {name: getattr(args, name) for name in known if getattr(args, name, None) is not None}
     others = dict(_other(pair, known, vars(args)) for pair in args.arguments)
+    if args.bf16 and not torch.accelerator.is_available():
+        others.setdefault("use_cpu", "True")  # Trainer asks for it by name before it computes so on a CPU
     training = _parsed({"output_dir": str(folder), **_scored(args), **given, **others})
     strategy = IntervalStrategy(training.eval_strategy)
     if strategy != IntervalStrategy.NO and not args.eval_file:

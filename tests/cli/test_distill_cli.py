@@ -70,7 +70,7 @@ def interrupted(*_: object, **__: object) -> None:
 def test_scores_of_every_epoch_are_logged_and_on_the_card(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, data = checkpoint.parent / "a 'name'", checkpoint.parent / "labels.csv"
     options = ["--eval-file", str(data), "--bf16", "--gradient-accumulation-steps", "2", "--epochs", "4", "--output", str(out)]
-    assert main([*distill(checkpoint, ()), *options, "--arguments", "use_cpu=True", "logging-steps=1"]) == 0
+    assert main([*distill(checkpoint, ()), *options, "--arguments", "logging-steps=1"]) == 0
     state = json.loads((out / "trainer_state.json").read_text())
     scores = [entry["eval_score"] for entry in state["log_history"] if "eval_score" in entry]
     assert state["max_steps"] == len(scores) == 4

@@ -32,8 +32,8 @@ def rank_options(bound: int, units: Sequence[int], step: float = STEP) -> list[i
 def rank_vectors(codec: Format, shape: TensorShape, units: Sequence[int]) -> list[Rank]:
     """Usable ranks with fewer parameters than the matrix, in lexical order.
 
-    No rank is above M·N/(M+N): from there even plain low rank takes as many multiplications as the matrix. Pivots take
-    fewer, as many as they have parameters. Where there would be more than a few thousand, the steps between ranks become longer.
+    No rank is above M·N/(M+N): from there even plain low rank takes as many multiplications as the matrix; pivots take as many
+    as they have parameters. Where there would be more than a few thousand, the steps between ranks become longer.
     """
     size = shape.rows * shape.columns
     most = max(1, size // (shape.rows + shape.columns)) if codec.path is None else size
