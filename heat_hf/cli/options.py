@@ -56,7 +56,7 @@ def add_targets(group: Group, texts: Mapping[str, str], several: bool = False) -
 
     Args:
         group: where.
-        texts: "params-ratio", "edp-ratio" and "latency", each with its help, in the order to list them in.
+        texts: "params-ratio", "edp-ratio", "latency-ratio" and "latency", each with its help, in the order to list them in.
         several: whether a target may have several values.
     """
     for name, text in texts.items():

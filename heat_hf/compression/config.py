@@ -22,8 +22,8 @@ CALIBRATION_MEMORY = ("model", "layer")
 class HeatConfig:
     """How to factorize a model's encoder linears.
 
-    Give the size by exactly one of `target_params_ratio`, `target_edp_ratio`, `target_latency` and `rank`; with
-    `rank_search="pareto"` or "supernet" it may be left open. A target may be a list: `HeatCompressor.search_ranks` then finds
+    Give the size by exactly one of `target_params_ratio`, `target_edp_ratio`, `target_latency_ratio`, `target_latency` and
+    `rank`; with `rank_search="pareto"` or "supernet" it may be left open. A target may be a list: `HeatCompressor.search_ranks` then finds
     a variant for each in one search. What a compressed model carries is not this request but what came of it.
 
     Args:
@@ -34,7 +34,9 @@ class HeatConfig:
         target_edp_ratio: energy-delay product ΣE·ΣT of all these matrices together on the accelerator instead, as a fraction of
             the dense ones. With `rank_search="pareto"` the settings of the matrix sizes are chosen together, for the least sum
             of squared errors.
-        target_latency: time of one forward pass through all these matrices on the accelerator instead, in seconds.
+        target_latency_ratio: time of one forward pass through all these matrices on the accelerator instead, as a fraction of
+            the dense ones'.
+        target_latency: the same in seconds.
         rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
             such as "384x1536" (output × input features) to a rank.
         shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24".
@@ -83,6 +85,7 @@ class HeatConfig:
     decomposition: str = "low_rank"
     target_params_ratio: float | list[float] | None = None
     target_edp_ratio: float | list[float] | None = None
+    target_latency_ratio: float | list[float] | None = None
     target_latency: float | list[float] | None = None
     rank: Any = None
     shape: Any = None
@@ -222,6 +225,7 @@ CHECKS: dict[str, fields.Check] = {
     "rank_search": fields.choice(lambda: RANK_SEARCHES),
     "target_params_ratio": _FRACTION,
     "target_edp_ratio": _FRACTION,
+    "target_latency_ratio": _FRACTION,
     "target_latency": fields.optional(fields.targets(math.inf, "a positive number of seconds")),
     "rank": fields.optional(fields.by_size(fields.rank)),
     "shape": fields.optional(fields.by_size(fields.shape)),

@@ -38,7 +38,7 @@ class Cost:
             ValueError: if the energy is not known.
         """
         if self.energy_pJ is None:
-            raise ValueError("the cost model knows no energies, so there is no EDP: use target_latency")
+            raise ValueError("the cost model knows no energies, so there is no EDP: use target_latency_ratio")
         edp: float = energy_delay(self.energy_pJ * 1e-12, self.seconds)
         return edp
 
