@@ -13,6 +13,10 @@ class MisfitError(ValueError):
     """Something cannot run on the hardware that a cost model stands for."""
 
 
+class NoGainError(MisfitError):
+    """Something runs there, but no faster than the dense layer."""
+
+
 def energy_delay(energy: Any, time: Any) -> Any:  # noqa: ANN401
     """Energy-delay product E·T of numbers or arrays, in the product of their units (paper, section 2.2.2)."""
     return energy * time

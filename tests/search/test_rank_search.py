@@ -107,7 +107,10 @@ def test_latency_budget() -> None:
     dense = network_costs(model, config()).dense.seconds
     record = search_ranks(model, config(target_latency=0.8 * dense), BATCHES)
     assert record.variants[0].seconds <= 0.8 * dense
-    assert "latency ≤ " in str(record) and record.variants[0].configure(config(target_params_ratio=0.5)).target_latency == 0.8 * dense
+    assert (
+        "latency ≤ " in str(record)
+        and record.variants[0].configure(config(target_params_ratio=0.5)).target_latency == 0.8 * dense
+    )
 
 
 def test_a_share_of_the_dense_time() -> None:
