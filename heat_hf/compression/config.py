@@ -12,6 +12,7 @@ from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.values import shown, whole
 from heat_hf.formats import FORMATS, JOINT, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
+from heat_hf.hardware import CostModel, cost_model
 from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, check_runtime
 from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
@@ -159,6 +160,14 @@ class HeatConfig:
     def method(self) -> RankSearch:
         """The rank-search method asked for."""
         return get_rank_search(self.rank_search)
+
+    def cost_model(self) -> CostModel | None:
+        """What settings are costed by; None without an accelerator.
+
+        Raises:
+            ImportError, OSError, ValueError: as `heat_hf.hardware.cost_model`.
+        """
+        return None if self.accelerator is None else cost_model(self.accelerator, None, self.runtime, self.precision)
 
     @property
     def formats(self) -> tuple[str, ...]:

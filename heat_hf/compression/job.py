@@ -31,7 +31,7 @@ from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware import CostModel, cost_model
+from heat_hf.hardware import CostModel
 from heat_hf.hardware.protocol import CPU
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
@@ -84,10 +84,7 @@ class Job:
     @cached_property
     def cost_model(self) -> CostModel | None:
         """What settings are costed by; None without an accelerator."""
-        if self.given_cost_model is not None:
-            return self.given_cost_model
-        asked = self.config
-        return None if asked.accelerator is None else cost_model(asked.accelerator, None, asked.runtime, asked.precision)
+        return self.config.cost_model() if self.given_cost_model is None else self.given_cost_model
 
     @cached_property
     def costs(self) -> Costs:
