@@ -249,6 +249,8 @@ def test_energies_are_not_known(clock: Clock) -> None:
         ({"runtime": "tflite"}, "runtime must be one of torch, "),
         ({"precision": "int4"}, "precision must be one of float32, int8, got 'int4'"),
         ({"precision": "int8"}, "precision must be float32 with runtime='torch', got 'int8'"),
+        ({"accelerator": "simba-l", "runtime": "onnxruntime"}, "runtime='onnxruntime' needs accelerator='cpu', got 'simba-l'"),
+        ({"accelerator": None, "runtime": "onnxruntime"}, "runtime='onnxruntime' needs accelerator='cpu', got 'None'"),
     ],
 )
 def test_what_cannot_be_measured(options: dict[str, Any], message: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from heat_hf.hardware.protocol import CPU
@@ -86,7 +88,46 @@ def _threads(count: int) -> Iterator[None]:
 
 
 PRECISIONS = ("float32", "int8")
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(),)}
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on the CPU, as `heat-hf export` writes for it."""
+
+    name = "onnxruntime"
+    package = "onnxruntime"
+    extra = "onnx"
+    precisions = ("float32", "int8")
+
+    def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
+        """The layers as one graph, its inputs and outputs in memory that is there already."""
+        import onnxruntime
+
+        from heat_hf.hardware.machine.graphs import quantize, write_stack
+        from heat_hf.hardware.machine.layers import Stack
+
+        stack, options = Stack(subject, tokens), onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Sessions that wait for work without sleeping would disturb the one that has its turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "stack.onnx"
+            write_stack(stack, path)
+            if precision == "int8":
+                quantize(path, Path(folder))
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        binding, arrays = session.io_binding(), [x.numpy() for x in stack.inputs]
+        for wanted, array in zip(session.get_inputs(), arrays, strict=True):
+            binding.bind_cpu_input(wanted.name, array)
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+
+        def run(_held: object = arrays) -> None:  # the session reads their memory
+            session.run_with_iobinding(binding)
+
+        return run
+
+
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(), OnnxRuntime())}
 
 
 def check_runtime(accelerator: object, runtime: str, precision: str) -> None:
