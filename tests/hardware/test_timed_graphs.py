@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from heat_hf.hardware.machine.graphs import by_hand, export, quantize, write_stack
+from heat_hf.hardware.machine.graphs import by_hand, by_pytorch, quantize, write_stack
 from heat_hf.hardware.machine.layers import COPIED_TOKENS, Stack, copies
 
 SIZE = MatrixSize(48, 64)
@@ -44,7 +44,7 @@ def test_by_hand_as_by_pytorch(name: str, tmp_path: Path) -> None:
     """The same kinds of nodes as often, also in int8, and the same figures as the layer."""
     own = stack(name)
     (tmp_path / "hand").write_bytes(by_hand(own).SerializeToString())
-    export(own, own.inputs, tmp_path / "torch", input_names=["x0"])
+    by_pytorch(own, tmp_path / "torch")
     assert kinds(tmp_path / "hand") == kinds(tmp_path / "torch")
     (wanted,) = own(*own.inputs)
     for file in ("hand", "torch"):

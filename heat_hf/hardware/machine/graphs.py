@@ -71,7 +71,15 @@ def write_stack(stack: Stack, path: Path) -> None:
     if all(map(_is_plain, stack.layers)):
         path.write_bytes(by_hand(stack).SerializeToString())
     else:
-        export(stack, stack.inputs, path, input_names=[f"x{number}" for number in range(len(stack.inputs))])
+        by_pytorch(stack, path)
+
+
+def by_pytorch(stack: Stack, path: Path) -> None:
+    """As models are exported, for any number of rows and tokens: with extents that are known graphs become others."""
+    examples = tuple(x.new_zeros(2, 3, x.shape[-1]) for x in stack.inputs)
+    free = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
+    names = [f"x{number}" for number in range(len(examples))]
+    export(stack, examples, path, input_names=names, dynamic_shapes={"inputs": (free,) * len(names)})
 
 
 def by_hand(stack: Stack) -> ModelProto:
