@@ -15,7 +15,7 @@ from functools import cached_property
 
 from heat_hf.formats import SHARED, Rank, TensorShape, get_format
 from heat_hf.formats.setting import MACS_PER_ELEMENT, Execution, TensorSetting
-from heat_hf.hardware.machine.measuring import Measure
+from heat_hf.hardware.machine.measuring import Measure, beside
 
 UNIT = 16  # numbers of a vector register, at most; ranks that are multiples fill it
 SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.42, 0.56, 0.74, 1.0, 1.45)  # of the dense parameters, at which ranks are measured
@@ -37,13 +37,13 @@ class Curve:
         works: of the measured ranks, ascending.
         shares: their times, as fractions of the dense layer's.
         ragged: factor of ranks that are no multiples of `UNIT`.
-        spread: median of the measurements' spreads.
+        rough: how rough the race was, see `beside`.
     """
 
     works: tuple[int, ...]
     shares: tuple[float, ...]
     ragged: float
-    spread: float
+    rough: float
 
     @classmethod
     def measured(cls, format: str, shape: TensorShape, execution: Execution, tokens: int, measure: Measure) -> Curve:
@@ -58,15 +58,14 @@ class Curve:
         """
         even = _ladder(format, shape, execution, SHARES)
         ragged = _ladder(format, shape, execution, RAGGED, RAGGED_BY) if _wide(even[-1].rank) else []
-        dense, *timings = measure([(even[0].size, tokens), *((setting, tokens) for setting in [*even, *ragged])])
-        shares = [timing.median / dense.median for timing in timings]
+        subjects = [(setting, tokens) for setting in [*even, *ragged]]
+        shares, rough = beside((even[0].size, tokens), subjects, measure)
         points = sorted(zip((work(setting, tokens) for setting in even), shares, strict=False))
-        spread = statistics.median(timing.spread for timing in (dense, *timings))
-        curve = cls(tuple(amount for amount, _ in points), tuple(share for _, share in points), 1.0, spread)
+        curve = cls(tuple(amount for amount, _ in points), tuple(share for _, share in points), 1.0, rough)
         factors = [
             share / curve.of_work(work(setting, tokens)) for setting, share in zip(ragged, shares[len(even) :], strict=True)
         ]
-        return cls(curve.works, curve.shares, max(1.0, statistics.median(factors)) if factors else 1.0, spread)
+        return cls(curve.works, curve.shares, max(1.0, statistics.median(factors)) if factors else 1.0, rough)
 
     @cached_property
     def _rising(self) -> list[float]:
@@ -101,7 +100,7 @@ class Curve:
         works, shares = tuple(map(int, data["works"])), tuple(map(float, data["shares"]))
         if not 0 < len(works) == len(shares) or min(shares) <= 0:
             raise ValueError("as many positive times as works")
-        return cls(works, shares, float(data["ragged"]), float(data["spread"]))
+        return cls(works, shares, float(data["ragged"]), float(data["rough"]))
 
 
 def _wide(largest: Rank) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from heat_hf.hardware.machine.layers import Subject
 
 SECONDS = 1.5  # that a race takes, about, where that is not fewer or more repetitions than these
+CALM, MOST_RACES = 0.1, 3  # how rough a race may be that is not run again, and how often it may
 LEAST_REPEATS, MOST_REPEATS = 7, 25
 
 
@@ -58,6 +60,28 @@ def measure(
         Timing(*(value / copies(tokens) for value in statistics.quantiles(seconds, n=4, method="inclusive")))
         for (_, tokens), seconds in zip(subjects, race(calls, repeats).values(), strict=True)
     ]
+
+
+def beside(peer: tuple[Subject, int], subjects: Sequence[tuple[Subject, int]], measure: Measure) -> tuple[list[float], float]:
+    """Times of layers over a peer's, which is timed first and last; where it disagrees with itself, all are timed again.
+
+    Other programs, and where in memory something lies, may slow one of the layers down for as long as a race takes.
+
+    Returns:
+        A ratio of medians for each layer, and how rough the race was: what the peer was apart, or the spread if that is more.
+    """
+    calmest: tuple[list[float], float] | None = None
+    for _ in range(MOST_RACES):
+        first, *timings, last = measure([peer, *subjects, peer])
+        apart = abs(math.log(first.median / last.median))
+        rough = max(apart, statistics.median(timing.spread for timing in (first, *timings, last)))
+        if calmest is None or rough < calmest[1]:
+            own = math.sqrt(first.median * last.median)
+            calmest = [timing.median / own for timing in timings], rough
+        if rough <= CALM:
+            break
+    assert calmest is not None
+    return calmest
 
 
 def measure_in(runtime: str, precision: str, threads: int) -> Measure:

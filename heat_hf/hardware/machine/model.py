@@ -19,7 +19,7 @@ from heat_hf.hardware.cost import Cost, NoGainError
 from heat_hf.hardware.disk import Disk
 from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.machine.curve import UNIT, Curve
-from heat_hf.hardware.machine.measuring import Measure, device, measure_in
+from heat_hf.hardware.machine.measuring import Measure, beside, device, measure_in
 from heat_hf.hardware.machine.runtimes import get_runtime
 from heat_hf.hardware.protocol import CPU, CostModel
 
@@ -129,8 +129,7 @@ class MachineModel(CostModel):
 
     def _beside(self, size: MatrixSize, tokens: int) -> float:
         """A dense layer's time over the anchor's of the same race."""
-        anchor, own = self._measure([ANCHOR, (size, tokens)])
-        return own.median / anchor.median
+        return min(beside(ANCHOR, [(size, tokens)] * 2, self._measure)[0])
 
     def _recall(self, what: str, read: Callable[[str], T], find: Callable[[], str]) -> T:
         """From memory, from the cache, or measured now."""

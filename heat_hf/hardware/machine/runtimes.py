@@ -127,7 +127,32 @@ class OnnxRuntime(Runtime):
         return run
 
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(), OnnxRuntime())}
+class OpenVino(Runtime):
+    """OpenVINO on the CPU, for one request at a time; it reads what `heat-hf export` writes."""
+
+    name = "openvino"
+    package = "openvino"
+    extra = "openvino"
+
+    def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
+        """The layers as one graph, its inputs in memory that is there already."""
+        import openvino
+
+        from heat_hf.hardware.machine.graphs import write_stack
+        from heat_hf.hardware.machine.layers import Stack
+
+        stack = Stack(subject, tokens)
+        hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "stack.onnx"
+            write_stack(stack, path)
+            request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+        for number, x in enumerate(stack.inputs):
+            request.set_input_tensor(number, openvino.Tensor(x.numpy()))
+        return request.infer  # type: ignore[no-any-return]
+
+
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(), OnnxRuntime(), OpenVino())}
 
 
 def check_runtime(accelerator: object, runtime: str, precision: str) -> None:
