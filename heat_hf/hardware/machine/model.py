@@ -83,7 +83,7 @@ class MachineModel(CostModel):
     @property
     def digest(self) -> str:  # type: ignore[override]
         """Of the fingerprint and the first measurement of the series, which no two series have in common."""
-        text = json.dumps([self.fingerprint, self._anchor], sort_keys=True)
+        text = json.dumps([self.fingerprint, self.anchor], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def gemm(self, gemm: Gemm) -> Cost:
@@ -96,7 +96,7 @@ class MachineModel(CostModel):
 
     def linear(self, size: MatrixSize, tokens: int) -> Cost:
         """Of a dense layer."""
-        return Cost(self._anchor * self._recall(f"dense {size} {tokens}", float, lambda: repr(self._beside(size, tokens))))
+        return Cost(self.anchor * self._recall(f"dense {size} {tokens}", float, lambda: repr(self._beside(size, tokens))))
 
     def execution(self, setting: TensorSetting, tokens: int) -> tuple[ContractionPlan, Cost]:
         """The plan by which the layer runs, and what it takes.
@@ -123,7 +123,7 @@ class MachineModel(CostModel):
         return curve.of(setting, tokens)
 
     @property
-    def _anchor(self) -> float:
+    def anchor(self) -> float:
         """Seconds of the layer that all are timed beside."""
         return self._recall("anchor", float, lambda: repr(self._measure([ANCHOR])[0].median))
 
