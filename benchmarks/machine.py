@@ -170,7 +170,7 @@ def whole_models(
         calls["anchor"] = RUNTIMES[runtime].call(*ANCHOR, precision, costs.threads)
         with torch.inference_mode():
             times = {name: statistics.median(values) for name, values in race(calls, REPEATS).items()}
-        now = times.pop("anchor") / copies(ANCHOR[1]) / costs.anchor
+        now = times.pop("anchor") / copies(*ANCHOR) / costs.anchor
         dense = made["dense"][0]
         linears = {name: now * predicted_linears(costs, dense, made[name][1], tokens) for name in models}
         rest = times["dense"] - linears["dense"]

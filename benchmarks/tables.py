@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
+from benchmarks.machine_tables import machine
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
 
@@ -279,6 +280,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "beside": (distilled.beside, "distilled"),
     "question_answering": (distilled.question_answering, "question_answering"),
     "exported": (exported, "exported"),
+    "machine": (machine, "machine"),
     "step_cost": (distilled.step_cost, "distillation"),
 }
 

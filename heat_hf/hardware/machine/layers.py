@@ -12,13 +12,15 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 
 Subject: TypeAlias = TensorSetting | MatrixSize  # what is timed; a size is the dense layer
-MOST_COPIES, COPIED_TOKENS = 4, 1024  # of a layer, fewer for many tokens: there weights weigh little
+MOST_COPIES = 16
+COPIED_ELEMENTS, COPIED_TOKENS = 2**21, 1024  # of all copies together: for many tokens weights weigh little
 READS_FEWER = ("fewer_inputs", "on_basis")  # formats whose layers read as many features as their rank
 
 
-def copies(tokens: int) -> int:
+def copies(subject: Subject, tokens: int) -> int:
     """How many there are of a layer, each with weights and inputs of its own: a model finds neither in the cache."""
-    return max(1, min(MOST_COPIES, COPIED_TOKENS // tokens))
+    size = subject if isinstance(subject, MatrixSize) else subject.size
+    return max(1, min(MOST_COPIES, COPIED_ELEMENTS // size.elements, COPIED_TOKENS // tokens))
 
 
 class Stack(nn.Module):
@@ -32,7 +34,7 @@ class Stack(nn.Module):
     def __init__(self, subject: Subject, tokens: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.layers = nn.ModuleList(_layer(subject, tokens, generator) for _ in range(copies(tokens)))
+        self.layers = nn.ModuleList(_layer(subject, tokens, generator) for _ in range(copies(subject, tokens)))
         features = subject.columns if isinstance(subject, MatrixSize) else subject.shape.columns
         if isinstance(subject, TensorSetting) and subject.format in READS_FEWER:
             (features,) = subject.rank

@@ -57,8 +57,8 @@ def measure(
     round_ = sum(seconds for (seconds,) in race(calls, 1).values())
     repeats = min(max(LEAST_REPEATS, int(SECONDS / max(round_, 1e-9))), MOST_REPEATS)
     return [
-        Timing(*(value / copies(tokens) for value in statistics.quantiles(seconds, n=4, method="inclusive")))
-        for (_, tokens), seconds in zip(subjects, race(calls, repeats).values(), strict=True)
+        Timing(*(value / copies(*subject) for value in statistics.quantiles(seconds, n=4, method="inclusive")))
+        for subject, seconds in zip(subjects, race(calls, repeats).values(), strict=True)
     ]
 
 
