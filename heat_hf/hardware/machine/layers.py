@@ -18,7 +18,7 @@ READS_FEWER = ("fewer_inputs", "on_basis")  # formats whose layers read as many 
 
 
 def copies(subject: Subject, tokens: int) -> int:
-    """How many there are of a layer, each with weights and inputs of its own: a model finds neither in the cache."""
+    """How many there are of a layer, each with weights of its own: a model does not find them in the cache."""
     size = subject if isinstance(subject, MatrixSize) else subject.size
     return max(1, min(MOST_COPIES, COPIED_ELEMENTS // size.elements, COPIED_TOKENS // tokens))
 
@@ -38,12 +38,23 @@ class Stack(nn.Module):
         features = subject.columns if isinstance(subject, MatrixSize) else subject.shape.columns
         if isinstance(subject, TensorSetting) and subject.format in READS_FEWER:
             (features,) = subject.rank
-        self.inputs = tuple(torch.randn(1, tokens, features, generator=generator) for _ in self.layers)
+        self.inputs = (_input(tokens, features),) * len(self.layers)
         self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What each layer makes of its input."""
         return tuple(layer(x) for layer, x in zip(self.layers, inputs, strict=True))
+
+
+def _input(tokens: int, features: int) -> Tensor:
+    """Random rows. All inputs share their memory: in a model, what a layer reads was written just before."""
+    global _numbers
+    if len(_numbers) < tokens * features:
+        _numbers = torch.randn(tokens * features, generator=torch.Generator().manual_seed(0))
+    return _numbers[: tokens * features].reshape(1, tokens, features)
+
+
+_numbers = torch.empty(0)
 
 
 def _layer(subject: Subject, tokens: int, generator: torch.Generator) -> nn.Module:
