@@ -188,6 +188,11 @@ def whole_models(
     return rows
 
 
+def rounded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with four digits."""
+    return [{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
@@ -206,14 +211,15 @@ def main() -> None:
             own: dict[str, Any] = {"held_out": {}}
             for batch, length in SIZES:
                 rows = layers(costs, runtime, precision, batch * length, sizes)
-                own["held_out"][f"{batch} × {length}"] = summary(rows) | {"rows": rows}
+                own["held_out"][f"{batch} × {length}"] = summary(rows) | {"rows": rounded(rows)}
             if name in models:
-                own["models"] = whole_models(costs, models[name], made, runtime, precision)
+                own["models"] = rounded(whole_models(costs, models[name], made, runtime, precision))
             found[name] = own
             print(name, {k: {n: v for n, v in s.items() if n != "rows"} for k, s in own["held_out"].items()}, flush=True)
             print(*own.get("models", ()), sep="\n", flush=True)
+    packages = dict.fromkeys(RUNTIMES[runtime].package for runtime, _ in runs())
     about = {
-        **provenance("python -m benchmarks.machine --model FOLDER --output FILE", "torch", "onnxruntime"),
+        **provenance("python -m benchmarks.machine --model FOLDER --output FILE", *packages),
         "device": costs.fingerprint["device"],
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - started),

@@ -83,6 +83,14 @@ def test_several_ranks_by_their_work(tmp_path: Path) -> None:
     assert near == pytest.approx(clock.seconds(setting, TOKENS), rel=0.4)
 
 
+def test_shapes_that_gain_nowhere_are_measured_once(tmp_path: Path) -> None:
+    setting = TensorSetting("tucker", TensorShape.parse("384:16x24", 384, 384), (96, 10, 12))
+    for slow, count in ((1.0, 4), (99.0, 1)):
+        clock = Clock(slow=slow)
+        model(tmp_path / str(count), clock).share(setting, TOKENS)
+        assert len({what for what, _ in clock.measured if isinstance(what, TensorSetting)}) == count
+
+
 def test_a_time_never_falls_with_the_rank() -> None:
     curve = Curve((10, 20, 30, 40), (0.1, 0.3, 0.2, 0.4), 1.0, 0.0)
     assert [curve.of_work(work) for work in (5, 10, 20, 30, 35, 80)] == pytest.approx([0.1, 0.1, 0.25, 0.25, 0.325, 0.8])

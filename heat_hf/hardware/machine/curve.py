@@ -19,6 +19,7 @@ from heat_hf.hardware.machine.measuring import Measure, beside
 
 UNIT = 16  # numbers of a vector register, at most; ranks that are multiples fill it
 SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.42, 0.56, 0.74, 1.0, 1.45)  # of the dense parameters, at which ranks are measured
+FOLDED = (0.02, 0.12, 0.42, 1.0)  # likewise, of shapes of more than two modes
 RAGGED = (0.1, 0.25, 0.6)  # likewise, of ranks that are no multiples
 RAGGED_BY = 5  # as many below a multiple
 
@@ -56,10 +57,15 @@ class Curve:
             tokens: of a forward pass.
             measure: times layers.
         """
-        even = _ladder(format, shape, execution, SHARES)
+        folded = shape.order > 2
+        even = _ladder(format, shape, execution, FOLDED if folded else SHARES)
+        dense = even[0].size, tokens
+        if folded:  # there are hundreds of shapes, and few gain
+            (share,), rough = beside(dense, [(even[0], tokens)], measure)
+            if share >= 1:
+                return cls((work(even[0], tokens),), (share,), 1.0, rough)
         ragged = _ladder(format, shape, execution, RAGGED, RAGGED_BY) if _wide(even[-1].rank) else []
-        subjects = [(setting, tokens) for setting in [*even, *ragged]]
-        shares, rough = beside((even[0].size, tokens), subjects, measure)
+        shares, rough = beside(dense, [(setting, tokens) for setting in [*even, *ragged]], measure)
         points = sorted(zip((work(setting, tokens) for setting in even), shares, strict=False))
         curve = cls(tuple(amount for amount, _ in points), tuple(share for _, share in points), 1.0, rough)
         factors = [

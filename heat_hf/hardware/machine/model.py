@@ -111,7 +111,7 @@ class MachineModel(CostModel):
         if mean > 1 - LEAST_GAIN:
             raise NoGainError(
                 f"{setting.format} {setting.shape} of rank {'×'.join(map(str, setting.rank))} takes {mean:.2f} of the dense "
-                f"layer's time on {self.name}"
+                f"layer's time on {self.name}: leave it dense"
             )
         return setting.plan(tokens), Cost(self.linear(setting.size, tokens).seconds * share)
 
