@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.formats import FORMATS
     from heat_hf.hardware.analytic import cost_model
-    from heat_hf.hardware.protocol import CPU
+    from heat_hf.hardware.spec import CPU
     from heat_hf.reports.shapes import table_data, table_text
     from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 

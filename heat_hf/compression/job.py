@@ -32,7 +32,7 @@ from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel
-from heat_hf.hardware.protocol import CPU
+from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.journal import Journal

@@ -12,8 +12,8 @@ from heat_hf.hardware.cost import Cost
 from heat_hf.hardware.gemm import Gemm, Objective
 from heat_hf.hardware.machine.runtimes import check_runtime
 from heat_hf.hardware.mapper import Mapper
-from heat_hf.hardware.protocol import CPU, CostModel, ways
-from heat_hf.hardware.spec import Accelerator, load_accelerator
+from heat_hf.hardware.protocol import CostModel, ways
+from heat_hf.hardware.spec import CPU, Accelerator, load_accelerator
 
 
 class AnalyticModel(CostModel):

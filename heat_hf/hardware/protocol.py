@@ -12,8 +12,6 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cost import Cost
 from heat_hf.hardware.gemm import Gemm
 
-CPU = "cpu"  # what users call the machine at hand, in the place of an accelerator
-
 
 @runtime_checkable
 class CostModel(Protocol):

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from heat_hf.hardware.protocol import CPU
+CPU = "cpu"  # what users call the machine at hand, in the place of an accelerator
 
 TENSORS = ("inputs", "weights", "outputs")
 DIMENSIONS = ("M", "N", "K", "B")

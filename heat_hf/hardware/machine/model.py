@@ -21,7 +21,8 @@ from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.machine.curve import UNIT, Curve
 from heat_hf.hardware.machine.measuring import Measure, beside, device, measure_in
 from heat_hf.hardware.machine.runtimes import get_runtime
-from heat_hf.hardware.protocol import CPU, CostModel
+from heat_hf.hardware.protocol import CostModel
+from heat_hf.hardware.spec import CPU
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from heat_hf.hardware.protocol import CPU
+from heat_hf.hardware.spec import CPU
 
 if TYPE_CHECKING:
     from heat_hf.hardware.machine.layers import Subject
