@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import sqlite3
@@ -15,6 +16,7 @@ from conftest import small_model, token_ids
 
 import heat_hf.hardware.machine.model as machine
 from heat_hf import HeatCompressor, HeatConfig, TensorSetting, TensorShape
+from heat_hf.cli import main
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import Gemm, cost_model
 from heat_hf.hardware.cost import NoGainError
@@ -282,6 +284,25 @@ def test_what_cannot_be_measured(options: dict[str, Any], message: str) -> None:
         HeatConfig(**{"rank": 4, "accelerator": "cpu", **options})
     with pytest.raises(ValueError, match=r"must be|needs accelerator"):
         cost_model(**{"accelerator": "cpu", **options})
+
+
+def test_a_runtime_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(RUNTIMES["openvino"]), "package", "no-such-package")
+    with pytest.raises(ImportError, match=r"runtime='openvino' needs no-such-package: pip install 'heat-hf\[openvino\]'"):
+        cost_model("cpu", tmp_path, runtime="openvino")
+
+
+def test_on_the_command_line(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_model("bert").save_pretrained(tmp_path / "bert")
+    command = ["compress", str(tmp_path / "bert"), "--accelerator", "cpu", "--sequence-length", "16", "--dry-run", "--json"]
+    assert main([*command, "--target-latency-ratio", "0.8"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["accelerator"] == "cpu (torch)" and clock.measured
+    assert 0.5 < report["total"]["hardware"]["seconds"] / report["total"]["hardware"]["dense_seconds"] <= 0.8
+    assert main([*command, "--target-latency-ratio", "0.8", "--precision", "int8"]) == 2
+    assert "precision must be float32 with runtime='torch', got 'int8'" in capsys.readouterr().err
+    assert main(["cost", "--matrix", "24x24", "--accelerator", "cpu"]) == 2
+    assert "'cpu' is this machine" in capsys.readouterr().err
 
 
 def test_products_and_plans_are_dense_layers(tmp_path: Path) -> None:
