@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from heat_hf.evaluation.timing import race
+from heat_hf.hardware.machine.race import race
 
 
 def encoder_of(model: Any) -> Any:

@@ -189,7 +189,7 @@ class Bench:
             self.problems[key] = self.job(decomposition, method, gain, shape).problem
         problem = self.problems[key]
         limit = problem.costs.dense.of("edp") / gain
-        return dict(get_rank_search(method).solve(problem, Budget("edp", 1 / gain, limit)).settings)
+        return dict(get_rank_search(method).solve(problem, Budget("target_edp_ratio", 1 / gain, limit)).settings)
 
     def name(self, decomposition: str, method: str, gain: float) -> str:
         """Of a network; its rows' keys have the seed behind it."""

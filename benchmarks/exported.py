@@ -20,7 +20,7 @@ import heat_hf  # noqa: F401
 from benchmarks.provenance import provenance
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
-from heat_hf.evaluation.timing import race
+from heat_hf.hardware.machine.race import race
 from heat_hf.integrations.onnx import OnnxModel, export_onnx
 from recipes.evidence import write_json
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from benchmarks.provenance import provenance
 from heat_hf import FactorizedLinear, TensorSetting, TensorShape
-from heat_hf.evaluation.timing import race
 from heat_hf.formats import balanced_factors, get_format
 from heat_hf.formats.setting import MACS_PER_ELEMENT
+from heat_hf.hardware.machine.race import race
 from recipes.evidence import write_json
 
 SIZES = [(384, 384), (384, 1536), (768, 3072)]

@@ -123,7 +123,7 @@ class Bench:
 
     def budget(self, gain: float) -> Budget:
         """An EDP as many times below the dense one's."""
-        return Budget("edp", 1 / gain, self.costs.dense.of("edp") / gain)
+        return Budget("target_edp_ratio", 1 / gain, self.costs.dense.of("edp") / gain)
 
     def rule_settings(self, gain: float, **options: object) -> dict:
         """What a request for one gain gets, with the calibration of this bench."""

@@ -97,7 +97,7 @@ def command(line: str, desk: Path, hub: FakeHub) -> None:
 
 
 # Groups of pages that are read one after the other; later ones use what the first one made.
-LEVELS = ("cost", "shapes", "ranks", "distillation")
+LEVELS = ("cost", "machine", "shapes", "ranks", "distillation")
 READERS = {
     "readme": ["README.md"],
     "tutorials": [
@@ -114,6 +114,7 @@ def test_every_block_runs(reader: str, desk: Path, tmp_path: Path, monkeypatch: 
     pytest.importorskip("optimum")
     shutil.copytree(desk, tmp_path / "desk", symlinks=True)
     monkeypatch.chdir(tmp_path / "desk")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with FakeHub() as hub:
         for page in READERS[reader]:
             work_through(ROOT / page, tmp_path / "desk", hub, {"__name__": "__main__"})

@@ -11,6 +11,7 @@ from heat_hf.cli.values import heat_config, loading, rows_of, show, statistics_o
 from heat_hf.compression.config import CALIBRATION_MEMORY
 from heat_hf.formats import FORMATS
 from heat_hf.formats.setting import EXECUTIONS
+from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import RANK_SEARCHES
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     targets = {
         "params-ratio": "parameters to keep, 0 < R < 1",
         "edp-ratio": "EDP of all matrices to keep instead, 0 < R < 1",
-        "latency": "seconds of a forward pass on the accelerator instead",
+        "latency-ratio": "time of all matrices on the accelerator to keep instead, 0 < R < 1",
+        "latency": "the same in seconds",
     }
     options.add_targets(size, targets)
     size.add_argument("--ranks", metavar="RECORD", help="take what heat-hf search ranks found")
@@ -47,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("execution")
     run.add_argument("--execution", default="auto", choices=EXECUTIONS, help="default: %(default)s")
     options.add_tokens(run)
-    options.add_accelerator(run, "for EDP figures; ")
+    options.add_accelerator(run, "hardware, cpu for this machine; ")
+    options.add_runtime(run)
     options.add_loading(parser.add_argument_group("loading"))
     out = parser.add_argument_group("output")
     options.add_output(out, "DIR", "where to save; appears only when all is done")
@@ -93,7 +96,7 @@ def _variant(args: argparse.Namespace) -> Variant | None:
         if args.variant is not None:
             raise ValueError("--variant names one of a record's: give --ranks, too")
         return None
-    for option in ("target_params_ratio", "target_edp_ratio", "target_latency", "rank", "shape", "cost_table"):
+    for option in (*TARGETS, "rank", "shape", "cost_table"):
         if getattr(args, option) is not None:
             raise ValueError(f"--ranks has shapes and ranks already: leave out --{option.replace('_', '-')}")
     record = RankRecord.load(args.ranks)

@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
     from heat_hf.encoders.checkpoints.storage import check_target
     from heat_hf.encoders.checkpoints.tokenizer import load_tokenizer
     from heat_hf.encoders.linears import model_class_of
-    from heat_hf.integrations.onnx import OPSET, export_onnx
+    from heat_hf.hardware.machine.graphs import OPSET
+    from heat_hf.integrations.onnx import export_onnx
 
     check_target(args.output, args.overwrite)
     how, encoder = with_encoder(args.model, loading(args))

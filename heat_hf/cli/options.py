@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES
+
 Group = argparse._ActionsContainer  # a parser, or a group of its arguments
 LARGEST = 2**24  # of what is counted: rows, tokens, steps; more than any machine has the memory or the time for
 
@@ -56,7 +58,7 @@ def add_targets(group: Group, texts: Mapping[str, str], several: bool = False) -
 
     Args:
         group: where.
-        texts: "params-ratio", "edp-ratio" and "latency", each with its help, in the order to list them in.
+        texts: "params-ratio", "edp-ratio", "latency-ratio" and "latency", each with its help, in the order to list them in.
         several: whether a target may have several values.
     """
     for name, text in texts.items():
@@ -157,6 +159,12 @@ def add_tokens(group: Group) -> None:
 def add_accelerator(group: Group, use: str = "") -> None:
     """`--accelerator`: the hardware to cost on, with what its costs are used for."""
     group.add_argument("--accelerator", default="simba-l", metavar="NAME|FILE.yaml", help=f"{use}default: %(default)s")
+
+
+def add_runtime(group: Group) -> None:
+    """`--runtime` and `--precision`: what is measured where the hardware is this machine."""
+    group.add_argument("--runtime", default="torch", help=f"of --accelerator cpu, {', '.join(RUNTIMES)} (default: %(default)s)")
+    group.add_argument("--precision", default="float32", help=f"likewise, {', '.join(PRECISIONS)} (default: %(default)s)")
 
 
 def add_cache(group: Group, users: str) -> None:

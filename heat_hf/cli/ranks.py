@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     targets = {
         "edp-ratio": "EDP of all tensors to keep, 0 < R < 1; several give a variant each",
         "params-ratio": "parameters to keep instead",
-        "latency": "seconds of a forward pass on the accelerator instead",
+        "latency-ratio": "time of all matrices on the accelerator to keep instead, 0 < R < 1",
+        "latency": "the same in seconds",
     }
     options.add_targets(what, targets, several=True)
     options.add_joint(what)
@@ -50,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run = parser.add_argument_group("what is fed, and the hardware")
     options.add_tokens(run)
-    options.add_accelerator(run)
+    options.add_accelerator(run, "hardware, cpu for this machine; ")
+    options.add_runtime(run)
     options.add_loading(parser.add_argument_group("loading"))
     out = parser.add_argument_group("output")
     options.add_output(out, "RECORD", "JSON file; an interrupted search goes on from there", required=True)

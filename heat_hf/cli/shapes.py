@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_seed(space)
     run = parser.add_argument_group("what is fed, and where it runs")
     options.add_tokens(run)
-    options.add_accelerator(run)
+    options.add_accelerator(run, "hardware, cpu for this machine; ")
+    options.add_runtime(run)
     run.add_argument(
         "--workers", type=options.COUNT, metavar="N", help="processes on this machine (default: its cores, shared)"
     )
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     """Fill a cost table, and print what was found. Under `accelerate launch`, the first process prints."""
     from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.formats import FORMATS
+    from heat_hf.hardware.analytic import cost_model
+    from heat_hf.hardware.spec import CPU
     from heat_hf.reports.shapes import table_data, table_text
     from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 
@@ -58,16 +61,16 @@ def run(args: argparse.Namespace) -> int:
         layers=args.layers,
         seed=args.seed,
     )
+    costs = cost_model(args.accelerator, args.cache, args.runtime, args.precision)
     model = HeatCompressor.from_pretrained(args.model, **loading(args)).model
     table = search_shapes(
         model,
-        args.accelerator,
+        costs,
         args.sequence_length * args.batch_size,
         search,
         output=args.output,
         overwrite=args.overwrite,
-        workers=args.workers or _own_cores(),
-        cache=args.cache,
+        workers=args.workers or (1 if args.accelerator == CPU else _own_cores()),  # what measures must be alone
         modules=args.modules,
         exclude=args.exclude,
     )

@@ -45,12 +45,12 @@ def heat_config(args: argparse.Namespace) -> HeatConfig:
     import dataclasses
 
     from heat_hf.compression.config import HeatConfig
-    from heat_hf.hardware import load_accelerator
 
-    load_accelerator(args.accelerator)  # raises now, rather than once the model is loaded
     read: dict[str, Callable[[str], Any]] = {"rank": parse_rank, "shape": str}
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(HeatConfig) if hasattr(args, field.name)}
-    return HeatConfig(**{name: parse_pairs(value, read[name]) if name in read else value for name, value in given.items()})
+    config = HeatConfig(**{name: parse_pairs(value, read[name]) if name in read else value for name, value in given.items()})
+    config.cost_model()  # raises now, rather than once the model is loaded
+    return config
 
 
 def loading(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,8 @@ from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.values import shown, whole
 from heat_hf.formats import FORMATS, JOINT, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
+from heat_hf.hardware import CostModel, cost_model
+from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, check_runtime
 from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
 
@@ -22,9 +24,10 @@ CALIBRATION_MEMORY = ("model", "layer")
 class HeatConfig:
     """How to factorize a model's encoder linears.
 
-    Give the size by exactly one of `target_params_ratio`, `target_edp_ratio`, `target_latency` and `rank`; with
-    `rank_search="pareto"` or "supernet" it may be left open. A target may be a list: `HeatCompressor.search_ranks` then finds
-    a variant for each in one search. What a compressed model carries is not this request but what came of it.
+    Give the size by exactly one of `target_params_ratio`, `target_edp_ratio`, `target_latency_ratio`, `target_latency` and
+    `rank`; with `rank_search="pareto"` or "supernet" it may be left open. A target may be a list:
+    `HeatCompressor.search_ranks` then finds a variant for each in one search. What a compressed model carries is not this
+    request but what came of it.
 
     Args:
         decomposition: "low_rank", "pivoted", "cp", "tucker", "ttm" or "monarch"; or "mixed": every tensor gets
@@ -34,7 +37,9 @@ class HeatConfig:
         target_edp_ratio: energy-delay product ΣE·ΣT of all these matrices together on the accelerator instead, as a fraction of
             the dense ones. With `rank_search="pareto"` the settings of the matrix sizes are chosen together, for the least sum
             of squared errors.
-        target_latency: time of one forward pass through all these matrices on the accelerator instead, in seconds.
+        target_latency_ratio: time of one forward pass through all these matrices on the accelerator instead, as a fraction of
+            the dense ones'.
+        target_latency: the same in seconds.
         rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
             such as "384x1536" (output × input features) to a rank.
         shape: tensorization shape for all matrices, or a mapping from a matrix size to a shape such as "384:16x24".
@@ -57,7 +62,10 @@ class HeatConfig:
         sequence_length: tokens of an input; contraction paths are chosen, and costs reported, for this many.
         batch_size: times so many inputs; together at most 262,144 tokens.
         accelerator: hardware for which energy, time and EDP are reported: a shipped name or a .yaml file; None for no such
-            report.
+            report. "cpu" is this machine: layers are measured when a search first asks for them, then kept in the user's cache
+            folder. What would run no faster than dense, stays dense.
+        runtime: of "cpu", "torch", or "onnxruntime" or "openvino" for what `heat-hf export` writes.
+        precision: of "cpu", "float32", or with "onnxruntime" "int8".
         modules: regular expressions, searched in the names of the model's linear layers, that choose what to factorize.
             Default: the linears of the Transformer blocks of a known model family. One that may take for ever, by repetitions
             inside one another, is refused.
@@ -83,6 +91,7 @@ class HeatConfig:
     decomposition: str = "low_rank"
     target_params_ratio: float | list[float] | None = None
     target_edp_ratio: float | list[float] | None = None
+    target_latency_ratio: float | list[float] | None = None
     target_latency: float | list[float] | None = None
     rank: Any = None
     shape: Any = None
@@ -95,6 +104,8 @@ class HeatConfig:
     sequence_length: int = 128
     batch_size: int = 1
     accelerator: str | None = "simba-l"
+    runtime: str = "torch"
+    precision: str = "float32"
     modules: list[str] | None = None
     exclude: list[str] = field(default_factory=list)
     calibration_memory: str = "model"
@@ -138,6 +149,7 @@ class HeatConfig:
             raise ValueError(f"give exactly one of {', '.join(TARGETS)} and rank, got {values}")
 
     def _check_accelerator(self) -> None:
+        check_runtime(self.accelerator, self.runtime, self.precision)
         needs = {f"rank_search={self.rank_search!r}": self.method.needs_table, "cost_table": self.cost_table is not None}
         needs |= {name: getattr(self, name) is not None for name in TARGETS if name != "target_params_ratio"}
         for name, needed in needs.items():
@@ -148,6 +160,14 @@ class HeatConfig:
     def method(self) -> RankSearch:
         """The rank-search method asked for."""
         return get_rank_search(self.rank_search)
+
+    def cost_model(self) -> CostModel | None:
+        """What settings are costed by; None without an accelerator.
+
+        Raises:
+            ImportError, OSError, ValueError: as `heat_hf.hardware.cost_model`.
+        """
+        return None if self.accelerator is None else cost_model(self.accelerator, None, self.runtime, self.precision)
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -222,6 +242,7 @@ CHECKS: dict[str, fields.Check] = {
     "rank_search": fields.choice(lambda: RANK_SEARCHES),
     "target_params_ratio": _FRACTION,
     "target_edp_ratio": _FRACTION,
+    "target_latency_ratio": _FRACTION,
     "target_latency": fields.optional(fields.targets(math.inf, "a positive number of seconds")),
     "rank": fields.optional(fields.by_size(fields.rank)),
     "shape": fields.optional(fields.by_size(fields.shape)),
@@ -233,6 +254,8 @@ CHECKS: dict[str, fields.Check] = {
     "sequence_length": _POSITIVE,
     "batch_size": _POSITIVE,
     "accelerator": fields.optional(fields.path),
+    "runtime": fields.choice(lambda: RUNTIMES),
+    "precision": fields.choice(lambda: PRECISIONS),
     "modules": fields.optional(fields.patterns),
     "exclude": fields.patterns,
     "calibration_memory": fields.choice(lambda: CALIBRATION_MEMORY),

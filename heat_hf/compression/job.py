@@ -31,7 +31,8 @@ from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware import CostModel, cost_model
+from heat_hf.hardware import CostModel
+from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.journal import Journal
@@ -83,9 +84,7 @@ class Job:
     @cached_property
     def cost_model(self) -> CostModel | None:
         """What settings are costed by; None without an accelerator."""
-        if self.given_cost_model is not None:
-            return self.given_cost_model
-        return None if self.config.accelerator is None else cost_model(self.config.accelerator)
+        return self.config.cost_model() if self.given_cost_model is None else self.given_cost_model
 
     @cached_property
     def costs(self) -> Costs:
@@ -270,7 +269,8 @@ class Job:
 
     def _report(self, reached: Mapping[str, Reached], calibration_rows: int = 0) -> CompressionReport:
         """The request goes with it, less paths: these lead nowhere on other machines."""
-        named = {"accelerator": None if self.cost_model is None else self.cost_model.name, "cost_table": None}
+        name = None if self.cost_model is None else self.cost_model.name
+        named = {"accelerator": CPU if self.config.accelerator == CPU else name, "cost_table": None}
         request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
         return report_of(self.model, self.costs, reached, calibration_rows, request)
 

@@ -1,15 +1,16 @@
-"""Time of calls and of models' forward passes, side by side."""
+"""Time of models' forward passes, side by side."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
+
+from heat_hf.hardware.machine.race import race
 
 
 @dataclass(frozen=True)
@@ -19,25 +20,6 @@ class Latency:
     median: float
     lower: float
     upper: float
-
-
-def race(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Time calls side by side: one of each in turn, so that all see the same disturbances.
-
-    Args:
-        contestants: calls by name; each returns when its work is done.
-        repeats: of each that count; two more warm up.
-
-    Returns:
-        Seconds of every repetition, by name.
-    """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats + 2):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: values[2:] for name, values in times.items()}
 
 
 def measure_latency(

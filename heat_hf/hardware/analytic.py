@@ -10,9 +10,10 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cascade import Cascade, cost_gemm, cost_plan, least_edp
 from heat_hf.hardware.cost import Cost
 from heat_hf.hardware.gemm import Gemm, Objective
+from heat_hf.hardware.machine.runtimes import check_runtime
 from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.protocol import CostModel, ways
-from heat_hf.hardware.spec import Accelerator, load_accelerator
+from heat_hf.hardware.spec import CPU, Accelerator, load_accelerator
 
 
 class AnalyticModel(CostModel):
@@ -76,17 +77,32 @@ class AnalyticModel(CostModel):
         return best, cascade
 
 
-def cost_model(accelerator: str | os.PathLike[str] | CostModel, cache: str | os.PathLike[str] | None = None) -> CostModel:
-    """The cost model of searches, reports and `heat-hf cost`: `cost_accelerator` as it is, or the user's own.
+def cost_model(
+    accelerator: str | os.PathLike[str] | CostModel,
+    cache: str | os.PathLike[str] | None = None,
+    runtime: str = "torch",
+    precision: str = "float32",
+) -> CostModel:
+    """The cost model of searches, reports and `heat-hf cost`: `cost_accelerator` as it is, this machine, or the user's own.
 
     Args:
-        accelerator: a shipped name or a .yaml file; a cost model is returned as it is.
-        cache: folder in which mappings are kept for later runs and other processes.
+        accelerator: a shipped name, a .yaml file, or "cpu" for this machine; a cost model is returned as it is.
+        cache: folder in which mappings, or measurements, are kept for later runs and other processes; default: for this
+            object only, measurements in the user's cache folder.
+        runtime: of "cpu", see `MachineModel`.
+        precision: likewise.
 
     Raises:
         FileNotFoundError: if there is no such accelerator.
-        ValueError: if its description cannot work.
+        ImportError: if the runtime is not installed.
+        OSError: if the cache cannot be used.
+        ValueError: if the accelerator's description cannot work, or it has no such runtime or precision.
     """
+    check_runtime(accelerator, runtime, precision)
+    if accelerator == CPU:
+        from heat_hf.hardware.machine import MachineModel
+
+        return MachineModel(runtime, precision, cache)
     if isinstance(accelerator, (str, os.PathLike)):
         return cost_accelerator(accelerator, cache=cache)
     return accelerator

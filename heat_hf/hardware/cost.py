@@ -13,6 +13,10 @@ class MisfitError(ValueError):
     """Something cannot run on the hardware that a cost model stands for."""
 
 
+class NoGainError(MisfitError):
+    """Something runs there, but no faster than the dense layer."""
+
+
 def energy_delay(energy: Any, time: Any) -> Any:  # noqa: ANN401
     """Energy-delay product E·T of numbers or arrays, in the product of their units (paper, section 2.2.2)."""
     return energy * time
@@ -38,7 +42,7 @@ class Cost:
             ValueError: if the energy is not known.
         """
         if self.energy_pJ is None:
-            raise ValueError("the cost model knows no energies, so there is no EDP: use target_latency")
+            raise ValueError("the cost model knows no energies, so there is no EDP: use target_latency_ratio")
         edp: float = energy_delay(self.energy_pJ * 1e-12, self.seconds)
         return edp
 

@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import os
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heat_hf.hardware.cost import MisfitError, energy_delay
+from heat_hf.hardware.disk import Disk
 from heat_hf.hardware.gemm import OBJECTIVES, REUSE, Gemm, Loop, MappedGemm, Objective, score
 from heat_hf.hardware.lattice import AXES, Array, divisors, prime_factors
 from heat_hf.hardware.mapping import Traffic, evaluate
@@ -28,7 +28,7 @@ from heat_hf.hardware.sweep import Choices, Sweep, spatial_choices
 
 CHOICES = 64  # spatial choices bounded together, those that use the most MACs first
 BATCH = 4  # spatial choices swept together: more no longer fit the caches
-CACHE_NAME = "mappings-1.sqlite"  # the number changes with what the mapper finds
+CACHE_NAME = "mappings-2.sqlite"  # the number changes with what the mapper finds
 
 
 class Mapper:
@@ -62,7 +62,7 @@ class Mapper:
         self.padding = padding
         self._mapped: dict[Gemm, MappedGemm] = {}
         self._cache = cache
-        self._disk = None if cache is None else _Disk(Path(cache))
+        self._disk = None if cache is None else Disk(Path(cache) / CACHE_NAME)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes open the cache themselves."""
@@ -87,7 +87,7 @@ class Mapper:
         cost = find(gemm, self.accelerator, self.rules, self.objective)
         if self._disk:
             padded = [cost.gemm.M, cost.gemm.N, cost.gemm.K]
-            self._disk.put(self._key(gemm), json.dumps([padded, cost.loops, cost.bound]))
+            self._disk.keep(self._key(gemm), json.dumps([padded, cost.loops, cost.bound]))
         return cost
 
     def _recall(self, gemm: Gemm) -> MappedGemm | None:
@@ -100,22 +100,6 @@ class Mapper:
 
     def _key(self, gemm: Gemm) -> str:
         return f"{self.accelerator.digest} {self.constraints} {self.objective} {self.padding} {gemm!r}"
-
-
-class _Disk:
-    """Texts by key in an SQLite file; safe to share between processes."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.connection = sqlite3.connect(folder / CACHE_NAME, timeout=60, isolation_level=None)
-        self.connection.execute("CREATE TABLE IF NOT EXISTS mappings (key TEXT PRIMARY KEY, mapping TEXT)")
-
-    def get(self, key: str) -> str | None:
-        row = self.connection.execute("SELECT mapping FROM mappings WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
-
-    def put(self, key: str, mapping: str) -> None:
-        self.connection.execute("INSERT OR REPLACE INTO mappings VALUES (?, ?)", (key, mapping))
 
 
 def search(

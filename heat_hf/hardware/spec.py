@@ -19,6 +19,8 @@ from typing import Any
 
 import yaml
 
+CPU = "cpu"  # what users call the machine at hand, in the place of an accelerator
+
 TENSORS = ("inputs", "weights", "outputs")
 DIMENSIONS = ("M", "N", "K", "B")
 WORDS = (*TENSORS, "partial_sums")
@@ -159,6 +161,8 @@ def load_accelerator(source: str | os.PathLike[str]) -> Accelerator:
             raise FileNotFoundError(f"no accelerator file {text}")
         return _read(Path(text).read_text(), text)
     name = text.replace("_", "-")
+    if name == CPU:
+        raise FileNotFoundError("'cpu' is this machine, which compress and the searches measure: there is no description of it")
     if name not in shipped_accelerators():
         raise FileNotFoundError(
             f"no accelerator {text!r}; shipped are {', '.join(shipped_accelerators())}, or give the path of a .yaml file"

@@ -7,7 +7,6 @@ import copy
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of
 from heat_hf.encoders.checkpoints.storage import atomic_directory, temporary_directory
+from heat_hf.hardware.machine.graphs import export, quantize
 
 logger = logging.getLogger(__name__)
-OPSET = 18
 MODEL_NAME = "onnx/model.onnx"  # where the ONNX back-ends of sentence-transformers and Optimum look
 TOLERANCE = 1e-4  # of the largest output; weights of half precision are computed with in float32
 OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")
@@ -82,8 +81,7 @@ def export_onnx(
     with atomic_directory(folder, overwrite) as scratch:
         path = scratch / MODEL_NAME
         path.parent.mkdir()
-        with _quiet():
-            _write(_Outputs(model, names, outputs).eval(), tuple(inputs[name] for name in names), path, outputs)
+        _write(_Outputs(model, names, outputs).eval(), tuple(inputs[name] for name in names), path, outputs)
         config = copy.deepcopy(model.config)
         for name in ("quantization_config", "transformers_weights"):  # of the weights that are not here
             config.__dict__.pop(name, None)
@@ -163,37 +161,19 @@ def _require_packages() -> None:
         raise ImportError(f"exporting needs {error.name}: pip install 'heat-hf[onnx]'") from error
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns of packages that it does not need, and of axes that share a name on purpose."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
 def _write(module: _Outputs, inputs: tuple[Tensor, ...], path: Path, outputs: tuple[str, ...]) -> None:
     rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
     try:
-        program = torch.onnx.export(
+        export(
             module,
             inputs,
-            dynamo=True,
-            verbose=False,
+            path,
             input_names=list(module.names),
             output_names=list(outputs),
             dynamic_shapes={"inputs": tuple({0: rows, 1: tokens} for _ in module.names)},
-            opset_version=OPSET,
         )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ValueError(f"PyTorch cannot write {type(module.model).__name__} as ONNX: {_reason(error)}") from error
-    assert program is not None
-    program.save(str(path), external_data=False)
 
 
 def _reason(error: BaseException) -> str:
@@ -218,14 +198,8 @@ def _check(path: Path, tokenizer: Any, model: Any, outputs: tuple[str, ...]) -> 
 
 
 def _quantize(path: Path) -> None:
-    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
-
     with temporary_directory() as scratch, _temporary_files_in(scratch):
-        prepared = scratch / path.name
-        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        # Weights of 7 bits: on CPUs without VNNI the sum of two products of 8 bits overflows (seen: outputs without meaning).
-        options = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
-        quantize_dynamic(str(prepared), str(path), **options)
+        quantize(path, scratch)
 
 
 @contextlib.contextmanager

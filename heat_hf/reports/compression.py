@@ -14,7 +14,7 @@ from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.encoders.checkpoints.reading import read_json, told, typed
 from heat_hf.encoders.values import whole
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.hardware.cost import EDP
+from heat_hf.hardware.cost import EDP, TIME
 from heat_hf.reports.compared import Compared
 from heat_hf.reports.fidelity import Fidelity
 from heat_hf.reports.refinement import Refinement
@@ -291,7 +291,12 @@ class CompressionReport:
         return (
             f"\n{first} of the matrices on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
             f"{dense:.4g} → {now:.4g} {unit}, {cost.gain}{rest}."
-        )
+        ) + self._kept_dense()
+
+    def _kept_dense(self) -> str:
+        """Where times alone are known, what is no faster factorized stays as it is."""
+        kept = sum(tensor.setting is None for tensor in self.tensors)
+        return f" {kept} of {len(self.tensors)} matrices stay dense." if kept and self.measure == TIME else ""
 
 
 def _gain(cost: Compared | None) -> str:

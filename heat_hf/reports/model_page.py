@@ -143,7 +143,7 @@ def _levels(report: CompressionReport) -> dict[str, Any] | None:
         costs = cost_model(report.accelerator)
     except (OSError, ValueError):
         return None
-    if costs.digest != report.accelerator_digest or not isinstance(costs, AnalyticModel):
+    if not isinstance(costs, AnalyticModel) or costs.digest != report.accelerator_digest:
         return None
     accelerator = costs.accelerator
     names = [*(level.name for level in accelerator.levels), "MAC"]

@@ -17,7 +17,7 @@ from heat_hf.hardware import units
 from heat_hf.reports.text import text_table
 from heat_hf.search.ranks.variants import Variant
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 def rank_text(setting: TensorSetting | None) -> str:
@@ -28,11 +28,18 @@ def rank_text(setting: TensorSetting | None) -> str:
     return rank if setting.format == "low_rank" else f"{setting.format} {rank}"
 
 
+def _budget(variant: Variant) -> str:
+    if variant.target is None or variant.budget is None:
+        return ""
+    what, _, ratio = variant.target.removeprefix("target_").partition("_")
+    return f"{what} ≤ {variant.budget:.4g}{'' if ratio else ' s'}"
+
+
 def _row(variant: Variant) -> tuple[str, ...]:
     """A variant's cells in the record's table."""
     return (
         variant.name,
-        "" if variant.budget is None else f"{variant.kind} ≤ {variant.budget:.4g}",
+        _budget(variant),
         f"{variant.edp_ratio:.4f}",
         f"{1 / variant.edp_ratio:.2f}×",
         f"{variant.params_ratio:.3f}",

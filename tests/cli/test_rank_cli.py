@@ -97,7 +97,7 @@ def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--target-edp-ratio", "1.2"], "--target-edp-ratio: must be between 0 and 1"),
         (["--target-edp-ratio", "0.00001"], "must lie between"),
-        ([], "exactly one of target_params_ratio, target_edp_ratio, target_latency and rank"),
+        ([], "exactly one of target_params_ratio, target_edp_ratio, target_latency_ratio, target_latency and rank"),
         (["--target-edp-ratio", "0.5", "--rank-search", "pareto"], "--rank-search must be one of"),
         (
             ["--target-edp-ratio", "0.5", "--rank-search", "supernet", "--steps", "0"],

@@ -171,10 +171,10 @@ def _nan(model: transformers.PreTrainedModel) -> None:
         ({"target_params_ratio": float("nan")}, "target_params_ratio must be between 0 and 1"),
         ({"target_params_ratio": "0.5"}, "target_params_ratio must be between 0 and 1"),
         ({"target_params_ratio": 0.001}, "cannot be as small as"),
-        ({}, "exactly one of target_params_ratio, target_edp_ratio, target_latency and rank"),
+        ({}, "exactly one of target_params_ratio, target_edp_ratio, target_latency_ratio, target_latency and rank"),
         (
             {"target_params_ratio": 0.5, "rank": 3},
-            "exactly one of target_params_ratio, target_edp_ratio, target_latency and rank",
+            "exactly one of target_params_ratio, target_edp_ratio, target_latency_ratio, target_latency and rank",
         ),
         ({"rank": 0}, r"rank must be a whole number from 1 to .*, got 0"),
         ({"rank": -1}, r"rank must be a whole number from 1 to .*, got -1"),

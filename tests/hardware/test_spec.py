@@ -96,5 +96,7 @@ def test_a_missing_level(tmp_path: Path) -> None:
 def test_unknown_names() -> None:
     with pytest.raises(FileNotFoundError, match=r"no accelerator 'tpu'; shipped are .*simba-l"):
         load_accelerator("tpu")
+    with pytest.raises(FileNotFoundError, match=r"'cpu' is this machine, which compress and the searches measure"):
+        load_accelerator("cpu")
     with pytest.raises(FileNotFoundError, match=r"no accelerator file nowhere.yaml"):
         load_accelerator("nowhere.yaml")

@@ -122,7 +122,7 @@ def test_a_cost_without_energy_has_no_edp() -> None:
     assert (cost + Cost(1.0, 5.0)) == Cost(3.0)
     assert cost * 3 == Cost(6.0)
     assert Cost(2.0, 3e12).edp == Cost(2.0, 3e12).objective == 6.0
-    with pytest.raises(ValueError, match="there is no EDP: use target_latency"):
+    with pytest.raises(ValueError, match="there is no EDP: use target_latency_ratio"):
         _ = cost.edp
 
 
@@ -288,7 +288,7 @@ def test_an_edp_budget_is_refused_before_any_work(method: str) -> None:
     bert.register_forward_pre_hook(run)
     request = job(method, NoPlans(), bert, target_edp_ratio=0.5)
     for work in (request.search, request.chosen):
-        with pytest.raises(ValueError, match="the cost model macs has none: use target_latency"):
+        with pytest.raises(ValueError, match="the cost model macs has none: use target_latency_ratio"):
             work()
 
 
@@ -297,7 +297,7 @@ def test_an_edp_budget_needs_energies(method: str) -> None:
     compressor = HeatCompressor(small_model("bert"))
     config = HeatConfig(rank_search=method, target_edp_ratio=0.5, sequence_length=16)
     with pytest.raises(
-        ValueError, match="target_edp_ratio needs energies, and the cost model macs has none: use target_latency"
+        ValueError, match="target_edp_ratio needs energies, and the cost model macs has none: use target_latency_ratio"
     ):
         compressor.search_ranks(config, BATCHES, cost_model=Macs())
     record = compressor.search_ranks(config, BATCHES, cost_model=Joules())

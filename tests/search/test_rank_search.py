@@ -107,6 +107,22 @@ def test_latency_budget() -> None:
     dense = network_costs(model, config()).dense.seconds
     record = search_ranks(model, config(target_latency=0.8 * dense), BATCHES)
     assert record.variants[0].seconds <= 0.8 * dense
+    assert (
+        "latency ≤ " in str(record)
+        and record.variants[0].configure(config(target_params_ratio=0.5)).target_latency == 0.8 * dense
+    )
+
+
+def test_a_share_of_the_dense_time() -> None:
+    """The same networks as for that time in seconds, and the record says what was asked for."""
+    model = small_model("bert")
+    dense = network_costs(model, config()).dense.seconds
+    shares = search_ranks(model, config(target_latency_ratio=[0.7, 0.8]), BATCHES)
+    seconds = search_ranks(model, config(target_latency=[0.7 * dense, 0.8 * dense]), BATCHES)
+    assert [v.settings for v in shares.variants] == [v.settings for v in seconds.variants]
+    assert [v.budget for v in shares.variants] == [0.7, 0.8] and "latency ≤ 0.7 " in str(shares)
+    again = shares.variants[0].configure(config(target_params_ratio=0.5))
+    assert (again.target_latency_ratio, again.target_latency) == (0.7, None)
 
 
 def test_the_report_has_the_edp_that_was_promised(tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def test_a_table_gives_baselines_its_shapes(
             {"rank_search": "best"},
             "rank_search must be one of uniform, pareto, sensitivity, supernet, tensorly, manual, random, got 'best'",
         ),
-        ({"rank_search": "tensorly"}, "give exactly one of target_params_ratio, target_edp_ratio, target_latency and rank"),
+        (
+            {"rank_search": "tensorly"},
+            "give exactly one of target_params_ratio, target_edp_ratio, target_latency_ratio, target_latency and rank",
+        ),
         ({"target_edp_ratio": 0.2, "accelerator": None}, "target_edp_ratio needs an accelerator"),
         ({"rank_search": "pareto", "target_edp_ratio": 1.5}, "target_edp_ratio must be between 0 and 1, both excluded"),
         ({"rank_search": "pareto", "target_edp_ratio": 0.5, "target_params_ratio": 0.5}, "give exactly one of"),

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from heat_hf.search.ranks.allocation import BudgetKind
     from heat_hf.search.ranks.space import Costs, Settings
 
-TARGETS: dict[str, BudgetKind] = {"target_params_ratio": "parameters", "target_edp_ratio": "edp", "target_latency": "seconds"}
+TARGETS: dict[str, BudgetKind] = {
+    "target_params_ratio": "parameters",
+    "target_edp_ratio": "edp",
+    "target_latency_ratio": "seconds",
+    "target_latency": "seconds",
+}
+ABSOLUTE = "target_latency"  # the one that is no fraction of the dense network's figure
 SHARES = 24  # shares of parameters tried, twice, to fit a budget
 LEAST_SHARE, LARGEST_SHARE = 0.01, 0.95
 
@@ -23,14 +29,19 @@ class Budget:
     """A limit of the whole network.
 
     Attributes:
-        kind: what is limited; None where nothing is, as for given ranks or the paper's objective.
+        target: a key of `TARGETS`; None where nothing is limited, as for given ranks or the paper's objective.
         asked: the limit as the user gave it: a fraction of the dense network's, or seconds.
         limit: in J·s, s, or parameters.
     """
 
-    kind: BudgetKind | None = None
+    target: str | None = None
     asked: float | None = None
     limit: float | None = None
+
+    @property
+    def kind(self) -> BudgetKind | None:
+        """What is limited."""
+        return None if self.target is None else TARGETS[self.target]
 
 
 def network_budgets(target: str | None, values: Sequence[float], costs: Costs) -> list[Budget]:
@@ -49,13 +60,13 @@ def network_budgets(target: str | None, values: Sequence[float], costs: Costs) -
     kind, budgets = TARGETS[target], []
     total = costs.dense.cost
     if kind == "edp" and total is not None and total.energy_pJ is None:
-        raise ValueError(f"{target} needs energies, and the cost model {costs.model_name} has none: use target_latency")
+        raise ValueError(f"{target} needs energies, and the cost model {costs.model_name} has none: use target_latency_ratio")
     dense = costs.dense.of(kind)
     for asked in sorted(values):
-        limit = asked if kind == "seconds" else asked * dense
+        limit = asked if target == ABSOLUTE else asked * dense
         if limit >= dense:
             raise ValueError(f"{target}={asked:g} must be below the dense model's {dense:.4g} {kind}")
-        budgets.append(Budget(kind, asked, limit))
+        budgets.append(Budget(target, asked, limit))
     return budgets
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from heat_hf.formats import Rank, TensorShape, get_format
 from heat_hf.formats.setting import Execution, TensorSetting
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware.cost import Cost, MisfitError
+from heat_hf.hardware.cost import Cost, MisfitError, NoGainError
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.ranks.allocation import BudgetKind, Option
 from heat_hf.search.shapes.ranks import choose_ranks
@@ -115,6 +115,16 @@ class Costs:
             cost = self.model.linear if isinstance(what, MatrixSize) else self.model.setting
             self._runs[what] = cost(what, self.tokens)  # type: ignore[arg-type]
         return self._runs[what]
+
+    def or_dense(self, name: str, setting: TensorSetting) -> TensorSetting | None:
+        """A setting, or None for the dense matrix where the cost model says that this is as fast."""
+        try:
+            self.one_run(name, setting)
+        except NoGainError:
+            return None
+        except MisfitError:  # whoever sums the costs up says what does not fit
+            pass
+        return setting
 
     def of(self, name: str, setting: TensorSetting | None) -> Footprint:
         """All runs of one tensor; None is the dense matrix.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from heat_hf.encoders.linears import resolve_names, weights_digest
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware.cost import EDP
-from heat_hf.search.ranks.allocation import BudgetKind
 from heat_hf.search.ranks.budgets import TARGETS, Budget
 from heat_hf.search.ranks.methods import MIXED, RankSearch
 from heat_hf.search.ranks.problem import Problem
@@ -29,7 +28,7 @@ class Variant:
     Attributes:
         name: "HEAT-a1", "HEAT-a2", …, from the smallest budget to the largest.
         method, decomposition: of the search, as in its configuration.
-        kind: what was limited, "edp", "seconds" or "parameters"; None for the paper's objective, which limits nothing.
+        target: what was limited, a key of `TARGETS`; None for the paper's objective, which limits nothing.
         budget: the limit as asked: a fraction of the dense network's, or seconds.
         settings: what every tensor gets; None for the dense matrix.
         edp_ratio, params_ratio: of all tensors together, as fractions of the dense ones; 1 for an EDP without an accelerator.
@@ -44,7 +43,7 @@ class Variant:
     name: str
     method: str
     decomposition: str
-    kind: BudgetKind | None
+    target: str | None
     budget: float | None
     settings: Settings
     edp_ratio: float
@@ -57,7 +56,7 @@ class Variant:
 
     def configure(self, config: Any) -> Any:  # noqa: ANN401
         """A `HeatConfig` as it would ask for this variant alone."""
-        targets: dict[str, Any] = {name: self.budget if kind == self.kind else None for name, kind in TARGETS.items()}
+        targets: dict[str, Any] = {name: self.budget if name == self.target else None for name in TARGETS}
         targets |= {"decomposition": self.decomposition, "rank_search": self.method, "rank": None, "shape": None}
         return dataclasses.replace(config, **targets)
 
@@ -142,7 +141,7 @@ def _variant(method: RankSearch, problem: Problem, number: int, budget: Budget) 
         name=f"HEAT-a{number}",
         method=method.name,
         decomposition=problem.formats[0] if len(problem.formats) == 1 else MIXED,
-        kind=budget.kind,
+        target=budget.target,
         budget=budget.asked,
         settings=dict(solution.settings),
         edp_ratio=total.objective_ratio(dense),

@@ -56,7 +56,6 @@ def _alone(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
 def _together(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSetting]:
     """The sizes' fronts: the least sum of squared errors within a budget of all matrices together."""
     from heat_hf.search.ranks.allocation import allocate
-    from heat_hf.search.ranks.budgets import TARGETS
     from heat_hf.search.shapes.pareto import front
 
     (format,), table = problem.formats, problem.table
@@ -69,8 +68,7 @@ def _together(problem: Problem, budget: Budget) -> dict[MatrixSize, TensorSettin
     try:
         chosen = allocate(options, budget.kind, budget.limit / problem.costs.dense.of(budget.kind))
     except ValueError as error:
-        (target,) = (name for name, kind in TARGETS.items() if kind == budget.kind)
-        raise ValueError(f"{target}, as a fraction of the dense model's figure: {error}") from error
+        raise ValueError(f"{budget.target}, as a fraction of the dense model's figure: {error}") from error
     return {size: fronts[size][number].setting for size, number in zip(problem.sizes, chosen, strict=True)}
 
 

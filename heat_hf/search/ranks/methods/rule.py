@@ -47,7 +47,7 @@ class Rule(RankSearch):
         return Solution(fit_share(lambda share: self.settings(problem, share), problem.costs, budget.kind, budget.limit))
 
     def settings(self, problem: Problem, share: float | None) -> dict[str, TensorSetting | None]:
-        """Settings of all tensors for a share of their parameters; None for the user's ranks.
+        """Settings of all tensors for a share of their parameters; None for the user's ranks. What does not gain stays dense.
 
         Raises:
             ValueError: if a shape or rank is not valid, or a matrix would not shrink; the message names it.
@@ -62,9 +62,11 @@ class Rule(RankSearch):
             try:
                 shape = self._shape(problem, format, size, share)
                 rank = _fixed_rank(problem, size) if shares is None else self.rank(problem, name, shape, shares[name])
-                settings[name] = checked_setting(problem, format, shape, rank)
+                settings[name] = problem.costs.or_dense(name, checked_setting(problem, format, shape, rank))
             except ValueError as error:
                 raise ValueError(f"{name} ({size.rows}×{size.columns}): {error}") from error
+        if shares is None and not any(settings.values()):
+            raise ValueError(f"with these ranks no matrix would run faster on {problem.costs.model_name}: choose smaller ones")
         return settings
 
     def _shape(self, problem: Problem, format: str, size: MatrixSize, share: float | None) -> TensorShape:

@@ -1,0 +1,130 @@
+"""ONNX graphs: written by PyTorch, or, in a thousandth of the time, by hand for layers that are plain linears inside."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+    from heat_hf.hardware.machine.layers import Stack
+
+OPSET = 18
+IR_VERSION = 10  # that PyTorch writes
+
+
+def export(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, **options: Any) -> None:
+    """Let PyTorch write a module as ONNX.
+
+    Args:
+        module: tensors in, a tuple of tensors out.
+        inputs: examples.
+        path: of the file.
+        **options: names and dynamic shapes, as `torch.onnx.export` takes them.
+    """
+    with _quiet():
+        program = torch.onnx.export(module, inputs, dynamo=True, verbose=False, opset_version=OPSET, **options)
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def quantize(path: Path, scratch: Path) -> None:
+    """Weights of all products in int8, per channel, in the place of a float32 model; activations are quantized as they come.
+
+    Args:
+        path: of the model.
+        scratch: folder for a copy.
+    """
+    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
+
+    prepared = scratch / f"prepared-{path.name}"
+    quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    # Weights of 7 bits: on CPUs without VNNI the sum of two products of 8 bits overflows (seen: outputs without meaning).
+    options = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+    quantize_dynamic(str(prepared), str(path), **options)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of packages that it does not need, and of axes that share a name on purpose."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def write_stack(stack: Stack, path: Path) -> None:
+    """A stack of layers as ONNX, by hand where that can be; inputs are called x0, x1 and so on."""
+    if all(map(_is_plain, stack.layers)):
+        path.write_bytes(by_hand(stack).SerializeToString())
+    else:
+        by_pytorch(stack, path)
+
+
+def by_pytorch(stack: Stack, path: Path) -> None:
+    """As models are exported, for any number of rows and tokens: with extents that are known graphs become others."""
+    examples = tuple(x.new_zeros(2, 3, x.shape[-1]) for x in stack.inputs)
+    free = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens")}
+    names = [f"x{number}" for number in range(len(examples))]
+    export(stack, examples, path, input_names=names, dynamic_shapes={"inputs": (free,) * len(names)})
+
+
+def by_hand(stack: Stack) -> ModelProto:
+    """The graph that PyTorch would write: every linear a product with a bias of its own node."""
+    from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
+
+    nodes: list[NodeProto] = []
+    weights, inputs, outputs = [], list[ValueInfoProto](), list[ValueInfoProto]()
+    for number, (layer, x) in enumerate(zip(stack.layers, stack.inputs, strict=True)):
+        own, values = _nodes(layer, f"x{number}", f"y{number}")
+        nodes += own
+        weights += [numpy_helper.from_array(value.numpy(), name) for name, value in values.items()]
+        for name, features, all_of in ((f"x{number}", x.shape[-1], inputs), (f"y{number}", None, outputs)):
+            all_of.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "tokens", features]))
+    graph = helper.make_graph(nodes, "stack", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return not any(name.startswith("core_") for name, _ in layer.named_parameters(recurse=False))
+
+
+def _nodes(layer: nn.Module, x: str, y: str) -> tuple[list[NodeProto], dict[str, Tensor]]:
+    """Nodes of one layer, and its weights by name."""
+    from onnx import helper
+
+    nodes: list[NodeProto] = []
+    weights: dict[str, Tensor] = {}
+
+    def add(kind: str, inputs: Sequence[str], **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"{y}_{len(nodes)}"], **attributes))
+        return str(nodes[-1].output[0])
+
+    def weight(value: Tensor) -> str:
+        name = f"{y}_w{len(weights)}"
+        weights[name] = value.detach().contiguous()
+        return name
+
+    linears = [layer] if isinstance(layer, nn.Linear) else [child for child in layer.children() if isinstance(child, nn.Linear)]
+    products = [x]
+    for linear in linears:
+        products.append(add("MatMul", [products[-1], weight(linear.weight.T)]))
+    result = products[-1]
+    if hasattr(layer, "order"):
+        result = add("Gather", [add("Concat", products[1:], axis=-1), weight(layer.order.long())], axis=2)  # type: ignore[operator]
+    add("Add", [result, weight(layer.bias)])  # type: ignore[arg-type]
+    nodes[-1].output[0] = y
+    return nodes, weights

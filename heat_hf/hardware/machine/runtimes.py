@@ -1,0 +1,177 @@
+"""What runs layers on this machine: PyTorch, and others that models are exported for, a class each and a line in `RUNTIMES`."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from heat_hf.hardware.spec import CPU
+
+if TYPE_CHECKING:
+    from heat_hf.hardware.machine.layers import Subject
+
+Call = Callable[[], object]
+
+
+class Runtime(ABC):
+    """A way to run layers.
+
+    Attributes:
+        name: by which users ask for it.
+        package: that has to be installed.
+        extra: of this package, that installs it; empty where it comes with it.
+        precisions: that it runs in.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    extra: ClassVar[str] = ""
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
+
+    @property
+    def version(self) -> str:
+        """Of the package.
+
+        Raises:
+            ImportError: if it is not installed.
+        """
+        try:
+            return version(self.package)
+        except PackageNotFoundError as error:
+            raise ImportError(f"runtime={self.name!r} needs {self.package}: pip install 'heat-hf[{self.extra}]'") from error
+
+    @abstractmethod
+    def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
+        """What runs as many layers as `layers.copies` says, one after the other, and returns when all are done."""
+
+
+class Torch(Runtime):
+    """PyTorch, uncompiled, without gradients."""
+
+    name = "torch"
+    package = "torch"
+
+    def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
+        """The layers as they are."""
+        import torch
+
+        from heat_hf.hardware.machine.layers import Stack
+
+        stack = Stack(subject, tokens)
+
+        def run() -> None:
+            with torch.inference_mode(), _threads(threads):
+                for layer, x in zip(stack.layers, stack.inputs, strict=True):
+                    layer(x)
+
+        return run
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Searches set PyTorch's threads to one where results would depend on them; times are those of the user's threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    if before != count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if before != count:
+            torch.set_num_threads(before)
+
+
+PRECISIONS = ("float32", "int8")
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime on the CPU, as `heat-hf export` writes for it."""
+
+    name = "onnxruntime"
+    package = "onnxruntime"
+    extra = "onnx"
+    precisions = ("float32", "int8")
+
+    def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
+        """The layers as one graph, its inputs and outputs in memory that is there already."""
+        import onnxruntime
+
+        from heat_hf.hardware.machine.graphs import quantize, write_stack
+        from heat_hf.hardware.machine.layers import Stack
+
+        stack, options = Stack(subject, tokens), onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Sessions that wait for work without sleeping would disturb the one that has its turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "stack.onnx"
+            write_stack(stack, path)
+            if precision == "int8":
+                quantize(path, Path(folder))
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        binding, arrays = session.io_binding(), [x.numpy() for x in stack.inputs]
+        for wanted, array in zip(session.get_inputs(), arrays, strict=True):
+            binding.bind_cpu_input(wanted.name, array)
+        for output in session.get_outputs():
+            binding.bind_output(output.name)
+
+        def run(_held: object = arrays) -> None:  # the session reads their memory
+            session.run_with_iobinding(binding)
+
+        return run
+
+
+class OpenVino(Runtime):
+    """OpenVINO on the CPU, for one request at a time; it reads what `heat-hf export` writes."""
+
+    name = "openvino"
+    package = "openvino"
+    extra = "openvino"
+
+    def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
+        """The layers as one graph, its inputs in memory that is there already."""
+        import openvino
+
+        from heat_hf.hardware.machine.graphs import write_stack
+        from heat_hf.hardware.machine.layers import Stack
+
+        stack = Stack(subject, tokens)
+        hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "stack.onnx"
+            write_stack(stack, path)
+            request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+        for number, x in enumerate(stack.inputs):
+            request.set_input_tensor(number, openvino.Tensor(x.numpy()))
+        return request.infer  # type: ignore[no-any-return]
+
+
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(), OnnxRuntime(), OpenVino())}
+
+
+def check_runtime(accelerator: object, runtime: str, precision: str) -> None:
+    """Raise ValueError if there is no such runtime, or one is asked for where nothing runs."""
+    get_runtime(runtime, precision)
+    for name, value, default in (("runtime", runtime, "torch"), ("precision", precision, "float32")):
+        if accelerator != CPU and value != default:
+            raise ValueError(f"{name}={value!r} needs accelerator={CPU!r}, got {str(accelerator)[:80]!r}")
+
+
+def get_runtime(name: str, precision: str = "float32") -> Runtime:
+    """The runtime registered under `name`.
+
+    Raises:
+        ValueError: if there is none, or it does not run in the precision; the message lists what there is.
+    """
+    if name not in RUNTIMES:
+        raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
+    runtime = RUNTIMES[name]
+    if precision not in runtime.precisions:
+        raise ValueError(f"precision must be {' or '.join(runtime.precisions)} with runtime={name!r}, got {precision!r}")
+    return runtime

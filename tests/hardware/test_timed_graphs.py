@@ -1,0 +1,71 @@
+"""What is timed in ONNX Runtime is what an exported model runs, in float32 and in int8."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from heat_hf import TensorSetting, TensorShape
+from heat_hf.formats.size import MatrixSize
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from heat_hf.hardware.machine.graphs import by_hand, by_pytorch, quantize, write_stack
+from heat_hf.hardware.machine.layers import COPIED_TOKENS, Stack, copies
+
+SIZE = MatrixSize(48, 64)
+PLAIN = ["low_rank", "pivoted", "fewer_outputs", "fewer_inputs", "shared_basis", "on_basis"]
+SUBJECTS = {"dense": SIZE} | {name: TensorSetting(name, TensorShape.matrix(*SIZE), (16,)) for name in PLAIN}
+
+
+def stack(name: str) -> Stack:
+    """One copy."""
+    return Stack(SUBJECTS[name], COPIED_TOKENS)
+
+
+def kinds(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def outputs(path: Path, own: Stack) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {f"x{number}": x.numpy() for number, x in enumerate(own.inputs)})
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_by_hand_as_by_pytorch(name: str, tmp_path: Path) -> None:
+    """The same kinds of nodes as often, also in int8, and the same figures as the layer."""
+    own = stack(name)
+    (tmp_path / "hand").write_bytes(by_hand(own).SerializeToString())
+    by_pytorch(own, tmp_path / "torch")
+    assert kinds(tmp_path / "hand") == kinds(tmp_path / "torch")
+    (wanted,) = own(*own.inputs)
+    for file in ("hand", "torch"):
+        np.testing.assert_allclose(outputs(tmp_path / file, own)[0], wanted.numpy(), atol=1e-4)
+        quantize(tmp_path / file, tmp_path)
+    assert kinds(tmp_path / "hand") == kinds(tmp_path / "torch")
+    assert "DynamicQuantizeLinear" in kinds(tmp_path / "hand")
+
+
+def test_copies_have_weights_of_their_own(tmp_path: Path) -> None:
+    own = Stack(SUBJECTS["low_rank"], 8)
+    write_stack(own, tmp_path / "stack")
+    assert len(own.layers) == copies(SIZE, 8) == 16 and kinds(tmp_path / "stack")["MatMul"] == 32
+    assert len({float(layer(own.inputs[0]).sum()) for layer in own.layers}) == 16
+    assert {x.data_ptr() for x in own.inputs} == {Stack(SIZE, 4).inputs[0].data_ptr()}, "inputs are in the cache, as in a model"
+    for found, wanted in zip(outputs(tmp_path / "stack", own), own(*own.inputs), strict=True):
+        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+
+
+def test_other_formats_are_exported(tmp_path: Path) -> None:
+    own = Stack(TensorSetting("cp", TensorShape.parse("48:8x8", *SIZE), (4,)), COPIED_TOKENS)
+    write_stack(own, tmp_path / "stack")
+    (wanted,) = own(*own.inputs)
+    np.testing.assert_allclose(outputs(tmp_path / "stack", own)[0], wanted.numpy(), atol=1e-4)
