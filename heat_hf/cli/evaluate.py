@@ -12,7 +12,7 @@ from heat_hf.evaluation.tasks import TASKS, evaluate_task, find_task
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `evaluate`."""
-    parser.add_argument("model", help="Hub id or folder: dense, compressed, or exported to ONNX")
+    parser.add_argument("model", help="Hub id or folder: dense, compressed, or exported")
     *others, last = TASKS
     parser.add_argument("--task", required=True, help=f"{', '.join(others)} or {last}")
     parser.add_argument("--data", required=True, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
@@ -54,12 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(loader: Any, name: str, how: dict[str, Any]) -> Any:  # noqa: ANN401
-    from pathlib import Path
+    from heat_hf.integrations.exported import load_exported
 
-    from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel
-
-    exported = (Path(name) / MODEL_NAME).is_file()
-    return (OnnxModel(name) if exported else loader.from_pretrained(name, **how)).eval()
+    return (load_exported(name) or loader.from_pretrained(name, **how)).eval()
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:
