@@ -15,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder: dense, compressed, or exported")
     *others, last = TASKS
     parser.add_argument("--task", required=True, help=f"{', '.join(others)} or {last}")
-    parser.add_argument("--data", required=True, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
-    parser.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "REFERENCE"), help="column names; '' for no SECOND")
-    parser.add_argument("--rows", type=int, metavar="N", help="use only the first rows")
+    options.add_labelled(parser)
     parser.add_argument("--baseline", metavar="MODEL", help="also score this model, as the one it is compared with")
     parser.add_argument("--latency", action="store_true", help="also time a forward pass of 8 × 128 tokens")
     options.add_loading(parser)

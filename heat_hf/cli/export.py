@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from heat_hf.cli import options
-from heat_hf.cli.values import loading, rows_of, show, with_encoder
+from heat_hf.cli.values import loading, rows_of, show, single_rows, with_encoder
 from heat_hf.hardware.machine.runtimes import RUNTIMES
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from heat_hf.encoders.batches import Batch
-    from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "for onnx/model.onnx or openvino/openvino_model.xml, with configuration, tokenizer and pooling"
     options.add_output(parser, "DIR", text, required=True)
     parser.add_argument("--int8", action="store_true", help="quantize the weights, per channel, and activations")
-    calibration = "sentences or rows whose ranges activations get, for --int8 with openvino"
-    options.add_rows(parser, "calibration", calibration, 300, "of these")
+    options.add_ranges(parser, "--int8 with openvino")
     options.add_loading(parser)
     options.add_overwrite(parser)
     options.add_json(parser, "what was written")
@@ -50,18 +41,9 @@ def run(args: argparse.Namespace) -> int:
     how, encoder = with_encoder(args.model, loading(args))
     model = model_class_of(AutoConfig.from_pretrained(args.model, **how)).from_pretrained(args.model, **how)
     tokenizer = load_tokenizer(args.model, **how)
-    batches = [] if rows is None else _calibration(model, tokenizer, rows, encoder)
+    batches = single_rows(model, tokenizer, rows, encoder)
     path = export_model(kind, model, tokenizer, args.output, args.int8, args.overwrite, encoder, batches)
     size, precision = exported_bytes(kind, args.output), "int8" if args.int8 else "float32"
     written = {"file": str(path), "bytes": size, "runtime": args.runtime, "opset": OPSET, "int8": args.int8}
     show(args, written, f"exported: {path}, {size / 2**20:.1f} MiB, opset {OPSET}, {precision}")
     return 0
-
-
-def _calibration(model: Any, tokenizer: Any, rows: Dataset, encoder: SentenceEncoder) -> Sequence[Batch]:  # noqa: ANN401
-    """Rows one by one, so that nothing is padded."""
-    from heat_hf.encoders.batches import calibration_batches
-    from heat_hf.evaluation.tasks import as_served
-
-    words, texts = as_served(model, tokenizer, rows, "--calibration-file", encoder)
-    return calibration_batches(texts, words, batch_size=1, name="--calibration-file")

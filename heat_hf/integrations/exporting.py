@@ -44,7 +44,7 @@ class ExportedModel(nn.Module, ABC):
         file: of the model in its folder, where the back-ends of sentence-transformers and Optimum look.
         packages: that exporting needs.
         extra: of this package, that installs them.
-        precisions: that it is exported in.
+        quantizers: packages that int8 needs beside them.
         calibrated: whether int8 needs rows of text.
         config: of the model.
         inputs: names of what it takes.
@@ -55,7 +55,7 @@ class ExportedModel(nn.Module, ABC):
     file: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     extra: ClassVar[str]
-    precisions: ClassVar[tuple[str, ...]] = ("float32", "int8")
+    quantizers: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[bool] = False
     inputs: Sequence[str]
     device = torch.device("cpu")
@@ -96,9 +96,9 @@ class ExportedModel(nn.Module, ABC):
     def write(graph: Path, path: Path) -> None:
         """Write the model at `path`, from a graph of ONNX in float32."""
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def quantize(cls, path: Path, calibration: Sequence[Batch], scratch: Path) -> None:
+    def quantize(path: Path, calibration: Sequence[Batch], scratch: Path) -> None:
         """Weights of all products in int8, in the place of the float32 model.
 
         Args:
@@ -173,7 +173,7 @@ def export_model(
 
 def require_exportable(kind: type[ExportedModel], int8: bool, calibration: bool) -> None:
     """Raise ImportError or ValueError if an export cannot work, before anything is loaded."""
-    kind.require_packages()
+    kind.require_packages(*(kind.quantizers if int8 else ()))
     if int8 and kind.calibrated and not calibration:
         raise ValueError(f"int8 for {kind.title} needs rows of text: --calibration-file FILE, or calibration in Python")
 

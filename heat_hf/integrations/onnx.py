@@ -36,8 +36,8 @@ class OnnxModel(ExportedModel):
         """Copy the file."""
         shutil.copyfile(graph, path)
 
-    @classmethod
-    def quantize(cls, path: Path, calibration: Sequence[Batch], scratch: Path) -> None:  # noqa: ARG003
+    @staticmethod
+    def quantize(path: Path, calibration: Sequence[Batch], scratch: Path) -> None:  # noqa: ARG004
         """Per channel; activations are quantized as they come (dynamic)."""
         with _temporary_files_in(scratch):
             quantize(path, scratch)

@@ -31,6 +31,7 @@ class OpenVinoModel(ExportedModel):
     file = "openvino/openvino_model.xml"
     packages = ("onnx", "onnxscript", "openvino")
     extra = "openvino"
+    quantizers = ("nncf",)
     calibrated = True
 
     @staticmethod
@@ -40,10 +41,9 @@ class OpenVinoModel(ExportedModel):
 
         openvino.save_model(openvino.convert_model(str(graph)), str(path), compress_to_fp16=False)
 
-    @classmethod
-    def quantize(cls, path: Path, calibration: Sequence[Batch], scratch: Path) -> None:
+    @staticmethod
+    def quantize(path: Path, calibration: Sequence[Batch], scratch: Path) -> None:
         """Weights per channel, and activations by the ranges that they have on the rows (static)."""
-        cls.require_packages("nncf")
         import nncf
         import openvino
 
