@@ -68,7 +68,8 @@ def _draw_scores(axes: Axes, report: BenchReport, tokens: Tokens) -> None:
             [x], [y], s=40, marker=marks[entry.way], c=colours[entry.model], edgecolors="black", linewidths=0.5, zorder=3
         )
     best = report.best(tokens)
-    axes.scatter(*([value] for value in _point(best, tokens)), s=170, facecolors="none", edgecolors="black", zorder=2)
+    x, y = _point(best, tokens)
+    axes.scatter([x], [y], s=170, facecolors="none", edgecolors="black", zorder=2)
     _name(axes, front, tokens)
     axes.margins(x=0.18, y=0.15)
     axes.set(xlabel="times as fast", ylabel=report.metric)
