@@ -27,9 +27,6 @@ from heat_hf.reports.bench import Entry, Time, Tokens
 if TYPE_CHECKING:
     from heat_hf.encoders.batches import Batch
 
-Race = Callable[[Mapping[str, Callable[[], object]], int, str], Mapping[str, Sequence[float]]]
-"""Seconds of every repetition of calls, by name; the text is what a progress bar calls it."""
-
 
 class Way(NamedTuple):
     """How a model runs: a name of `RUNTIMES`, and one of `PRECISIONS`."""
@@ -122,7 +119,6 @@ def bench(
     threads: int,
     repeats: int,
     score: Callable[[Any, Any], float] | None = None,
-    side_by_side: Race | None = None,
 ) -> list[Entry]:
     """Make every model in every way in a temporary folder, score it, and time forward passes of all of them side by side.
 
@@ -133,7 +129,6 @@ def bench(
         threads: that each may use.
         repeats: forward passes of each that count.
         score: of a model, called like one of Transformers, with its tokenizer.
-        side_by_side: times calls; default: `race`, behind a progress bar.
 
     Returns:
         For every model every way; times are over the first one's.
@@ -144,7 +139,7 @@ def bench(
             for way, runner in _runners(loaded, found, folder / str(number), threads):
                 made[name, way] = runner
         scores = {key: score(runner.model, models[key[0]].tokenizer) for key, runner in made.items()} if score else {}
-        times = {tokens: _times([runner.model for runner in made.values()], tokens, repeats, side_by_side) for tokens in sizes}
+        times = {tokens: _times([runner.model for runner in made.values()], tokens, repeats) for tokens in sizes}
     return [
         Entry(name, *way, runner.bytes, {tokens: times[tokens][number] for tokens in sizes}, scores.get((name, way)))
         for number, ((name, way), runner) in enumerate(made.items())
@@ -192,18 +187,14 @@ def _saved_bytes(model: nn.Module) -> int:
     return file.tell()
 
 
-def _times(models: Sequence[Any], tokens: Tokens, repeats: int, side_by_side: Race | None) -> list[Time]:
+def _times(models: Sequence[Any], tokens: Tokens, repeats: int) -> list[Time]:
     vocabulary = min(model.config.vocab_size for model in models)
     ids = torch.randint(vocabulary, tuple(tokens), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     calls = {str(number): partial(model, **inputs) for number, model in enumerate(models)}
     with torch.inference_mode():
-        seconds = (side_by_side or _race)(calls, repeats, f"Timing {tokens}")
+        seconds = race(calls, repeats, partial(tqdm, desc=f"Timing {tokens}", unit="round"))
     return [_time(own, seconds["0"]) for own in seconds.values()]
-
-
-def _race(calls: Mapping[str, Callable[[], object]], repeats: int, label: str) -> Mapping[str, Sequence[float]]:
-    return race(calls, repeats, partial(tqdm, desc=label, unit="round"))
 
 
 def _time(own: Sequence[float], peer: Sequence[float]) -> Time:

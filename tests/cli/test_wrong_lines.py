@@ -18,6 +18,11 @@ from heat_hf.cli import build_parser, main
 NUMBERS = ("many", "", "nan", "-3", "0", "9" * 400, "1e999", "0x10", "1.5e", "None", "١٢٣x", "inf", "1\n2")
 ELSEWHERE = {"evaluate"}  # its ranges have tests of their own
 CHECKED = (  # by the verbs themselves, before anything is loaded
+    ("bench", "MODEL"),
+    ("bench m --runtimes tensorrt", "runtime"),
+    ("bench m --precisions int4", "--precisions"),
+    ("bench m --data no.csv", "--task"),
+    ("bench m --task text-classification --data no.csv", "no.csv"),
     ("compress m --target-params-ratio 0.5", "--output"),
     ("compress m --decomposition svd --rank 2 --output o", "decomposition"),
     ("compress m --target-params-ratio 0.5 --rank 3 --output o", "rank"),
@@ -37,6 +42,7 @@ CHECKED = (  # by the verbs themselves, before anything is loaded
     ("search ranks m --rank-search pareto --output o --target-edp-ratio 0.5", "--rank-search"),
     ("distill m --teacher t --train-file f --output o --early-stopping-patience 2", "--eval-file"),
     ("distill m --teacher t --train-file f --output o --arguments nonsense=1", "--arguments"),
+    ("export m --output o --runtime tensorrt", "--runtime"),
     ("report a b c", "TABLE"),
     ("report shapes no.parquet", "no.parquet"),
     ("report ranks no.json", "no.json"),

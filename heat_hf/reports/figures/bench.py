@@ -80,9 +80,10 @@ def _point(entry: Entry, tokens: Tokens) -> tuple[float, float]:
 
 
 def _name(axes: Axes, entries: Sequence[Entry], tokens: Tokens) -> None:
-    for entry in entries:
+    for number, entry in enumerate(entries):
         place = _point(entry, tokens)
-        axes.annotate(entry.way, place, (0, -15), textcoords="offset points", ha="center", fontsize=8)
+        above = 9 if number % 2 else -15  # neighbours' names would meet
+        axes.annotate(entry.way, place, (0, above), textcoords="offset points", ha="center", fontsize=8)
 
 
 def _legend(figure: Figure, report: BenchReport) -> None:
