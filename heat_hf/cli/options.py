@@ -147,7 +147,7 @@ def add_labelled(group: Group, required: bool = True) -> None:
     """`--data`, `--columns` and `--rows`: what a task scores models on."""
     group.add_argument("--data", required=required, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
     group.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "REFERENCE"), help="column names; '' for no SECOND")
-    group.add_argument("--rows", type=int, metavar="N", help="use only the first rows")
+    group.add_argument("--rows", type=COUNT, metavar="N", help="use only the first rows")
 
 
 def add_ranges(group: Group, use: str) -> None:

@@ -66,22 +66,27 @@ def ways(
         ImportError: if a runtime is asked for that is not installed.
         ValueError: for an unknown name, or if nothing is left.
     """
-    for name in runtimes or ():
-        get_runtime(name)
-    for name in precisions or ():
-        if name not in PRECISIONS:
-            raise ValueError(f"--precisions must be of {', '.join(PRECISIONS)}, got {name!r}")
-    chosen = [name for name in RUNTIMES if runtimes is None or name in runtimes]
-    missing = {name: reason for name in chosen if (reason := _missing(name))}
+    asked = _asked(runtimes, precisions)
+    missing = {name: reason for name in dict.fromkeys(way.runtime for way in asked) if (reason := _missing(name))}
     if runtimes is not None and missing:
         raise ImportError(next(iter(missing.values())))
-    asked = [Way(name, precision) for name in chosen for precision in PRECISIONS if precision in (precisions or PRECISIONS)]
     reasons = {way: missing.get(way.runtime) or _impossible(way, calibration) for way in asked}
     left_out = list(dict.fromkeys(filter(None, reasons.values())))
     found = [way for way, reason in reasons.items() if not reason]
     if not found:
         raise ValueError(f"--runtimes and --precisions leave nothing to run: {'; '.join(left_out)}")
     return found, left_out
+
+
+def _asked(runtimes: Sequence[str] | None, precisions: Sequence[str] | None) -> list[Way]:
+    """In the order of the registries, each once."""
+    for name in runtimes or ():
+        get_runtime(name)
+    unknown = next((name for name in precisions or () if name not in PRECISIONS), None)
+    if unknown is not None:
+        raise ValueError(f"--precisions must be of {', '.join(PRECISIONS)}, got {unknown!r}")
+    names = [name for name in RUNTIMES if runtimes is None or name in runtimes]
+    return [Way(name, precision) for name in names for precision in PRECISIONS if precision in (precisions or PRECISIONS)]
 
 
 def _missing(runtime: str) -> str:

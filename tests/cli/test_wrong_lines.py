@@ -16,7 +16,6 @@ from fuzzing import require_told
 from heat_hf.cli import build_parser, main
 
 NUMBERS = ("many", "", "nan", "-3", "0", "9" * 400, "1e999", "0x10", "1.5e", "None", "١٢٣x", "inf", "1\n2")
-ELSEWHERE = {"evaluate"}  # its ranges have tests of their own
 CHECKED = (  # by the verbs themselves, before anything is loaded
     ("bench", "MODEL"),
     ("bench m --runtimes tensorrt", "runtime"),
@@ -91,17 +90,15 @@ def wrong_lines() -> list[tuple[list[str], str]]:
                 lines.append((verb, "model" if complete(parser)[0] == "nowhere" else option))
             if option == "--output":
                 lines += [([*whole, f"{option}={bad}"], option) for bad in ("", "  ", "taken/below", "taken/far/below", "a\0b")]
-            lines += [([*whole, f"{option}={bad}"], option) for bad in NUMBERS if _refusable(verb[0], action, bad)]
+            lines += [([*whole, f"{option}={bad}"], option) for bad in NUMBERS if _refusable(action, bad)]
     return lines
 
 
-def _refusable(verb: str, action: argparse.Action, text: str) -> bool:
-    """Whether a number is no right value: none is 0 but a seed, none is infinite but seconds' or memory's bound."""
+def _refusable(action: argparse.Action, text: str) -> bool:
+    """Whether a number is no right value: none is 0 but a seed or no step, none is infinite but seconds' or memory's bound."""
     if action.type is None or action.option_strings[-1] in ("--output", "--layers"):
         return False
-    if verb in ELSEWHERE:
-        return text in ("many", "", "None", "1.5e")
-    return not (text == "0" and action.option_strings[-1] == "--seed")
+    return not (text == "0" and action.option_strings[-1] in ("--seed", "--refine-steps"))
 
 
 def check(line: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
