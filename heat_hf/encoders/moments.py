@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 STRIP = 384  # columns of a product XᵀX that are computed together
+PASS_TOKENS = 2048  # that run at once
 
 
 def run_watched(
@@ -46,13 +47,23 @@ def run_watched(
             stack.callback(module.register_forward_pre_hook(inputs.hook(name)).remove)
             stack.callback(module.register_forward_hook(outputs.hook(name)).remove)
         for number, batch in enumerate(batches):
-            given = model_inputs(batch, device)
-            inputs.mask = outputs.mask = padding_mask(given)
-            with torch.set_grad_enabled(number in probed):
-                answer = _answer(model, given, number)
-                if number in probed:
-                    outputs.add(output_signals(answer, given, model), sequences(batch))
-            inputs.clear()
+            for part in _parts(batch):
+                given = model_inputs(part, device)
+                inputs.mask = outputs.mask = padding_mask(given)
+                with torch.set_grad_enabled(number in probed):
+                    answer = _answer(model, given, number)
+                    if number in probed:
+                        outputs.add(output_signals(answer, given, model), sequences(part))
+                inputs.clear()
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """A batch in as many parts as keep to `PASS_TOKENS`, padding included: what a backward pass needs of all layers is held."""
+    rows = max(1, PASS_TOKENS // next(iter(batch.values())).shape[1:2].numel())
+    starts = range(0, sequences(batch), rows)
+    return [
+        batch if len(starts) == 1 else {key: value[start : start + rows] for key, value in batch.items()} for start in starts
+    ]
 
 
 def _answer(model: PreTrainedModel, given: Mapping[str, Tensor], number: int) -> Any:  # noqa: ANN401
