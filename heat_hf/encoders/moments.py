@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from heat_hf.encoders.batches import Batch, model_inputs, sequences
+from heat_hf.encoders.batches import Batch, model_inputs, sequences, tokens
 from heat_hf.encoders.signals import output_signals, random_probe
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 STRIP = 384  # columns of a product XᵀX that are computed together
-PASS_TOKENS = 2048  # that run at once
+PROBED_TOKENS = 24_576  # whose gradients say enough of any layer
+PASS_TOKENS = 1024  # that run at once
 
 
 def run_watched(
@@ -61,9 +62,9 @@ def _parts(batch: Batch) -> list[Batch]:
     """A batch in as many parts as keep to `PASS_TOKENS`, padding included: what a backward pass needs of all layers is held."""
     rows = max(1, PASS_TOKENS // next(iter(batch.values())).shape[1:2].numel())
     starts = range(0, sequences(batch), rows)
-    return [
-        batch if len(starts) == 1 else {key: value[start : start + rows] for key, value in batch.items()} for start in starts
-    ]
+    if len(starts) == 1:
+        return [batch]
+    return [{key: value[start : start + rows] for key, value in batch.items()} for start in starts]
 
 
 def _answer(model: PreTrainedModel, given: Mapping[str, Tensor], number: int) -> Any:  # noqa: ANN401
@@ -218,7 +219,7 @@ class OutputMoments(Gradients):
 
 
 def spread(batches: Sequence[Batch], rows: int) -> frozenset[int]:
-    """Numbers of batches with about so many rows together, evenly spread: they are often sorted by length."""
-    total = sum(map(sequences, batches))
-    count = max(1, round(len(batches) * min(1.0, rows / max(1, total))))
+    """Numbers of batches with about so many rows, or `PROBED_TOKENS`, together, evenly spread: they are often sorted by length."""
+    share = min(rows / max(1, sum(map(sequences, batches))), PROBED_TOKENS / max(1, sum(map(tokens, batches))))
+    count = max(1, round(len(batches) * min(1.0, share)))
     return frozenset((2 * i + 1) * len(batches) // (2 * count) for i in range(count))
