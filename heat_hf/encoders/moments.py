@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STRIP = 384  # columns of a product XᵀX that are computed together
 PROBED_TOKENS = 24_576  # whose gradients say enough of any layer
-PASS_TOKENS = 1024  # that run at once
+PASS_TOKENS = 768  # that run at once
 
 
 def run_watched(
