@@ -177,12 +177,15 @@ def beside(data: dict) -> str:
             if "schedule" not in first:
                 continue
             label = f"{first['size']:g} of 6 blocks" if first["structure"] == "blocks" else first["structure"]
-            time, faster = (average((row["time"] for row in rows), ".2f") for rows in (own, [row["int8"] for row in own]))
-            apart = average((row["divergence"] for row in own), ".4f")
+            time, apart = average((row["time"] for row in own), ".2f"), average((row["divergence"] for row in own), ".4f")
+            small = [row["int8"] for row in own if "int8" in row]
+            faster, score = (
+                (average((row["time"] for row in small), ".2f"), mean(row["score"] for row in small)) if small else ("", "")
+            )
             lines.append(
                 f"| {name} | {first['edp_gain']:.2f}× | {label} | {first['params_ratio']:.2f} | {first['untrained_score']:.4f} "
                 f"| {first['schedule']['max_steps']:,} | {time} | {mean(row['score'] for row in own)} | {apart} "
-                f"| {faster} | {mean(row['int8']['score'] for row in own)} |"
+                f"| {faster} | {score} |"
             )
     scores = {"STS-B": "Spearman on STS-B test", "SST-2": "accuracy on SST-2 validation"}
     caption = (

@@ -40,7 +40,7 @@ def scaled_moments(
         modules: layers of the model, by name.
         batches: model inputs; an `attention_mask` marks padding.
         second_moments: C of every layer's inputs, N×N, float64.
-        output_moments: G of every layer's outputs, M×M, float64.
+        output_moments: G of every layer's outputs, M×M, float64; scaled in place.
         seed: of the random directions in output space.
     """
     errors, losses = {}, {}
@@ -53,7 +53,7 @@ def scaled_moments(
     outputs = _Sums(inputs, seed + 1)  # other directions than those that G was taken along
     run_watched(model, modules, chosen, inputs, outputs, range(len(chosen)))
     scales = {name: outputs.loss(name) / lost for name, lost in losses.items() if lost and outputs.loss(name)}
-    return {name: moment * scales.get(name, 1.0) for name, moment in output_moments.items()}
+    return {name: moment.mul_(scales.get(name, 1.0)) for name, moment in output_moments.items()}
 
 
 def typical_error(weight: Tensor, second_moment: Tensor, output_moment: Tensor) -> tuple[Tensor, float]:

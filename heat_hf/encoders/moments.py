@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from heat_hf.encoders.batches import Batch, model_inputs, sequences
+from heat_hf.encoders.batches import Batch, model_inputs, sequences, tokens
 from heat_hf.encoders.signals import output_signals, random_probe
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 STRIP = 384  # columns of a product XᵀX that are computed together
+PROBED_TOKENS = 24_576  # whose gradients say enough of any layer
+PASS_TOKENS = 768  # that run at once
 
 
 def run_watched(
@@ -46,13 +48,23 @@ def run_watched(
             stack.callback(module.register_forward_pre_hook(inputs.hook(name)).remove)
             stack.callback(module.register_forward_hook(outputs.hook(name)).remove)
         for number, batch in enumerate(batches):
-            given = model_inputs(batch, device)
-            inputs.mask = outputs.mask = padding_mask(given)
-            with torch.set_grad_enabled(number in probed):
-                answer = _answer(model, given, number)
-                if number in probed:
-                    outputs.add(output_signals(answer, given, model), sequences(batch))
-            inputs.clear()
+            for part in _parts(batch):
+                given = model_inputs(part, device)
+                inputs.mask = outputs.mask = padding_mask(given)
+                with torch.set_grad_enabled(number in probed):
+                    answer = _answer(model, given, number)
+                    if number in probed:
+                        outputs.add(output_signals(answer, given, model), sequences(part))
+                inputs.clear()
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    """A batch in as many parts as keep to `PASS_TOKENS`, padding included: what a backward pass needs of all layers is held."""
+    rows = max(1, PASS_TOKENS // next(iter(batch.values())).shape[1:2].numel())
+    starts = range(0, sequences(batch), rows)
+    if len(starts) == 1:
+        return [batch]
+    return [{key: value[start : start + rows] for key, value in batch.items()} for start in starts]
 
 
 def _answer(model: PreTrainedModel, given: Mapping[str, Tensor], number: int) -> Any:  # noqa: ANN401
@@ -73,23 +85,26 @@ def padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 
 
-def _outer(rows: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
-    """Σ x xᵀ over the rows that are not padding, and their number."""
+def _add_products(sums: dict[str, Tensor], name: str, rows: Tensor, mask: Tensor | None) -> int:
+    """Add x xᵀ of the rows that are not padding to a sum in float64, its upper triangle; returns how many they are.
+
+    In strips that leave out most of the lower triangle; `_whole` fills it.
+    """
     if mask is not None and rows.shape[:-1] == mask.shape:
         rows = rows[mask]
     flat = rows.reshape(-1, rows.shape[-1]).float()
-    return _gram(flat).double(), len(flat)
+    width = flat.shape[1]
+    if name not in sums:
+        sums[name] = flat.new_zeros(width, width, dtype=torch.float64)
+    for start in range(0, width, STRIP):
+        sums[name][start : start + STRIP, start:] += flat[:, start : start + STRIP].T @ flat[:, start:]
+    return len(flat)
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """XᵀX of X, in strips that leave out most of its lower triangle, which is the upper one again."""
-    strips = range(0, rows.shape[1], STRIP)
-    if len(strips) == 1:
-        return rows.T @ rows
-    product = rows.new_zeros(rows.shape[1], rows.shape[1])
-    for start in strips:
-        torch.mm(rows[:, start : start + STRIP].T, rows[:, start:], out=product[start : start + STRIP, start:])
-    return product.triu_() + product.triu(1).T
+def _whole(upper: Tensor) -> Tensor:
+    """A symmetric matrix of its upper triangle, in its place."""
+    upper.triu_()
+    return upper.add_(upper.triu(1).T)
 
 
 class Inputs(Protocol):
@@ -125,9 +140,7 @@ class InputMoments:
                 version = 0 if x.is_inference() else x._version  # changed in place, it is another input
                 self.leader[name] = self.seen.setdefault((id(x), version), (x, name))[1]
             if self.leader[name] == name:
-                product, rows = _outer(x.detach(), self.mask)
-                self.sums[name] = self.sums[name].add_(product) if name in self.sums else product
-                self.rows[name] = self.rows.get(name, 0) + rows
+                self.rows[name] = self.rows.get(name, 0) + _add_products(self.sums, name, x.detach(), self.mask)
 
         return add
 
@@ -143,7 +156,7 @@ class InputMoments:
         means = {}
         for name in list(self.sums):
             # In place: sums and means side by side would take twice the memory.
-            moment = self.sums.pop(name).div_(self.rows[name])
+            moment = _whole(self.sums.pop(name)).div_(self.rows[name])
             if not torch.isfinite(moment).all():
                 raise ValueError(f"the calibration inputs of {name!r} are not finite")
             means[name] = moment
@@ -196,18 +209,18 @@ class OutputMoments(Gradients):
         """Add them."""
         for name, gradient in gradients:
             if gradient is not None:
-                self.sums[name] = self.sums.get(name, 0) + _outer(gradient, self.mask)[0]
+                _add_products(self.sums, name, gradient, self.mask)
 
     def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """G of every layer; the sums are used up."""
         lost = [name for name in modules if name not in self.sums or not torch.isfinite(self.sums[name]).all()]
         if lost:
             raise ValueError(f"the model's outputs have no finite gradient at {lost[0]!r} ({len(lost)} such layers)")
-        return {name: self.sums.pop(name).div_(self.sequences) for name in modules}
+        return {name: _whole(self.sums.pop(name)).div_(self.sequences) for name in modules}
 
 
 def spread(batches: Sequence[Batch], rows: int) -> frozenset[int]:
-    """Numbers of batches with about so many rows together, evenly spread: they are often sorted by length."""
-    total = sum(map(sequences, batches))
-    count = max(1, round(len(batches) * min(1.0, rows / max(1, total))))
+    """Numbers of batches with about so many rows, or `PROBED_TOKENS`, together, evenly spread: they are often sorted."""
+    share = min(rows / max(1, sum(map(sequences, batches))), PROBED_TOKENS / max(1, sum(map(tokens, batches))))
+    count = max(1, round(len(batches) * min(1.0, share)))
     return frozenset((2 * i + 1) * len(batches) // (2 * count) for i in range(count))

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from heat_hf.formats import SHARED, get_format
 from heat_hf.formats.decomposition import Factorization
@@ -219,7 +220,8 @@ class FactorizedLinear(nn.Module):
     def _pivoted(self, kept: Tensor) -> Tensor:
         """All outputs of a pivoted layer, of those of its pivots."""
         if _is_plain(self.left):
-            # PyTorch multiplies with an identity in less time than it takes to move the products to their places.
+            # An identity is multiplied with in less time than it takes to move the products to their places, in PyTorch and
+            # in the runtimes that models are exported to: these put it together once, when they load the file.
             eye = torch.eye(kept.shape[-1], dtype=self.left.weight.dtype, device=kept.device)
             return nn.functional.linear(kept, torch.cat((eye, self.left.weight)).index_select(0, self.order), self.bias)
         y = torch.cat((kept, self.left(kept)), -1).index_select(-1, self.order)
@@ -281,4 +283,4 @@ def _is_plain(linear: nn.Module) -> bool:
     hooks = linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
     if type(linear) is not nn.Linear or hooks or "forward" in linear.__dict__:
         return False
-    return type(linear.weight) in (nn.Parameter, Tensor)  # quantized ones are neither
+    return type(linear.weight) in (nn.Parameter, Tensor, FakeTensor)  # the last while it is exported; quantized ones are none

@@ -69,3 +69,14 @@ def test_other_formats_are_exported(tmp_path: Path) -> None:
     write_stack(own, tmp_path / "stack")
     (wanted,) = own(*own.inputs)
     np.testing.assert_allclose(outputs(tmp_path / "stack", own)[0], wanted.numpy(), atol=1e-4)
+
+
+def test_pivots_are_put_in_their_places_when_a_file_is_loaded(tmp_path: Path) -> None:
+    """Not in every forward pass, where that takes longer than the dense layer."""
+    own = Stack(TensorSetting("pivoted", TensorShape.matrix(384, 384), (96,)), COPIED_TOKENS)
+    by_pytorch(own, tmp_path / "stack")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized")
+    onnxruntime.InferenceSession(str(tmp_path / "stack"), options, providers=["CPUExecutionProvider"])
+    assert kinds(tmp_path / "optimized") == {"MatMul": 2, "Add": 1}
+    assert kinds(tmp_path / "stack")["MatMul"] == 2

@@ -119,12 +119,12 @@ def _nodes(layer: nn.Module, x: str, y: str) -> tuple[list[NodeProto], dict[str,
         return name
 
     linears = [layer] if isinstance(layer, nn.Linear) else [child for child in layer.children() if isinstance(child, nn.Linear)]
-    products = [x]
-    for linear in linears:
-        products.append(add("MatMul", [products[-1], weight(linear.weight.T)]))
-    result = products[-1]
-    if hasattr(layer, "order"):
-        result = add("Gather", [add("Concat", products[1:], axis=-1), weight(layer.order.long())], axis=2)  # type: ignore[operator]
+    matrices = [linear.weight for linear in linears]
+    if hasattr(layer, "order"):  # with the rows of the pivots, which runtimes put there when they load an exported model
+        matrices[1] = torch.cat((torch.eye(matrices[1].shape[1]), matrices[1])).index_select(0, layer.order)  # type: ignore[arg-type]
+    result = x
+    for matrix in matrices:
+        result = add("MatMul", [result, weight(matrix.T)])
     add("Add", [result, weight(layer.bias)])  # type: ignore[arg-type]
     nodes[-1].output[0] = y
     return nodes, weights

@@ -32,11 +32,12 @@ def rank_options(bound: int, units: Sequence[int], step: float = STEP) -> list[i
 def rank_vectors(codec: Format, shape: TensorShape, units: Sequence[int]) -> list[Rank]:
     """Usable ranks with fewer parameters than the matrix, in lexical order.
 
-    No rank is above M·N/(M+N): from there even plain low rank takes as many multiplications as the matrix; pivots take as many
-    as they have parameters. Where there would be more than a few thousand, the steps between ranks become longer.
+    No rank is above M·N/(M+N): from there even plain low rank takes as many multiplications as the matrix, and what multiplies
+    fewer, as pivots do, is slower than the matrix on CPUs. Where there would be more than a few thousand, the steps between
+    ranks become longer.
     """
     size = shape.rows * shape.columns
-    most = max(1, size // (shape.rows + shape.columns)) if codec.path is None else size
+    most = max(1, size // (shape.rows + shape.columns))
     step = STEP
     while True:
         options = [rank_options(min(bound, most), units, step) for bound in codec.max_rank(shape)]
