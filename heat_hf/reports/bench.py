@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from heat_hf.reports.text import text_table
+from heat_hf.reports.text import line_width, text_table
+
+UNBOUNDED = 1000  # characters: no table is as wide
 
 
 class Tokens(NamedTuple):
@@ -134,28 +136,36 @@ class BenchReport:
             ],
         }
 
-    def __str__(self) -> str:
+    def table(self, quartiles: bool = True) -> str:
+        """A row for each model and way, as wide as it needs; without quartiles, medians alone."""
         names, scored = short_names([entry.model for entry in self.entries]), bool(self.metric)
         columns = ["model", "runs in", "MiB", *([self.metric] if scored else []), *map(str, self.sizes)]
         groups = [
-            [_cells(names[model], entry, scored) for entry in self.entries if entry.model == model]
+            [_cells(names[model], entry, scored, quartiles) for entry in self.entries if entry.model == model]
             for model in dict.fromkeys(entry.model for entry in self.entries)
         ]
-        first = self.entries[0]
+        return text_table(columns, groups, left=(0, 1), width=UNBOUNDED)
+
+    def __str__(self) -> str:
+        table = self.table()
+        if len(table.splitlines()[0]) > line_width():
+            table = self.table(quartiles=False)
+        names, first = short_names([entry.model for entry in self.entries]), self.entries[0]
         took = ", ".join(f"{1e3 * time.seconds:.3g} ms at {tokens}" for tokens, time in first.times.items())
         return "\n".join(
             [
-                text_table(columns, groups, left=(0, 1)),
-                f"time over that of {names[first.model]} in {first.way} in the same round: median, quartiles; it took {took}",
+                table,
+                f"time over that of {names[first.model]} in {first.way} in the same round: median (quartiles); it took {took}",
                 *([f"left out: {'; '.join(self.left_out)}"] if self.left_out else []),
                 *self.advice(),
             ]
         )
 
 
-def _cells(name: str, entry: Entry, scored: bool) -> list[str]:
+def _cells(name: str, entry: Entry, scored: bool, quartiles: bool) -> list[str]:
     score = ["" if entry.score is None else f"{entry.score:.4f}"] if scored else []
-    return [name, entry.way, f"{entry.bytes / 2**20:.1f}", *score, *map(str, entry.times.values())]
+    times = [str(time) if quartiles else f"{time.ratio:.2f}" for time in entry.times.values()]
+    return [name, entry.way, f"{entry.bytes / 2**20:.1f}", *score, *times]
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:

@@ -81,6 +81,14 @@ def test_text_and_data() -> None:
     assert "spearman" not in str(report(scored=False))
 
 
+def test_a_narrow_terminal_gets_medians_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "0.30 (0.27–0.33)" in str(report())
+    monkeypatch.setattr("heat_hf.reports.bench.line_width", lambda: 72)
+    narrow = str(report())
+    assert "0.30" in narrow and "0.30 (0.27–0.33)" not in narrow
+    assert len(narrow.splitlines()[0]) <= 72
+
+
 def test_names_are_short_where_that_tells_them_apart() -> None:
     assert short_names(["a/x", "a/y"]) == {"a/x": "x", "a/y": "y"}
     assert short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
