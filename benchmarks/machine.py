@@ -37,7 +37,7 @@ from heat_hf.hardware.machine.measuring import measure
 from heat_hf.hardware.machine.model import ANCHOR
 from heat_hf.hardware.machine.race import race
 from heat_hf.hardware.machine.runtimes import RUNTIMES
-from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel, export_onnx
+from heat_hf.integrations.onnx import OnnxModel, export_onnx
 from recipes.evidence import write_json
 
 SIZES = ((8, 128), (1, 32))
@@ -136,26 +136,14 @@ def predicted_linears(model: MachineModel, dense: Any, settings: Mapping[str, Te
 def exported(models: Mapping[str, Any], folder: Path, tokenizer: Any) -> dict[str, dict[str, Any]]:
     """The same models in each runtime and precision."""
     found: dict[str, dict[str, Any]] = {"torch float32": dict(models), "onnxruntime float32": {}, "onnxruntime int8": {}}
-    options = {"providers": ["CPUExecutionProvider"]}
     for number, (name, model) in enumerate(models.items()):
         target = folder / str(number)
         path = export_onnx(model, tokenizer, target)
         for precision in RUNTIMES["onnxruntime"].precisions:
             if precision == "int8":
                 quantize(path, target)
-            own = OnnxModel(target)
-            own.session = _session(target / MODEL_NAME, **options)
-            found[f"onnxruntime {precision}"][name] = own
+            found[f"onnxruntime {precision}"][name] = OnnxModel(target, torch.get_num_threads())
     return found
-
-
-def _session(path: Path, **options: Any) -> Any:
-    """With as many threads as PyTorch has."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), settings, **options)
 
 
 def whole_models(

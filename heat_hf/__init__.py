@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from heat_hf.formats.setting import TensorSetting
     from heat_hf.hardware import Cost, CostModel, Gemm, cost_model, load_accelerator
     from heat_hf.integrations.onnx import OnnxModel, export_onnx
+    from heat_hf.integrations.openvino import OpenVinoModel, export_openvino
     from heat_hf.reports.card import Evaluation, Origin
     from heat_hf.reports.compression import CompressionReport
     from heat_hf.reports.model_page import report_page
@@ -56,6 +57,7 @@ __all__ = [
     "HeatConfig",
     "MatrixSize",
     "OnnxModel",
+    "OpenVinoModel",
     "Origin",
     "RankRecord",
     "RankSearch",
@@ -73,6 +75,7 @@ __all__ = [
     "decompose",
     "evaluate_task",
     "export_onnx",
+    "export_openvino",
     "joined_texts",
     "load_accelerator",
     "plan_contraction",
@@ -98,6 +101,7 @@ _MODULES = {
     "heat_hf.formats.setting": ("TensorSetting",),
     "heat_hf.hardware": ("Cost", "CostModel", "Gemm", "cost_model", "load_accelerator"),
     "heat_hf.integrations.onnx": ("OnnxModel", "export_onnx"),
+    "heat_hf.integrations.openvino": ("OpenVinoModel", "export_openvino"),
     "heat_hf.reports.card": ("Evaluation", "Origin"),
     "heat_hf.reports.compression": ("CompressionReport",),
     "heat_hf.reports.model_page": ("report_page",),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from heat_hf.cli import compress, cost, distill, evaluate, export, push, report, search
+from heat_hf.cli import bench, compress, cost, distill, evaluate, export, push, report, search
 from heat_hf.encoders.checkpoints.names import package_version
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143
@@ -49,11 +49,12 @@ class Verb:
 
 
 VERBS = {
+    "bench": Verb("time models side by side in the runtimes of this machine", bench.add_arguments, bench.run),
     "compress": Verb("factorize a checkpoint's encoder linears", compress.add_arguments, compress.run),
     "cost": Verb("what a product, a matrix or a model costs on an accelerator", cost.add_arguments, cost.run),
     "distill": Verb("train a compressed model to match the dense one", distill.add_arguments, distill.run),
     "evaluate": Verb("score a model on labelled rows", evaluate.add_arguments, evaluate.run),
-    "export": Verb("export a model to ONNX, in float32 or int8", export.add_arguments, export.run),
+    "export": Verb("export a model to ONNX or OpenVINO, in float32 or int8", export.add_arguments, export.run),
     "push": Verb("push a compressed model to the Hub, with its card", push.add_arguments, push.run),
     "report": Verb("show what a compressed model's tensors got, or a cost table", report.add_arguments, report.run),
     "search": Verb("find tensorization shapes and ranks for a checkpoint", search.add_arguments, search.run),

@@ -12,12 +12,10 @@ from heat_hf.evaluation.tasks import TASKS, evaluate_task, find_task
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `evaluate`."""
-    parser.add_argument("model", help="Hub id or folder: dense, compressed, or exported to ONNX")
+    parser.add_argument("model", help="Hub id or folder: dense, compressed, or exported")
     *others, last = TASKS
     parser.add_argument("--task", required=True, help=f"{', '.join(others)} or {last}")
-    parser.add_argument("--data", required=True, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
-    parser.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "REFERENCE"), help="column names; '' for no SECOND")
-    parser.add_argument("--rows", type=int, metavar="N", help="use only the first rows")
+    options.add_labelled(parser)
     parser.add_argument("--baseline", metavar="MODEL", help="also score this model, as the one it is compared with")
     parser.add_argument("--latency", action="store_true", help="also time a forward pass of 8 × 128 tokens")
     options.add_loading(parser)
@@ -54,12 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(loader: Any, name: str, how: dict[str, Any]) -> Any:  # noqa: ANN401
-    from pathlib import Path
+    from heat_hf.integrations.exported import load_exported
 
-    from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel
-
-    exported = (Path(name) / MODEL_NAME).is_file()
-    return (OnnxModel(name) if exported else loader.from_pretrained(name, **how)).eval()
+    return (load_exported(name) or loader.from_pretrained(name, **how)).eval()
 
 
 def _score_table(results: dict[str, dict[str, Any]]) -> str:

@@ -143,6 +143,18 @@ def add_rows(
     )
 
 
+def add_labelled(group: Group, required: bool = True) -> None:
+    """`--data`, `--columns` and `--rows`: what a task scores models on."""
+    group.add_argument("--data", required=required, metavar="FILE", help="labelled rows: parquet, csv, tsv, json or jsonl")
+    group.add_argument("--columns", nargs=3, metavar=("FIRST", "SECOND", "REFERENCE"), help="column names; '' for no SECOND")
+    group.add_argument("--rows", type=COUNT, metavar="N", help="use only the first rows")
+
+
+def add_ranges(group: Group, use: str) -> None:
+    """`--calibration-file` and `--calibration-rows`, of an export."""
+    add_rows(group, "calibration", f"sentences or rows whose ranges activations get, for {use}", 300, "of these")
+
+
 def add_statistics(group: Group) -> None:
     """`--statistics`: what was collected of calibration data, read or written."""
     group.add_argument(

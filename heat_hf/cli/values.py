@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.compression.config import HeatConfig
+    from heat_hf.encoders.batches import Batch
     from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
     from heat_hf.encoders.statistics import Statistics
 
@@ -82,6 +83,17 @@ def rows_of(args: argparse.Namespace, name: str) -> Dataset | None:
 
     file = getattr(args, f"{name}_file")
     return load_rows(file, getattr(args, f"{name}_rows")) if file else None
+
+
+def single_rows(model: Any, tokenizer: Any, rows: Dataset | None, encoder: SentenceEncoder) -> Sequence[Batch]:  # noqa: ANN401
+    """Calibration rows for an export, as a model is served them, one by one so that nothing is padded; none without rows."""
+    from heat_hf.encoders.batches import calibration_batches
+    from heat_hf.evaluation.tasks import as_served
+
+    if rows is None:
+        return ()
+    words, texts = as_served(model, tokenizer, rows, "--calibration-file", encoder)
+    return calibration_batches(texts, words, batch_size=1, name="--calibration-file")
 
 
 def statistics_of(

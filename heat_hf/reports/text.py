@@ -38,9 +38,10 @@ def text_table(
             table.add_row(*map(Text, row))
         table.add_section()
     text = io.StringIO()
-    Console(file=text, width=width or _width()).print(table)
+    Console(file=text, width=width or line_width()).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _width() -> int:
+def line_width() -> int:
+    """Characters in a line of the terminal, or `WIDTH` where standard output is none."""
     return shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH

@@ -16,8 +16,12 @@ from fuzzing import require_told
 from heat_hf.cli import build_parser, main
 
 NUMBERS = ("many", "", "nan", "-3", "0", "9" * 400, "1e999", "0x10", "1.5e", "None", "١٢٣x", "inf", "1\n2")
-ELSEWHERE = {"evaluate"}  # its ranges have tests of their own
 CHECKED = (  # by the verbs themselves, before anything is loaded
+    ("bench", "MODEL"),
+    ("bench m --runtimes tensorrt", "runtime"),
+    ("bench m --precisions int4", "--precisions"),
+    ("bench m --data no.csv", "--task"),
+    ("bench m --task text-classification --data no.csv", "no.csv"),
     ("compress m --target-params-ratio 0.5", "--output"),
     ("compress m --decomposition svd --rank 2 --output o", "decomposition"),
     ("compress m --target-params-ratio 0.5 --rank 3 --output o", "rank"),
@@ -37,6 +41,7 @@ CHECKED = (  # by the verbs themselves, before anything is loaded
     ("search ranks m --rank-search pareto --output o --target-edp-ratio 0.5", "--rank-search"),
     ("distill m --teacher t --train-file f --output o --early-stopping-patience 2", "--eval-file"),
     ("distill m --teacher t --train-file f --output o --arguments nonsense=1", "--arguments"),
+    ("export m --output o --runtime tensorrt", "--runtime"),
     ("report a b c", "TABLE"),
     ("report shapes no.parquet", "no.parquet"),
     ("report ranks no.json", "no.json"),
@@ -85,17 +90,15 @@ def wrong_lines() -> list[tuple[list[str], str]]:
                 lines.append((verb, "model" if complete(parser)[0] == "nowhere" else option))
             if option == "--output":
                 lines += [([*whole, f"{option}={bad}"], option) for bad in ("", "  ", "taken/below", "taken/far/below", "a\0b")]
-            lines += [([*whole, f"{option}={bad}"], option) for bad in NUMBERS if _refusable(verb[0], action, bad)]
+            lines += [([*whole, f"{option}={bad}"], option) for bad in NUMBERS if _refusable(action, bad)]
     return lines
 
 
-def _refusable(verb: str, action: argparse.Action, text: str) -> bool:
-    """Whether a number is no right value: none is 0 but a seed, none is infinite but seconds' or memory's bound."""
+def _refusable(action: argparse.Action, text: str) -> bool:
+    """Whether a number is no right value: none is 0 but a seed or no step, none is infinite but seconds' or memory's bound."""
     if action.type is None or action.option_strings[-1] in ("--output", "--layers"):
         return False
-    if verb in ELSEWHERE:
-        return text in ("many", "", "None", "1.5e")
-    return not (text == "0" and action.option_strings[-1] == "--seed")
+    return not (text == "0" and action.option_strings[-1] in ("--seed", "--refine-steps"))
 
 
 def check(line: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:

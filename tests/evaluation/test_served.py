@@ -19,7 +19,7 @@ from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
 from heat_hf.encoders.served import Served
 from heat_hf.encoders.signals import output_signals
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
-from heat_hf.integrations.onnx import MODEL_NAME, OnnxModel, export_onnx
+from heat_hf.integrations.onnx import OnnxModel, export_onnx
 
 st = pytest.importorskip(
     "sentence_transformers", reason="sentence-transformers is not installed: scores are not compared with its"
@@ -223,7 +223,7 @@ def test_a_checkpoint_without_modules_is_averaged(tmp_path: Path, capsys: Any, c
 def test_half_precision_is_exported_in_sentence_transformers_layout(dtype: torch.dtype, tmp_path: Path, capsys: Any) -> None:
     folder = checkpoint(tmp_path, "bert", CASES["cls"][0])
     model = transformers.AutoModel.from_pretrained(folder, dtype=dtype)
-    assert export_onnx(model, saved_tokenizer(folder), tmp_path / "onnx") == tmp_path / "onnx" / MODEL_NAME
+    assert export_onnx(model, saved_tokenizer(folder), tmp_path / "onnx") == tmp_path / "onnx" / OnnxModel.file
     files = {str(path.relative_to(tmp_path / "onnx")) for path in (tmp_path / "onnx").rglob("*") if path.is_file()}
     assert {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "config.json", "onnx/model.onnx"} <= files
     vectors = sentence_embeddings(OnnxModel(tmp_path / "onnx"), saved_tokenizer(folder), ROWS["sentence1"])

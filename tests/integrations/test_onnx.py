@@ -143,7 +143,7 @@ def test_what_cannot_be_exported_leaves_nothing(
         export_onnx(model, tokenizer, tmp_path / "full")
     assert main(["export", str(tmp_path / "missing"), "--output", str(tmp_path / "out")]) == 2
     assert "missing" in capsys.readouterr().err
-    monkeypatch.setattr("heat_hf.integrations.onnx.TOLERANCE", 0.0)
+    monkeypatch.setattr("heat_hf.integrations.exporting.TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="differs from the model's"):
         export_onnx(model, tokenizer, tmp_path / "out")
     assert sorted(own.name for own in tmp_path.iterdir()) == ["full"]

@@ -65,7 +65,7 @@ class Torch(Runtime):
         stack = Stack(subject, tokens)
 
         def run() -> None:
-            with torch.inference_mode(), _threads(threads):
+            with torch.inference_mode(), torch_threads(threads):
                 for layer, x in zip(stack.layers, stack.inputs, strict=True):
                     layer(x)
 
@@ -73,7 +73,7 @@ class Torch(Runtime):
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Searches set PyTorch's threads to one where results would depend on them; times are those of the user's threads."""
     import torch
 

@@ -1,0 +1,208 @@
+"""Models in the runtimes that are installed, side by side: each made as users would make it, scored, and timed in one race."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
+from heat_hf.encoders.checkpoints.storage import temporary_directory
+from heat_hf.hardware.machine.race import race
+from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, get_runtime, torch_threads
+from heat_hf.integrations.exported import EXPORTED
+from heat_hf.integrations.exporting import Written, exported_bytes, written
+from heat_hf.reports.bench import Entry, Time, Tokens
+
+if TYPE_CHECKING:
+    from heat_hf.encoders.batches import Batch
+
+
+class Way(NamedTuple):
+    """How a model runs: a name of `RUNTIMES`, and one of `PRECISIONS`."""
+
+    runtime: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model to be run.
+
+    Attributes:
+        model: of Transformers, in float32.
+        tokenizer: the checkpoint's.
+        encoder: what sentence-transformers has beside the Transformer.
+        calibration: model inputs, for int8 in runtimes that need them.
+    """
+
+    model: Any
+    tokenizer: Any
+    encoder: SentenceEncoder
+    calibration: Sequence[Batch] = ()
+
+
+def ways(
+    runtimes: Sequence[str] | None, precisions: Sequence[str] | None, calibration: bool = False
+) -> tuple[list[Way], list[str]]:
+    """How models are run, PyTorch in float32 first, and what is left out, with the reason.
+
+    Args:
+        runtimes: names; default: all that are installed.
+        precisions: names; default: all.
+        calibration: whether there are rows for int8 where a runtime needs them.
+
+    Raises:
+        ImportError: if a runtime is asked for that is not installed.
+        ValueError: for an unknown name, or if nothing is left.
+    """
+    asked = _asked(runtimes, precisions)
+    missing = {name: reason for name in dict.fromkeys(way.runtime for way in asked) if (reason := _missing(name))}
+    if runtimes is not None and missing:
+        raise ImportError(next(iter(missing.values())))
+    reasons = {way: missing.get(way.runtime) or _impossible(way, calibration) for way in asked}
+    left_out = list(dict.fromkeys(filter(None, reasons.values())))
+    found = [way for way, reason in reasons.items() if not reason]
+    if not found:
+        raise ValueError(f"--runtimes and --precisions leave nothing to run: {'; '.join(left_out)}")
+    return found, left_out
+
+
+def _asked(runtimes: Sequence[str] | None, precisions: Sequence[str] | None) -> list[Way]:
+    """In the order of the registries, each once."""
+    for name in runtimes or ():
+        get_runtime(name)
+    unknown = next((name for name in precisions or () if name not in PRECISIONS), None)
+    if unknown is not None:
+        raise ValueError(f"--precisions must be of {', '.join(PRECISIONS)}, got {unknown!r}")
+    names = [name for name in RUNTIMES if runtimes is None or name in runtimes]
+    return [Way(name, precision) for name in names for precision in PRECISIONS if precision in (precisions or PRECISIONS)]
+
+
+def _missing(runtime: str) -> str:
+    """Why a runtime cannot run, or nothing."""
+    try:
+        RUNTIMES[runtime].version  # noqa: B018
+        if runtime in EXPORTED:
+            EXPORTED[runtime].require_packages()
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def _impossible(way: Way, calibration: bool) -> str:
+    """Why a runtime does not run in a precision, or nothing."""
+    if way.precision != "int8":
+        return ""
+    if way.runtime == "torch":
+        engines = torch.backends.quantized.supported_engines
+        return "" if set(engines) - {"none"} else "torch int8: this build of PyTorch has no kernels for it"
+    kind = EXPORTED[way.runtime]
+    if kind.calibrated and not calibration:
+        return f"{way.runtime} int8: needs --calibration-file"
+    try:
+        kind.require_packages(*kind.quantizers)
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def bench(
+    models: Mapping[str, Loaded],
+    found: Sequence[Way],
+    sizes: Sequence[Tokens],
+    threads: int,
+    repeats: int,
+    score: Callable[[Any, Any], float] | None = None,
+) -> list[Entry]:
+    """Make every model in every way in a temporary folder, score it, and time forward passes of all of them side by side.
+
+    Args:
+        models: by name.
+        found: see `ways`.
+        sizes: of forward passes.
+        threads: that each may use.
+        repeats: forward passes of each that count.
+        score: of a model, called like one of Transformers, with its tokenizer.
+
+    Returns:
+        For every model every way; times are over the first one's.
+    """
+    with torch_threads(threads), temporary_directory() as folder:
+        made = {}
+        for number, (name, loaded) in enumerate(tqdm(models.items(), desc="Exporting", unit="model")):
+            for way, runner in _runners(loaded, found, folder / str(number), threads):
+                made[name, way] = runner
+        scores = {key: score(runner.model, models[key[0]].tokenizer) for key, runner in made.items()} if score else {}
+        times = {tokens: _times([runner.model for runner in made.values()], tokens, repeats) for tokens in sizes}
+    return [
+        Entry(name, *way, runner.bytes, {tokens: times[tokens][number] for tokens in sizes}, scores.get((name, way)))
+        for number, ((name, way), runner) in enumerate(made.items())
+    ]
+
+
+class _Runner(NamedTuple):
+    model: Any
+    bytes: int
+
+
+def _runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: int) -> Iterator[tuple[Way, _Runner]]:
+    """A model in every way; it is written as ONNX once."""
+    with _graph(loaded, found) as graph:
+        for way in found:
+            if way.runtime == "torch":
+                model = _dynamic(loaded.model) if way.precision == "int8" else loaded.model
+                yield way, _Runner(model.eval(), _saved_bytes(model))
+            else:
+                kind, place = EXPORTED[way.runtime], folder / "-".join(way)
+                assert graph is not None
+                graph.place(kind, place, way.precision == "int8", loaded.calibration)
+                yield way, _Runner(kind(place, threads).eval(), exported_bytes(kind, place))
+
+
+@contextmanager
+def _graph(loaded: Loaded, found: Sequence[Way]) -> Iterator[Written | None]:
+    if all(way.runtime == "torch" for way in found):
+        yield None
+        return
+    with written(loaded.model, loaded.tokenizer, loaded.encoder) as graph:
+        yield graph
+
+
+def _dynamic(model: Any) -> Any:  # noqa: ANN401
+    """A copy whose linears multiply in int8; activations are quantized as they come."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is to move to torchao one day
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+def _saved_bytes(model: nn.Module) -> int:
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.tell()
+
+
+def _times(models: Sequence[Any], tokens: Tokens, repeats: int) -> list[Time]:
+    vocabulary = min(model.config.vocab_size for model in models)
+    ids = torch.randint(vocabulary, tuple(tokens), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    calls = {str(number): partial(model, **inputs) for number, model in enumerate(models)}
+    with torch.inference_mode():
+        seconds = race(calls, repeats, partial(tqdm, desc=f"Timing {tokens}", unit="round"))
+    return [_time(own, seconds["0"]) for own in seconds.values()]
+
+
+def _time(own: Sequence[float], peer: Sequence[float]) -> Time:
+    ratios = [one / other for one, other in zip(own, peer, strict=True)]
+    lower, ratio, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Time(statistics.median(own), lower, ratio, upper)

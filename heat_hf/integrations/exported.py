@@ -1,0 +1,29 @@
+"""Runtimes that models are exported for, by the names of `heat_hf.hardware.machine.runtimes.RUNTIMES`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from heat_hf.integrations.exporting import ExportedModel
+from heat_hf.integrations.onnx import OnnxModel
+from heat_hf.integrations.openvino import OpenVinoModel
+
+EXPORTED: dict[str, type[ExportedModel]] = {"onnxruntime": OnnxModel, "openvino": OpenVinoModel}
+
+
+def exported_kind(runtime: str) -> type[ExportedModel]:
+    """What models become for a runtime.
+
+    Raises:
+        ValueError: if there is no such runtime; the message lists what there is.
+    """
+    if runtime not in EXPORTED:
+        raise ValueError(f"--runtime must be one of {', '.join(EXPORTED)}, got {runtime!r}")
+    return EXPORTED[runtime]
+
+
+def load_exported(folder: str | os.PathLike[str]) -> ExportedModel | None:
+    """The exported model of a folder, by what lies in it; None if there is none."""
+    kinds = (kind for kind in EXPORTED.values() if (Path(folder) / kind.file).is_file())
+    return next((kind(folder) for kind in kinds), None)

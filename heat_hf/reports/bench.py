@@ -1,0 +1,174 @@
+"""Whole models side by side on this machine, in several runtimes and precisions: score, size and time, and which to use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from heat_hf.reports.text import line_width, text_table
+
+UNBOUNDED = 1000  # characters: no table is as wide
+
+
+class Tokens(NamedTuple):
+    """Of a forward pass: rows, and tokens in a row."""
+
+    batch_size: int
+    sequence_length: int
+
+    def __str__(self) -> str:
+        return f"{self.batch_size} × {self.sequence_length}"
+
+
+class Time(NamedTuple):
+    """Seconds of a forward pass, their median, and quartiles of the ratio to the reference's of the same round."""
+
+    seconds: float
+    lower: float
+    ratio: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f} ({self.lower:.2f}–{self.upper:.2f})"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model in a runtime and a precision.
+
+    Attributes:
+        model: Hub id or folder.
+        runtime: a name of `heat_hf.hardware.machine.runtimes.RUNTIMES`.
+        precision: "float32" or "int8".
+        bytes: of weights, or of the exported files.
+        times: of each number of tokens.
+        score: the task's main one; None without data.
+    """
+
+    model: str
+    runtime: str
+    precision: str
+    bytes: int
+    times: dict[Tokens, Time]
+    score: float | None = None
+
+    @property
+    def way(self) -> str:
+        """How the model runs."""
+        return f"{self.runtime} {self.precision}"
+
+    def command(self) -> str:
+        """What makes it of the model."""
+        if self.runtime != "torch":
+            int8 = " --int8 --calibration-file FILE" if self.runtime == "openvino" else " --int8"
+            flag = int8 if self.precision == "int8" else ""
+            return f"heat-hf export {self.model} --runtime {self.runtime}{flag} --output DIR"
+        if self.precision == "int8":
+            return "torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)"
+        return "as it is"
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What a bench found.
+
+    Attributes:
+        entries: the first one is what all times are divided by.
+        metric: name of the score; "" without data.
+        within: how far below the best score counts as good, as a fraction of it.
+        about: machine, threads, versions, repeats, task and data.
+        left_out: what was not run, and why.
+    """
+
+    entries: Sequence[Entry]
+    metric: str = ""
+    within: float = 0.01
+    about: dict[str, Any] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+
+    @property
+    def sizes(self) -> list[Tokens]:
+        """Numbers of tokens that were timed."""
+        return list(self.entries[0].times)
+
+    def best(self, tokens: Tokens) -> Entry:
+        """The fastest one whose score is good; without scores, of all."""
+        scores = [entry.score for entry in self.entries if entry.score is not None]
+        least = max(scores) - self.within * abs(max(scores)) if scores else None
+        good = [entry for entry in self.entries if least is None or (entry.score is not None and entry.score >= least)]
+        return min(good, key=lambda entry: entry.times[tokens].ratio)
+
+    def advice(self) -> list[str]:
+        """A line for each model and way that is the best at some number of tokens."""
+        chosen: dict[int, list[Tokens]] = {}
+        for tokens in self.sizes:
+            chosen.setdefault(next(i for i, entry in enumerate(self.entries) if entry is self.best(tokens)), []).append(tokens)
+        return [self._line(self.entries[number], sizes) for number, sizes in chosen.items()]
+
+    def _line(self, entry: Entry, sizes: Sequence[Tokens]) -> str:
+        times = ", ".join(f"{entry.times[tokens].ratio:.2f}" for tokens in sizes)
+        score = "" if entry.score is None else f" at {self.metric} {entry.score:.4f}"
+        name = short_names([own.model for own in self.entries])[entry.model]
+        return f"for {', '.join(map(str, sizes))}: {name} in {entry.way}, {times} of the time{score}: {entry.command()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; times in seconds, sizes in bytes."""
+        return {
+            **self.about,
+            "metric": self.metric or None,
+            "within": self.within,
+            "left_out": list(self.left_out),
+            "entries": [
+                {**asdict(entry), "times": [{**tokens._asdict(), **time._asdict()} for tokens, time in entry.times.items()]}
+                for entry in self.entries
+            ],
+            "use": [
+                {
+                    **tokens._asdict(),
+                    "model": own.model,
+                    "runtime": own.runtime,
+                    "precision": own.precision,
+                    "by": own.command(),
+                }
+                for tokens, own in ((tokens, self.best(tokens)) for tokens in self.sizes)
+            ],
+        }
+
+    def table(self, quartiles: bool = True) -> str:
+        """A row for each model and way, as wide as it needs; without quartiles, medians alone."""
+        names, scored = short_names([entry.model for entry in self.entries]), bool(self.metric)
+        columns = ["model", "runs in", "MiB", *([self.metric] if scored else []), *map(str, self.sizes)]
+        groups = [
+            [_cells(names[model], entry, scored, quartiles) for entry in self.entries if entry.model == model]
+            for model in dict.fromkeys(entry.model for entry in self.entries)
+        ]
+        return text_table(columns, groups, left=(0, 1), width=UNBOUNDED)
+
+    def __str__(self) -> str:
+        table = self.table()
+        if len(table.splitlines()[0]) > line_width():
+            table = self.table(quartiles=False)
+        names, first = short_names([entry.model for entry in self.entries]), self.entries[0]
+        took = ", ".join(f"{1e3 * time.seconds:.3g} ms at {tokens}" for tokens, time in first.times.items())
+        return "\n".join(
+            [
+                table,
+                f"time over that of {names[first.model]} in {first.way} in the same round: median (quartiles); it took {took}",
+                *([f"left out: {'; '.join(self.left_out)}"] if self.left_out else []),
+                *self.advice(),
+            ]
+        )
+
+
+def _cells(name: str, entry: Entry, scored: bool, quartiles: bool) -> list[str]:
+    score = ["" if entry.score is None else f"{entry.score:.4f}"] if scored else []
+    times = [str(time) if quartiles else f"{time.ratio:.2f}" for time in entry.times.values()]
+    return [name, entry.way, f"{entry.bytes / 2**20:.1f}", *score, *times]
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """The last part of each model's name, where that tells them apart."""
+    short = {model: PurePath(model).name or model for model in models}
+    return short if len(set(short.values())) == len(short) else {model: model for model in models}
