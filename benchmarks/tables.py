@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
-from benchmarks import growth
+from benchmarks import growth, runtimes
 from benchmarks.machine_tables import machine
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
@@ -285,6 +285,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "beside": (distilled.beside, "distilled"),
     "question_answering": (distilled.question_answering, "question_answering"),
     "exported": (exported, "exported"),
+    "runtimes": (runtimes.table, "runtimes"),
     "machine": (machine, "machine"),
     "step_cost": (distilled.step_cost, "distillation"),
 }
