@@ -265,7 +265,7 @@ def exported(data: dict) -> str:
 
 # Marker in a page → what makes the table, and the stems of the result files it is made from.
 TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
-    "readme": (readme, "distillation", "exported", "untrained", "distilled"),
+    "readme": (readme, "distillation", "exported", "distilled"),
     "training_free": (training_free, "training_free"),
     "untrained": (untrained, "untrained"),
     "linear": (linear, "linear"),
