@@ -17,7 +17,7 @@ from heat_hf.search.ranks.variants import Variant
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WITHIN = 1.25  # by which factor it may differ on other rows, either way
+WITHIN = 2.0  # by which factor it may differ on other rows, either way: a classifier's outputs move a lot on few of them
 
 
 def answers(model: PreTrainedModel, batches: Sequence[Batch] | None, config: HeatConfig) -> Quality | None:
