@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
-from benchmarks import growth, runtimes
+from benchmarks import runtimes
 from benchmarks.machine_tables import machine
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
@@ -276,7 +276,6 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "shapes": (shapes, "shapes"),
     "ranks": (ranks, "ranks"),
     "losses": (losses, "losses"),
-    "growth": (growth.table, "growth"),
     "ranks_supernet": (ranks_supernet, "ranks"),
     "distilled": (distilled.classification, "distillation"),
     "faster": (distilled.faster, "distillation"),
