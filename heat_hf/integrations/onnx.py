@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
 from heat_hf.hardware.machine.graphs import quantize
+from heat_hf.hardware.machine.runtimes import onnx_session
 from heat_hf.integrations.exporting import Arrays, ExportedModel, export_model
 
 if TYPE_CHECKING:
@@ -43,14 +44,7 @@ class OnnxModel(ExportedModel):
             quantize(path, scratch)
 
     def _open(self, path: Path, threads: int | None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            # Sessions that wait for work without sleeping would disturb the one that has its turn.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.session = onnx_session(path, threads)
         self.inputs = [wanted.name for wanted in self.session.get_inputs()]
         self._outputs = [output.name for output in self.session.get_outputs()]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
+from heat_hf.hardware.machine.runtimes import openvino_compiled
 from heat_hf.integrations.exporting import Arrays, ExportedModel, export_model, fed
 
 if TYPE_CHECKING:
@@ -60,12 +61,7 @@ class OpenVinoModel(ExportedModel):
             (scratch / file.name).replace(file)
 
     def _open(self, path: Path, threads: int | None) -> None:
-        import openvino
-
-        hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if threads is not None:
-            hints["INFERENCE_NUM_THREADS"] = threads
-        compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+        compiled = openvino_compiled(path, threads)
         self.request = compiled.create_infer_request()
         self.inputs = [wanted.any_name for wanted in compiled.inputs]
         self._outputs = [output.any_name for output in compiled.outputs]

@@ -121,7 +121,7 @@ def _nodes(layer: nn.Module, x: str, y: str) -> tuple[list[NodeProto], dict[str,
     linears = [layer] if isinstance(layer, nn.Linear) else [child for child in layer.children() if isinstance(child, nn.Linear)]
     matrices = [linear.weight for linear in linears]
     if hasattr(layer, "order"):  # with the rows of the pivots, which runtimes put there when they load an exported model
-        matrices[1] = torch.cat((torch.eye(matrices[1].shape[1]), matrices[1])).index_select(0, layer.order)  # type: ignore[arg-type]
+        matrices[1], _ = layer.setting.codec.solved(layer.cores)  # type: ignore[union-attr, operator]
     result = x
     for matrix in matrices:
         result = add("MatMul", [result, weight(matrix.T)])

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from heat_hf.hardware.spec import CPU
 
@@ -100,21 +100,16 @@ class OnnxRuntime(Runtime):
 
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """The layers as one graph, its inputs and outputs in memory that is there already."""
-        import onnxruntime
-
         from heat_hf.hardware.machine.graphs import quantize, write_stack
         from heat_hf.hardware.machine.layers import Stack
 
-        stack, options = Stack(subject, tokens), onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Sessions that wait for work without sleeping would disturb the one that has its turn.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        stack = Stack(subject, tokens)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stack.onnx"
             write_stack(stack, path)
             if precision == "int8":
                 quantize(path, Path(folder))
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnx_session(path, threads)
         binding, arrays = session.io_binding(), [x.numpy() for x in stack.inputs]
         for wanted, array in zip(session.get_inputs(), arrays, strict=True):
             binding.bind_cpu_input(wanted.name, array)
@@ -142,14 +137,35 @@ class OpenVino(Runtime):
         from heat_hf.hardware.machine.layers import Stack
 
         stack = Stack(subject, tokens)
-        hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stack.onnx"
             write_stack(stack, path)
-            request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+            request = openvino_compiled(path, threads).create_infer_request()
         for number, x in enumerate(stack.inputs):
             request.set_input_tensor(number, openvino.Tensor(x.numpy()))
         return request.infer  # type: ignore[no-any-return]
+
+
+def onnx_session(path: Path, threads: int | None) -> Any:  # noqa: ANN401
+    """A session of ONNX Runtime on the CPU; with a number of threads, these sleep between its runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        # Sessions that wait for work without sleeping would disturb the one that has its turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def openvino_compiled(path: Path, threads: int | None) -> Any:  # noqa: ANN401
+    """A model that OpenVINO compiled for one request at a time on the CPU, in float32."""
+    import openvino
+
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        hints["INFERENCE_NUM_THREADS"] = threads
+    return openvino.Core().compile_model(str(path), "CPU", hints)
 
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(), OnnxRuntime(), OpenVino())}
