@@ -13,9 +13,10 @@ from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.bases import require_groups
 from heat_hf.encoders.linears import attention_groups, head_groups, inner_pairs
 from heat_hf.encoders.statistics import Statistics
-from heat_hf.formats import JOINT, PAIRED, SHARED
+from heat_hf.formats import JOINT, OPERATORS, PAIRED, SHARED
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.strassen_tile import encode
 from heat_hf.search.ranks.space import Settings
 from heat_hf.search.ranks.widths import narrowed
 
@@ -36,7 +37,7 @@ def require_widths(groups: Mapping[tuple[str, ...], int], settings: Settings) ->
     """
     left = {name: setting for name, setting in settings.items() if setting is not None and setting.format in PAIRED}
     for names, size in groups.items():
-        members = [setting for name in names if (setting := settings.get(name)) is not None]
+        members = [left[name] for name in names if name in left]
         width = members[-1].rank[0] if members else 0
         whole = len(members) == len(names) and width % size == 0
         if whole and tuple(members) == narrowed([setting.size for setting in members], width):
@@ -114,7 +115,11 @@ class Projection:
         for name in names:
             setting = self.settings[name]
             assert setting is not None
-            if setting.format not in JOINT:
+            if setting.format in OPERATORS:
+                moment = None if statistics is None else statistics.tile_moments[name]
+                weight = self.linears[name].weight
+                yield name, Reached(setting, encode(weight, setting.shape, setting.rank, self.config.solver, moment))
+            elif setting.format not in JOINT:
                 yield name, Reached(setting, self._alone(name, setting, statistics))
             elif setting.format in PAIRED and name in narrower:
                 assert statistics is not None

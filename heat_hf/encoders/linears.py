@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.encoders.bases import hook_projection
+from heat_hf.encoders.tiles import hook_tokens
 from heat_hf.formats.layer import FactorizedLinear
 
 if TYPE_CHECKING:
@@ -205,7 +206,10 @@ def _together(names: Iterable[str], members: Sequence[str], before: str) -> list
 
 
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is in the model, shared uses included; modules around them project their input accordingly."""
+    """Put `new` wherever `old` is in the model, shared uses included; modules around them do for them what they need.
+
+    Those beside a basis project their input, and a base model of layers on tiles says which tokens are padding.
+    """
     for parent in list(model.modules()):
         for child, module in list(parent.named_children()):
             if module is old:
@@ -213,6 +217,7 @@ def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 # Some models initialize a child's `weight` from its parent; loaded cores need no initialization.
                 parent._is_hf_initialized = True  # type: ignore[assignment]
                 hook_projection(parent)
+    hook_tokens(model)
 
 
 def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the compressed checkpoint") -> dict[str, str]:

@@ -198,7 +198,7 @@ class Format(ABC):
         return f"{','.join(s.cores)}->{s.rows + s.columns}"
 
     def reconstruct(self, cores: Sequence[Tensor], shape: TensorShape) -> Tensor:
-        """The matrix that the cores stand for: W′, M×N; of a format that is not `tokenwise`, what it does to a group of tokens."""
+        """The matrix that the cores stand for: W′, M×N; if tokens depend on each other, what they do to a group of tokens."""
         import torch
 
         return torch.einsum(self.reconstruction_equation(shape), *cores).reshape(shape.rows, shape.columns)
@@ -207,7 +207,9 @@ class Format(ABC):
         """What `reconstruct` gives for a perfect factorization of W: W itself."""
         return weight
 
-    def apply(self, plan: ContractionPlan, x: Tensor, cores: Sequence[Tensor], shape: TensorShape, bias: Tensor | None) -> Tensor:
+    def apply(
+        self, plan: ContractionPlan, x: Tensor, cores: Sequence[Tensor], shape: TensorShape, bias: Tensor | None
+    ) -> Tensor:
         """A layer's outputs, of extents (…, M), for inputs of extents (…, N).
 
         Args:

@@ -8,6 +8,7 @@ itself, for t = 4. For fewer products than that, the best known starts are made 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -16,10 +17,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from heat_hf.formats.strassen_tile import TILES
+from heat_hf.formats.strassen_tile import STARTS, TILES
 
 Factors: TypeAlias = tuple[Tensor, Tensor, Tensor]
-STARTS = ("strassen", "als", "hadamard", "random")
 LEARNED = ("strassen", "als")  # that least squares are the way of
 EXACT = 1e-12  # relative squared error
 SWEEPS, FEW_SWEEPS, RANDOM_STARTS = 800, 60, 4
@@ -63,13 +63,13 @@ class Algorithm:
 
     @property
     def products(self) -> int:
-        """r."""
+        """Their number r."""
         return len(self.encode_x)
 
     @property
     def tile(self) -> int:
-        """t."""
-        return round(len(self.decode) ** 0.5)
+        """Their extent t."""
+        return math.isqrt(len(self.decode))
 
     def error(self, x_moment: Tensor | None = None, w_moment: Tensor | None = None) -> float:
         """E‖XW − Y‖_F² / E‖XW‖_F² of tiles that are independent of each other.

@@ -174,8 +174,9 @@ class FactorizedLinear(nn.Module):
         return cores if self.gain == 1.0 else (cores[0] * self.gain, *cores[1:])
 
     def reconstruct(self, basis: Tensor | None = None) -> Tensor:
-        """The dense W′ of extents (M, N) at the active rank; of a layer on tiles of t tokens, the matrix that takes a tile to
-        its outputs, (t·M, t·N).
+        """The dense W′ of extents (M, N) at the active rank.
+
+        Of a layer on tiles of t tokens, it is the matrix that takes a tile to its outputs, of extents (t·M, t·N).
 
         Args:
             basis: R, r×N, for a layer `on_basis`.

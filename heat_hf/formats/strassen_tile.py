@@ -1,13 +1,14 @@
 """Strassen-Tile: a bilinear operator on tiles in the place of the matrix product (Ailon et al., arXiv 2503.12211).
 
-X and Wᵀ are cut into tiles of t×t. A tile of X is encoded to r numbers, multiplied element by element with the r numbers of each
+X and Wᵀ are cut into tiles of t×t. A tile of X is encoded to r numbers, multiplied element by element with the r numbers of a
 tile of Wᵀ, summed over the tiles of the input features, and decoded once to a tile of Y. That is r independent products of
-matrices t² times smaller, so r/t³ of the multiply-accumulates, and r/t² of the parameters. A tile spans t tokens of a sequence,
+matrices t² times smaller: r/t³ of the multiply-accumulates, and r/t² of the parameters. A tile spans t tokens of a sequence,
 which then depend on each other: `heat_hf.formats.tiles` keeps sequences and padding apart.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 TILES = (2, 3, 4)
 TILE = 4
+STARTS = ("strassen", "als", "hadamard", "random")
 
 
 class StrassenTile(Format):
@@ -101,7 +103,9 @@ class StrassenTile(Format):
         operator = torch.einsum("hfe,hdb,gch->gbcfde", *cores)
         return operator.reshape(tile * shape.rows, tile * shape.columns)
 
-    def apply(self, plan: ContractionPlan, x: Tensor, cores: Sequence[Tensor], shape: TensorShape, bias: Tensor | None) -> Tensor:
+    def apply(
+        self, plan: ContractionPlan, x: Tensor, cores: Sequence[Tensor], shape: TensorShape, bias: Tensor | None
+    ) -> Tensor:
         """Outputs of extents (sequences, tokens, M), for inputs of extents (sequences, tokens, N).
 
         Raises:
@@ -153,7 +157,6 @@ def encode(
 
     from heat_hf.formats import bilinear
     from heat_hf.formats.decomposition import Factorization, require_finite
-    from heat_hf.formats.projection import relative_error
 
     codec, solver = StrassenTile(), solver or Solver()
     shape.require(*weight.shape)
@@ -161,13 +164,12 @@ def encode(
     (rows, tile), (columns, _) = shape.out_modes, shape.in_modes
     matrix = require_finite("weight", weight).detach().double()
     tiles = matrix.reshape(rows, tile, columns, tile).permute(2, 0, 3, 1).reshape(columns, rows, tile**2)
+    moment = tiles.flatten(0, 1).T @ tiles.flatten(0, 1)
     found = bilinear.algorithm(tile, products, solver.start, solver.seed)
     if solver.start in bilinear.LEARNED and found.error() > bilinear.EXACT and matrix.any():
-        flat = tiles.flatten(0, 1)
-        found = bilinear.improved(found, bilinear.SWEEPS, tile_moment, flat.T @ flat)
+        found = bilinear.improved(found, bilinear.SWEEPS, tile_moment, moment)
     forms = (found.encode_x.reshape(-1, tile, tile), found.encode_w, found.decode.reshape(tile, tile, -1))
     encode_x, encode_w, decode = (form.to(matrix) for form in forms)
     cores = [encode_x, torch.einsum("hx,dbx->hdb", encode_w, tiles), decode]
-    kept = tuple(core.to(weight.dtype).contiguous() for core in cores)
-    exact = codec.target(matrix, shape)
-    return Factorization(kept, relative_error(exact, codec.reconstruct([core.double() for core in kept], shape)))
+    lost = max(0.0, found.error(None, moment)) if matrix.any() else 0.0
+    return Factorization(tuple(core.to(weight.dtype).contiguous() for core in cores), math.sqrt(lost))

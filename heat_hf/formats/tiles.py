@@ -1,8 +1,8 @@
 """Tiles of tokens: sequences are cut into tiles of t, and what is padding counts as zero, whatever is there.
 
 So results depend neither on the rows beside one in a batch nor on how much padding follows it. What is padding, a layer cannot
-see: whoever runs the model says it, by `masked`, for all layers that run in this thread until the block ends. Nothing is kept in
-the model, so that copies, threads and compilers have nothing to mind.
+see: whoever runs the model says it, by `masked`, for all layers that run in this thread until the block ends. Nothing is kept
+in the model, so that copies, threads and compilers have nothing to mind.
 """
 
 from __future__ import annotations
