@@ -300,9 +300,7 @@ class Job:
         try:
             kept = {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
             report = self._refine(report, layers, kept)
-            report = with_output_errors(
-                report, self.model, self.linears, layers, self.calibration if self._calibrated else None
-            )
+            report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))

@@ -15,8 +15,8 @@ from heat_hf.encoders.linears import attention_groups, head_groups, inner_pairs
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import JOINT, OPERATORS, PAIRED, SHARED
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
+from heat_hf.formats.encoding import encode
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.formats.strassen_tile import encode
 from heat_hf.search.ranks.space import Settings
 from heat_hf.search.ranks.widths import narrowed
 
