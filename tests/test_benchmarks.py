@@ -10,7 +10,9 @@ from conftest import small_model, token_ids
 
 from benchmarks import cost_paper, growth, kwon
 from benchmarks.pruned import Masks, Tuning, remove
+from benchmarks.sparse import make_plain, make_sparse, two_of_four
 from heat_hf.encoders.batches import Batch
+from heat_hf.encoders.linears import encoder_linears
 from heat_hf.hardware import cost_model
 
 
@@ -120,3 +122,26 @@ def test_growth_is_fitted_by_a_line() -> None:
     assert growth.line(growth.panels(data)["blocks"], "blocks", "minutes") == pytest.approx((3, 2, 1))
     assert [row["tokens"] for row in growth.panels(data)["tokens"]] == [8, 9]
     assert "| 3 | 9 | 11.0 | 1.0 | 1.0 |" in growth.table(data)
+
+
+def test_two_of_four_weights_stay_the_largest_or_those_that_outputs_see() -> None:
+    weight = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.0, 5.0, -6.0, 7.0]])
+    assert two_of_four(weight).tolist() == [[1, 1, 0, 0, 0, 0, 1, 1]]
+    seen = torch.diag(torch.tensor([1e-4, 1.0, 1.0, 100.0, 1.0, 1.0, 1.0, 1e-4]))
+    assert two_of_four(weight, seen).tolist() == [[0, 1, 0, 1, 0, 1, 1, 0]]
+
+
+def test_masks_stay_through_training_and_are_zeros_afterwards() -> None:
+    model = small_model("bert")
+    linears = encoder_linears(model)
+    make_sparse(linears)
+    masks = {name: two_of_four(linear.weight_orig) for name, linear in linears.items()}
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    for _ in range(2):
+        model(**batch())[0].square().sum().backward()
+        optimizer.step()
+    before = answer(model)
+    make_plain(linears)
+    torch.testing.assert_close(answer(model), before)
+    assert all(torch.equal(linear.weight != 0, masks[name].bool()) for name, linear in linears.items())
+    assert not any(name.endswith(("_orig", "_mask")) for name in model.state_dict())
