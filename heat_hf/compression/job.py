@@ -19,8 +19,9 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.measuring import answers, expected, measured
 from heat_hf.compression.projecting import Projection
-from heat_hf.compression.refinement import refine_blocks
+from heat_hf.compression.refinement import Kept, refine_blocks
 from heat_hf.compression.reporting import Reached, refined_report, report_of
+from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
@@ -274,8 +275,8 @@ class Job:
         request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
         return report_of(self.model, self.costs, reached, calibration_rows, request)
 
-    def factorize(self, chosen: Variant | Solution) -> CompressionReport:
-        """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
+    def factorize(self, chosen: Variant | Solution, done: RefinedBlocks | None = None) -> CompressionReport:
+        """Replace the model's linears by factorized layers, in place, blocks `done` as they are; an error changes nothing."""
         settings = chosen.settings
         projection = Projection.of(self.model, self.linears, settings, self.config, self._calibrated)
         reached = dict.fromkeys(self.linears, Reached(None))
@@ -298,7 +299,7 @@ class Job:
         }
         try:
             kept = {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
-            report = self._refine(report, layers, kept)
+            report = self._refine(report, layers, kept, done)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
@@ -327,13 +328,13 @@ class Job:
         return self._calibrated and self.given_statistics is None and by_layer
 
     def _refine(
-        self, report: CompressionReport, layers: Mapping[str, FactorizedLinear], kept: Mapping[str, Sequence[int]]
+        self, report: CompressionReport, layers: Mapping[str, FactorizedLinear], kept: Kept, done: RefinedBlocks | None
     ) -> CompressionReport:
         """Refine the layers where there is calibration data, and report what they then are."""
         if not (self._calibrated and self.config.refine_steps):
             return report
         held = None if self._by_block else self.statistics
-        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept)
+        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, done)
         return refined_report(report, refined)
 
     def _attach(self, settings: Settings, report: CompressionReport) -> None:
