@@ -88,7 +88,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, float]:
         "ratios": np.quantile(measured / losses, (0, 0.5, 1)).tolist(),
         "expected_spearman": float(spearmanr(expected, measured)[0]),
         "expected_ratios": np.quantile(measured / expected, (0, 0.5, 1)).tolist(),
-        "within": {f"{factor:g}": float((apart <= factor).mean()) for factor in (1.5, WITHIN)},
+        "within": {f"{factor:g}": float((apart <= factor).mean()) for factor in (1.25, WITHIN)},
     }
 
 
