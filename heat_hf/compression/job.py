@@ -31,6 +31,7 @@ from heat_hf.encoders.linears import by_block, encoder_linears, runs, swap_modul
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import Settings
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel
 from heat_hf.hardware.spec import CPU
@@ -40,7 +41,7 @@ from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
 from heat_hf.search.ranks.methods import Solution
 from heat_hf.search.ranks.problem import Problem, Training
-from heat_hf.search.ranks.space import Costs, Matrix, Settings
+from heat_hf.search.ranks.space import Costs, Matrix
 from heat_hf.search.ranks.variants import Variant, find_variants, search_key
 from heat_hf.search.shapes.search import ShapeSearch, require_fit, search_shapes
 from heat_hf.search.shapes.table import CostTable

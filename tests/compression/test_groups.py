@@ -15,7 +15,8 @@ from grouped import OPTIONS, batches, grouped, hooks, said, settings_of
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.linears import attention_groups, encoder_linears, factorized_layers
+from heat_hf.encoders.linears import encoder_linears, factorized_layers
+from heat_hf.encoders.together import attention_groups
 from heat_hf.formats import SHARED
 
 OTHERS = ("albert", "deberta-v2", "modernbert")  # whose attention does more with its input

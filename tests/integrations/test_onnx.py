@@ -18,12 +18,12 @@ import transformers
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.linears import encoder_linears, head_groups
+from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.together import head_groups, narrowed
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.machine.graphs import OPSET
 from heat_hf.integrations.onnx import OnnxModel, export_onnx
-from heat_hf.search.ranks.widths import narrowed
 
 SENTENCES = ["A man is playing a guitar.", "Two dogs run along the beach while it rains.", "The market fell today.", "No."]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heat_hf.formats import Rank, TensorShape, get_format
-from heat_hf.formats.setting import Execution, TensorSetting
+from heat_hf.formats.setting import Execution, Settings, TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cost import Cost, MisfitError, NoGainError
 from heat_hf.hardware.protocol import CostModel
@@ -23,7 +23,6 @@ from heat_hf.search.shapes.ranks import choose_ranks
 
 Array = NDArray[np.float64]
 Choice = NDArray[np.int64]
-Settings = Mapping[str, TensorSetting | None]
 BUDGETS = 16  # sizes of a tensor, see `choose_ranks`
 
 
