@@ -167,10 +167,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("machine-*")
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE texts SET text = '{\"works\": []' WHERE key LIKE '%low_rank%'")
-    with pytest.raises(OSError, match=r"machine-2.sqlite is damaged at 'low_rank .*': delete it"):
+    with pytest.raises(OSError, match=r"machine-3.sqlite is damaged at 'low_rank .*': delete it"):
         model(tmp_path).setting(low_rank(16), TOKENS)
     file.write_bytes(b"no database" * 100)
-    with pytest.raises(OSError, match=r"machine-2.sqlite cannot be used \(file is not a database\): delete it"):
+    with pytest.raises(OSError, match=r"machine-3.sqlite cannot be used \(file is not a database\): delete it"):
         model(tmp_path)
     file.unlink()
     assert model(tmp_path).setting(low_rank(16), TOKENS)
