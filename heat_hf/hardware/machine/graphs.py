@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from heat_hf.formats.layer import FactorizedLinear
+
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
@@ -116,7 +118,8 @@ def by_hand(stack: Stack) -> ModelProto:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return not any(name.startswith("core_") for name, _ in layer.named_parameters(recurse=False))
+    cores = (name.startswith("core_") for name, _ in layer.named_parameters(recurse=False))
+    return isinstance(layer, (nn.Linear, FactorizedLinear)) and not any(cores)
 
 
 def _nodes(layer: nn.Module, x: str, y: str) -> tuple[list[NodeProto], dict[str, Tensor]]:
