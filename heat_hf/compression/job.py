@@ -24,6 +24,7 @@ from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
+from heat_hf.encoders.between import between
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.config import FactorizedConfig
@@ -91,7 +92,11 @@ class Job:
     @cached_property
     def costs(self) -> Costs:
         """Of the model's tensors."""
-        matrices = {name: Matrix(MatrixSize.of(linear), runs(self.model.config, name)) for name, linear in self.linears.items()}
+        reads = between(self.model, self.linears, self.config.batch_size, self.config.sequence_length)
+        matrices = {
+            name: Matrix(MatrixSize.of(linear), runs(self.model.config, name), reads.get(name))
+            for name, linear in self.linears.items()
+        }
         return Costs(matrices, self.config.tokens, self.cost_model)
 
     @cached_property

@@ -7,6 +7,7 @@ import logging
 import pickle
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from conftest import small_model, token_ids
 import heat_hf.hardware.machine.model as machine
 from heat_hf import HeatCompressor, HeatConfig, TensorSetting, TensorShape
 from heat_hf.cli import main
+from heat_hf.encoders.between import between
+from heat_hf.encoders.linears import encoder_linears, kind_of
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import Gemm, cost_model
+from heat_hf.hardware.between import Between
 from heat_hf.hardware.cost import NoGainError
 from heat_hf.hardware.machine import MachineModel
 from heat_hf.hardware.machine.curve import UNIT, Curve
@@ -26,6 +30,7 @@ from heat_hf.hardware.machine.measuring import Timing, beside, measure
 from heat_hf.hardware.machine.runtimes import RUNTIMES
 from heat_hf.search.ranks.groups import fits
 from heat_hf.search.ranks.space import Costs, Matrix, undominated
+from heat_hf.search.ranks.widths import narrowed
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 
 SIZE, TOKENS = MatrixSize(384, 384), 128
@@ -43,7 +48,9 @@ class Clock:
         self.measured += subjects
         return [Timing(0.98 * s, s, 1.05 * s) for s in (self.seconds(*subject) for subject in subjects)]
 
-    def seconds(self, what: TensorSetting | MatrixSize, tokens: int) -> float:
+    def seconds(self, what: TensorSetting | MatrixSize | Between, tokens: int) -> float:
+        if isinstance(what, Between):
+            return tokens * what.features * (4 if what.activation else what.sequence_length) * 1e-12
         if isinstance(what, MatrixSize):
             return tokens * what.elements * 1e-12 + self.product
         plan = what.plan(tokens)
@@ -167,10 +174,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("machine-*")
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE texts SET text = '{\"works\": []' WHERE key LIKE '%low_rank%'")
-    with pytest.raises(OSError, match=r"machine-2.sqlite is damaged at 'low_rank .*': delete it"):
+    with pytest.raises(OSError, match=r"machine-3.sqlite is damaged at 'low_rank .*': delete it"):
         model(tmp_path).setting(low_rank(16), TOKENS)
     file.write_bytes(b"no database" * 100)
-    with pytest.raises(OSError, match=r"machine-2.sqlite cannot be used \(file is not a database\): delete it"):
+    with pytest.raises(OSError, match=r"machine-3.sqlite cannot be used \(file is not a database\): delete it"):
         model(tmp_path)
     file.unlink()
     assert model(tmp_path).setting(low_rank(16), TOKENS)
@@ -205,6 +212,38 @@ def test_options_slower_than_dense_are_left_out(tmp_path: Path) -> None:
     assert [own for own, _ in kept] == [low_rank(64), None], "192 has fewer parameters than dense, and no less time"
 
 
+GELU, ATTENTION = Between(96, 1, "gelu", 4, 32), Between(12, 32, "", 4, 32)
+
+
+@pytest.mark.parametrize(("work", "kept"), [(GELU, 40), (ATTENTION, 5)])
+def test_what_is_between_matrices_counts_with_its_reader(work: Between, kept: int, tmp_path: Path) -> None:
+    """All of it beside a dense or a factorized matrix, and of a narrower one what is left; nothing on a described chip."""
+    clock, size = Clock(product=1e-9), MatrixSize(48, work.features)
+    (setting,) = narrowed([size], kept * work.size)
+    alone, counted = (Costs({"reader": Matrix(size, reads=reads)}, TOKENS, model(tmp_path, clock)) for reads in (None, work))
+    for own, units in ((None, work.units), (low_rank(16, size), work.units), (setting, kept)):
+        more = counted.one_run("reader", own).seconds - alone.one_run("reader", own).seconds  # type: ignore[union-attr]
+        assert more == pytest.approx(clock.seconds(replace(work, units=units), TOKENS), rel=1e-6)
+    assert {type(what) for what, _ in clock.measured} >= {Between}
+    chip = Costs({"reader": Matrix(size, reads=work)}, TOKENS, cost_model("simba-l"))
+    assert chip.one_run("reader", setting) == chip.model.setting(setting, TOKENS)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert", "modernbert"])
+def test_where_models_work_between_matrices(family: str) -> None:
+    encoder = small_model(family)
+    linears = encoder_linears(encoder)
+    found = between(encoder, linears, 2, 16)
+    kinds = {kind_of(name): (own.activation, own.features == linears[name].in_features) for name, own in found.items()}
+    attention, reader, activation = {
+        "bert": ("attention.output.dense", "output.dense", "gelu"),
+        "distilbert": ("attention.out_lin", "ffn.lin2", "gelu"),
+        "albert": ("albert_layers.0.attention.dense", "albert_layers.0.ffn_output", "gelu_new"),
+        "modernbert": ("", "", ""),
+    }[family]
+    assert kinds == ({attention: ("", True), reader: (activation, True)} if reader else {})
+
+
 def test_searches_of_shapes_leave_them_out(tmp_path: Path) -> None:
     encoder, few = small_model("bert", head=False), ShapeSearch(formats=("low_rank", "cp"), orders=(2,), budgets=4)
     table = search_shapes(encoder, model(tmp_path, Clock(slow=99, product=1e-9, format="cp")), 32, few)
@@ -232,7 +271,7 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     return own
 
 
-@pytest.mark.parametrize("method", ["sensitivity", "uniform", "tensorly", "random", "manual"])
+@pytest.mark.parametrize("method", ["sensitivity", "uniform", "tensorly", "random", "manual", "pareto"])
 def test_every_method_keeps_a_share_of_the_time(method: str, clock: Clock, tmp_path: Path) -> None:
     compressor = HeatCompressor(small_model("bert"))
     report = compressor.compress(config(rank_search=method, target_latency_ratio=0.8), BATCHES)
@@ -327,7 +366,8 @@ def test_a_real_measurement(runtime: str, monkeypatch: pytest.MonkeyPatch) -> No
     size, threads = MatrixSize(64, 48), torch.get_num_threads()
     formats = ["low_rank", "pivoted", "fewer_outputs", "fewer_inputs", "shared_basis", "on_basis"]
     settings: list[Any] = [low_rank(16, size, format) for format in formats]
-    settings.append(TensorSetting("cp", TensorShape.parse("64:6x8", 64, 48), (8,)))
+    settings += [TensorSetting("cp", TensorShape.parse("64:6x8", 64, 48), (8,))]
+    settings += [Between(32, 1, "gelu", 2, 4), Between(4, 16, "", 2, 4)]
     for precision in RUNTIMES[runtime].precisions:
         timings = measure([(one, 8) for one in [size, *settings]], runtime, precision, threads=1)
         assert all(0 < timing.lower <= timing.median <= timing.upper and timing.spread >= 0 for timing in timings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import transformers
 
+import heat_hf
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
 from heat_hf.compression.factorize import factorize
@@ -163,3 +165,23 @@ def test_exporting_is_quiet(model: Any, tokenizer: Any, tmp_path: Path, caplog: 
         export_onnx(model, tokenizer, tmp_path / "out")
     assert not [own for own in caplog.records if own.name.startswith("torch.onnx")]
     assert not [own for own in recwarn if "axis" in str(own.message) or "training mode" in str(own.message)]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_runs_is_fused(whole: bool, minilm: str, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Attention and GELU are an operation each; additions stay apart from layer norms, whose joint kernel takes far longer."""
+    own = transformers.AutoModel.from_pretrained(minilm).eval() if whole else model
+    path, blocks = export_onnx(own, tokenizer, tmp_path / "out"), own.config.num_hidden_layers
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized").graph.node)
+    assert kinds["Attention"] == kinds["BiasGelu"] == blocks
+    assert kinds["LayerNormalization"] == kinds["Sum"] == 2 * blocks + 1
+    assert not {"SkipLayerNormalization", "Softmax", "IsNaN", "Erf"} & set(kinds)
+
+
+def test_a_file_says_nothing_of_the_machine_it_was_written_on(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    content = export_onnx(model, tokenizer, tmp_path / "out").read_bytes()
+    assert str(Path(heat_hf.__file__).parent).encode() not in content
+    assert str(Path(transformers.__file__).parent).encode() not in content
