@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from heat_hf.cli import options
 from heat_hf.cli.values import heat_config, loading, rows_of, show, statistics_of
 from heat_hf.compression.config import CALIBRATION_MEMORY
-from heat_hf.formats import FORMATS
+from heat_hf.formats import FORMATS, OPERATORS
 from heat_hf.formats.setting import EXECUTIONS
 from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import RANK_SEARCHES
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `compress`."""
     parser.add_argument("model", help="Hub id or folder of the dense checkpoint")
     size = parser.add_argument_group("what to factorize, and how far")
-    size.add_argument("--decomposition", default="low_rank", help=f"{', '.join(FORMATS)} (default: %(default)s)")
+    size.add_argument("--decomposition", default="low_rank", help=f"{', '.join((*FORMATS, *OPERATORS))} (default: %(default)s)")
     targets = {
         "params-ratio": "parameters to keep, 0 < R < 1",
         "edp-ratio": "EDP of all matrices to keep instead, 0 < R < 1",
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_shape(size)
     size.add_argument("--rank-search", default="uniform", help=f"{', '.join(RANK_SEARCHES)} (default: %(default)s)")
     options.add_joint(size)
+    options.add_tiles(size)
     options.add_cost_table(size, "for shapes and for pareto")
     options.add_matrices(size)
     how = parser.add_argument_group("calibration and decomposition")

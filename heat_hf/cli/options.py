@@ -118,6 +118,16 @@ def add_joint(group: Group) -> None:
     group.add_argument("--groups", action="store_true", help="also weigh one basis for the query, key and value of a block")
 
 
+def add_tiles(group: Group) -> None:
+    """`--tile` and `--initial-values`: of an operator on tiles."""
+    from heat_hf.formats.strassen_tile import STARTS, TILE, TILES
+
+    group.add_argument(
+        "--tile", type=int, choices=TILES, help=f"tokens and features of a tile of strassen_tile (default: {TILE})"
+    )
+    group.add_argument("--initial-values", choices=STARTS, help=f"of strassen_tile (default: {STARTS[0]})")
+
+
 def add_seed(group: Group) -> None:
     """`--seed`: of everything random."""
     group.add_argument("--seed", type=SEED, default=0)

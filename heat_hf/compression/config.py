@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from heat_hf.compression import fields
 from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.values import shown, whole
-from heat_hf.formats import FORMATS, JOINT, Solver, get_format
+from heat_hf.formats import FORMATS, JOINT, OPERATORS, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
+from heat_hf.formats.strassen_tile import STARTS, TILE, TILES
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, check_runtime
 from heat_hf.search.ranks.budgets import TARGETS
@@ -31,7 +32,8 @@ class HeatConfig:
 
     Args:
         decomposition: "low_rank", "pivoted", "cp", "tucker", "ttm" or "monarch"; or "mixed": every tensor gets
-            the format that suits it, with `rank_search="sensitivity"`.
+            the format that suits it, with `rank_search="sensitivity"`. "strassen_tile" is no factorization but a bilinear
+            operator on tiles, with fewer multiply-accumulates and more parameters; half of its quality comes from distillation.
         target_params_ratio: parameters of all factorized matrices together, as a fraction of the dense ones; between 0 and 1,
             both excluded. Every matrix gets the largest uniform rank within this fraction.
         target_edp_ratio: energy-delay product ΣE·ΣT of all these matrices together on the accelerator instead, as a fraction of
@@ -80,6 +82,9 @@ class HeatConfig:
             for ModernBERT; no fewer heads for DeBERTa and MPNet.
         groups: whether the query, key and value of an attention block may also share a basis, likewise: their input is then
             multiplied with it once. Not for ALBERT, DeBERTa and ModernBERT.
+        tile: t of "strassen_tile", 2, 3 or 4: tokens and features of a tile. Default: 4.
+        initial_values: of "strassen_tile": "strassen", what least squares make of the algorithm of its name, fitted to each
+            matrix and its inputs; "als", the same from random starts; "hadamard", characters of a group; "random".
         refine_steps: optimizer steps on every Transformer block after the projection, towards the dense block's outputs, where
             there is calibration data; 0 for none.
 
@@ -115,6 +120,8 @@ class HeatConfig:
     refine_steps: int = 100
     widths: bool = False
     groups: bool = False
+    tile: int | None = None
+    initial_values: str | None = None
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -123,6 +130,7 @@ class HeatConfig:
         if self.loss_aware and self.activation_aware is False:
             raise ValueError("loss_aware=True needs calibration data, which activation_aware=False leaves out")
         self._check_search(self.method)
+        self._check_operator()
         self._check_size()
         self._check_accelerator()
 
@@ -140,6 +148,21 @@ class HeatConfig:
             raise ValueError(f"decomposition='mixed' needs {mixing}, got {self.rank_search!r}")
         if method.needs_calibration and self.activation_aware is False:
             raise ValueError(f"{search} needs calibration data, which activation_aware=False leaves out")
+
+    def _check_operator(self) -> None:
+        if self.decomposition not in OPERATORS:
+            for name in ("tile", "initial_values"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for {', '.join(OPERATORS)} alone: leave it out for {self.decomposition!r}")
+            return
+        operator = f"decomposition={self.decomposition!r}"
+        if not self.method.takes_rank:
+            raise ValueError(f"{operator} has no ranks to search: give rank, and leave out rank_search={self.rank_search!r}")
+        for name in ("loss_aware", "match_variance"):
+            if getattr(self, name):
+                raise ValueError(f"{operator} has no use for {name}=True: leave it out")
+        if self.shape is not None:
+            raise ValueError(f"{operator} takes tile in the place of shape, got shape={self.shape!r}")
 
     def _check_size(self) -> None:
         sizes = {name: getattr(self, name) for name in (*TARGETS, "rank")}
@@ -212,12 +235,23 @@ class HeatConfig:
     @property
     def collects_gradients(self) -> bool:
         """Whether the projection or the search reads them."""
-        return self.uses_gradients or self.method.needs_calibration
+        return (self.uses_gradients and not self.tile_extent) or self.method.needs_calibration
+
+    @property
+    def collected(self) -> dict[str, Any]:
+        """What is collected of calibration data, as `Statistics.collect` takes it."""
+        return {"gradients": self.collects_gradients, "seed": self.seed, "tile": self.tile_extent}
+
+    @property
+    def tile_extent(self) -> int:
+        """t, where layers take tiles of tokens; 0 elsewhere."""
+        return (self.tile or TILE) if self.decomposition in OPERATORS else 0
 
     @property
     def solver(self) -> Solver:
         """Limits of the iterative decompositions."""
-        return Solver(seed=self.seed, max_sweeps=self.max_sweeps, refinement_steps=self.refinement_steps)
+        start = self.initial_values or STARTS[0]
+        return Solver(seed=self.seed, max_sweeps=self.max_sweeps, refinement_steps=self.refinement_steps, start=start)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without options left at None."""
@@ -227,7 +261,7 @@ class HeatConfig:
 
 def _decomposition(name: str, value: Any) -> str:  # noqa: ANN401
     if not isinstance(value, str) or value in JOINT:
-        raise ValueError(f"{name} must be one of {', '.join((*FORMATS, MIXED))}, got {shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join((*FORMATS, *OPERATORS, MIXED))}, got {shown(value)}")
     if value != MIXED:
         get_format(value)
     return value
@@ -262,6 +296,8 @@ CHECKS: dict[str, fields.Check] = {
     "seed": fields.number(0, fields.MOST_SEED),
     "max_sweeps": _ITERATIONS,
     "refinement_steps": _ITERATIONS,
+    "tile": fields.optional(fields.number(TILES[0], TILES[-1])),
+    "initial_values": fields.optional(fields.choice(lambda: STARTS)),
     "widths": fields.truth,
     "groups": fields.truth,
     "refine_steps": fields.number(0, fields.MOST_ITERATIONS),

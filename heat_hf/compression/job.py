@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
-from heat_hf.compression.measuring import answers, expected, measured
+from heat_hf.compression.measuring import answers, expected, measured, with_output_errors
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import Kept, refine_blocks
 from heat_hf.compression.reporting import Reached, refined_report, report_of
@@ -102,14 +102,16 @@ class Job:
     @cached_property
     def statistics(self) -> Statistics | None:
         """C, and G where it is needed, of all layers; None without calibration data."""
-        config = self.config
+        config, given = self.config, self.given_statistics
         if not self._calibrated:
             return None
-        if self.given_statistics is not None:
-            self.given_statistics.require(self.model, list(self.linears), config.collects_gradients, self.calibration)
-            return self.given_statistics
-        assert self.calibration is not None
-        return Statistics.collect(self.model, self.linears, self.calibration, config.collects_gradients, config.seed)
+        if given is not None:
+            given.require(self.model, list(self.linears), config.collects_gradients, self.calibration, config.tile_extent)
+            return given
+        return self._collected(self.linears)
+
+    def _collected(self, linears: Mapping[str, nn.Linear], bar: bool = True) -> Statistics:
+        return Statistics.collect(self.model, linears, self.calibration or (), bar=bar, **self.config.collected)
 
     @property
     def _calibrated(self) -> bool:
@@ -121,9 +123,8 @@ class Job:
         """Sequences of the calibration data that is used."""
         if not self._calibrated:
             return 0
-        if self.given_statistics is not None:
-            return self.given_statistics.rows
-        return sum(map(sequences, self.calibration or ()))
+        given = self.given_statistics
+        return sum(map(sequences, self.calibration or ())) if given is None else given.rows
 
     @cached_property
     def table(self) -> CostTable | None:
@@ -148,8 +149,7 @@ class Job:
 
     @property
     def _searches_statistics(self) -> bool:
-        method = self.config.method
-        return self._calibrated and (method.needs_calibration or method.needs_training)
+        return self._calibrated and (self.config.method.needs_calibration or self.config.method.needs_training)
 
     @cached_property
     def problem(self) -> Problem:
@@ -160,13 +160,14 @@ class Job:
     def _problem(self) -> Problem:
         """The same without statistics: all that its key takes."""
         config = self.config
-        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "cost_table", "seed", "widths", "groups")
+        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "tile", "cost_table", "seed", "widths", "groups")
         return Problem(
             self.model,
             self.linears,
             self.costs,
             config.formats,
             shape=config.shape,
+            tile=config.tile,
             rank=config.rank,
             execution=config.execution,
             solver=config.solver,
@@ -213,7 +214,7 @@ class Job:
             if getattr(self.config, name) and not self._calibrated:
                 raise ValueError(f"{name}=True needs a calibration_dataset")
         _ = self.cost_model
-        require_runs(self.model, self.linears, self.calibration[0] if self.calibration else None)
+        require_runs(self.model, self.linears, self.calibration[0] if self.calibration else None, self.config.tile_extent)
 
     def chosen(self, variant: Variant | None = None, expects: bool = False) -> Variant:
         """What every matrix gets: a variant's settings, or what the method finds, with `expects` also what to expect of it.
@@ -306,6 +307,9 @@ class Job:
         try:
             kept = {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
             report = self._refine(report, layers, kept, done)
+            report = with_output_errors(
+                report, self.model, self.linears, layers, self.calibration if self._calibrated else None
+            )
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
@@ -321,11 +325,8 @@ class Job:
         if not self._by_block:
             yield names, self.statistics
             return
-        assert self.calibration is not None
-        gradients, seed = self.config.uses_gradients, self.config.seed
         for group in by_block(names).values():
-            modules = {name: self.linears[name] for name in group}
-            yield group, Statistics.collect(self.model, modules, self.calibration, gradients, seed, bar=False)
+            yield group, self._collected({name: self.linears[name] for name in group}, bar=False)
 
     @property
     def _by_block(self) -> bool:

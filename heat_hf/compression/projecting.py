@@ -12,9 +12,10 @@ from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.encoders.together import attention_groups, require_together, width_groups
-from heat_hf.formats import JOINT, PAIRED, SHARED
+from heat_hf.formats import JOINT, OPERATORS, PAIRED, SHARED
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
 from heat_hf.formats.setting import Settings, TensorSetting
+from heat_hf.formats.strassen_tile import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,7 +81,11 @@ class Projection:
         for name in names:
             setting = self.settings[name]
             assert setting is not None
-            if setting.format not in JOINT:
+            if setting.format in OPERATORS:
+                moment = None if statistics is None else statistics.tile_moments[name]
+                weight = self.linears[name].weight
+                yield name, Reached(setting, encode(weight, setting.shape, setting.rank, self.config.solver, moment))
+            elif setting.format not in JOINT:
                 yield name, Reached(setting, self._alone(name, setting, statistics))
             elif setting.format in PAIRED and name in narrower:
                 assert statistics is not None

@@ -28,6 +28,7 @@ from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import narrowed_errors
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.projection import relative_error
+from heat_hf.formats.tiles import masked
 from heat_hf.reports.refinement import BlockError, Refinement
 
 Kept = Mapping[str, Sequence[int]]  # name of a layer → neurons that stay, of layers that lose some
@@ -232,7 +233,8 @@ class _Refiner:
         return answers
 
     def _answer(self, name: str, batch: Batch, before: Tensor | None) -> Tensor:
-        return self.blocks.run(name, self.blocks.call(name, batch, before))
+        with masked(padding_mask(batch)):
+            return self.blocks.run(name, self.blocks.call(name, batch, before))
 
     def _error(self, answers: States) -> float:
         """How far hidden states are from the dense model's, relative to these, on the batches held out."""
@@ -268,8 +270,9 @@ class _Refiner:
             if name in self.kept:
                 rows = layer.setting.format == "fewer_outputs"
                 return narrowed_errors(linear.weight, layer.cores[0], self.kept[name], rows, moment)
-            restored = layer.reconstruct(basis_of(self.layers, name))
-            return relative_error(linear.weight, restored), relative_error(linear.weight, restored, moment)
+            restored, codec = layer.reconstruct(basis_of(self.layers, name)), layer.setting.codec
+            output = relative_error(linear.weight, restored, moment) if codec.tokenwise else None
+            return relative_error(codec.target(linear.weight, layer.setting.shape), restored), output
 
     @property
     def everything(self) -> range:

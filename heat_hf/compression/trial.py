@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from heat_hf.encoders.batches import Batch, model_inputs
 from heat_hf.encoders.linears import swap_module
-from heat_hf.formats import TensorShape
+from heat_hf.formats import LowRank, StrassenTile, TensorShape
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.strassen_tile import tiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def require_runs(model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch: Batch | None = None) -> None:
+def require_runs(model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch: Batch | None = None, tile: int = 0) -> None:
     """Run one forward pass with factorized layers of rank 1 in the place of linears; the model is not changed.
 
     Args:
@@ -27,6 +28,7 @@ def require_runs(model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch
         linears: what is to be factorized, by name.
         batch: model inputs, of which two rows are run; default: Transformers' dummy inputs. Where the dense model does not run
             with these, nothing is found out.
+        tile: t, if the layers are to take tiles of tokens; 0 else.
 
     Raises:
         ValueError: naming the layer that the model uses for more than its output.
@@ -37,7 +39,7 @@ def require_runs(model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch
     try:
         if not _runs(model, inputs):
             return
-        layers = {name: _stand_in(linear) for name, linear in linears.items()}
+        layers = {name: _stand_in(linear, tile) for name, linear in linears.items()}
         try:
             for name, linear in linears.items():
                 swap_module(model, linear, layers[name])
@@ -68,10 +70,11 @@ def _runs(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> bool:
     return True
 
 
-def _stand_in(linear: nn.Linear) -> FactorizedLinear:
+def _stand_in(linear: nn.Linear, tile: int) -> FactorizedLinear:
     """A factorized layer of the same size, with cores of zeros."""
-    shape = TensorShape.matrix(linear.out_features, linear.in_features)
-    setting = TensorSetting("low_rank", shape, (1,))
+    size = linear.out_features, linear.in_features
+    codec, shape = (StrassenTile, tiled(*size, tile)) if tile else (LowRank, TensorShape.matrix(*size))
+    setting = TensorSetting(codec.name, shape, (1,))
     layer = FactorizedLinear(setting, linear.bias is not None, device=linear.weight.device, dtype=linear.weight.dtype)
     with torch.no_grad():
         for parameter in layer.parameters():

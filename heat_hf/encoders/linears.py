@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.encoders.bases import hook_projection
+from heat_hf.encoders.tiles import hook_tokens
 from heat_hf.formats.layer import FactorizedLinear
 
 if TYPE_CHECKING:
@@ -138,7 +139,10 @@ def kind_of(name: str) -> str:
 
 
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is in the model, shared uses included; modules around them project their input accordingly."""
+    """Put `new` wherever `old` is in the model, shared uses included; modules around them do for them what they need.
+
+    Those beside a basis project their input, and a base model of layers on tiles says which tokens are padding.
+    """
     for parent in list(model.modules()):
         for child, module in list(parent.named_children()):
             if module is old:
@@ -146,6 +150,7 @@ def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 # Some models initialize a child's `weight` from its parent; loaded cores need no initialization.
                 parent._is_hf_initialized = True  # type: ignore[assignment]
                 hook_projection(parent)
+    hook_tokens(model)
 
 
 def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the compressed checkpoint") -> dict[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from heat_hf.encoders.batches import Batch, model_inputs, sequences, tokens
 from heat_hf.encoders.signals import output_signals, random_probe
+from heat_hf.formats.tiles import cut_up, masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,8 +122,13 @@ class Inputs(Protocol):
 
 @dataclass
 class InputMoments:
-    """Adds up x xᵀ over the rows of every layer's inputs; layers fed the same tensor share one sum."""
+    """Adds up x xᵀ over the rows of every layer's inputs; layers fed the same tensor share one sum.
 
+    Attributes:
+        tile: t, to add up the same of tiles of t tokens × t features, too; 0 for none.
+    """
+
+    tile: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     leader: dict[str, str] = field(default_factory=dict)
@@ -130,6 +136,7 @@ class InputMoments:
         default_factory=dict
     )  # keeps tensors alive, so that their ids stay theirs
     mask: Tensor | None = None
+    tiles: dict[str, Tensor] = field(default_factory=dict)
 
     def hook(self, name: str) -> Callable[..., None]:
         """To be called before the layer."""
@@ -141,12 +148,25 @@ class InputMoments:
                 self.leader[name] = self.seen.setdefault((id(x), version), (x, name))[1]
             if self.leader[name] == name:
                 self.rows[name] = self.rows.get(name, 0) + _add_products(self.sums, name, x.detach(), self.mask)
+                if self.tile:
+                    self._add_tiles(name, x.detach())
 
         return add
+
+    def _add_tiles(self, name: str, x: Tensor) -> None:
+        """Tiles without any token count for nothing, so their number does not matter: moments are used up to a factor."""
+        with masked(self.mask):
+            tiles = cut_up(x, self.tile)
+        flat = tiles.unflatten(-1, (-1, self.tile)).transpose(1, 2).flatten(2).flatten(0, 1).double()
+        self.tiles[name] = self.tiles.get(name, 0.0) + flat.T @ flat
 
     def clear(self) -> None:
         """A batch is done."""
         self.seen.clear()
+
+    def tile_moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """Those of every layer's tiles, up to a factor; empty if none were asked for."""
+        return {name: self.tiles[self.leader[name]] for name in modules} if self.tile else {}
 
     def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """C of every layer; the sums are used up."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,8 @@ class Statistics:
         model_digest: of the model's parameters, in their order; names do not matter.
         seed: of the random directions in output space.
         tokens: of the data, without padding. C of a layer with more inputs than that is singular.
+        tile_moments: module name → E[vec(X_K)vec(X_K)ᵀ] of its inputs in tiles of t tokens × t features, up to a factor, t²×t²,
+            float64; empty where no tiles were asked for.
     """
 
     second_moments: Mapping[str, Tensor]
@@ -54,6 +56,7 @@ class Statistics:
     model_digest: str
     seed: int = 0
     tokens: int = 0
+    tile_moments: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def collect(
@@ -64,6 +67,7 @@ class Statistics:
         gradients: bool = True,
         seed: int = 0,
         bar: bool = True,
+        tile: int = 0,
     ) -> Statistics:
         """Run every batch once; the gradients of about `GRADIENT_ROWS` sequences, evenly spread, are taken on the way.
 
@@ -74,12 +78,13 @@ class Statistics:
             gradients: whether G is needed.
             seed: of the random directions in output space.
             bar: whether to show how far it is; not within other work that has a bar.
+            tile: t, where moments of tiles are needed; 0 for none.
 
         Raises:
             ValueError: if a layer is never reached, or a moment is not finite.
         """
         batches = list(batches)
-        inputs, outputs = InputMoments(), OutputMoments(seed)
+        inputs, outputs = InputMoments(tile), OutputMoments(seed)
         probed = spread(batches, GRADIENT_ROWS) if gradients else frozenset()
         shown = tqdm(batches, desc="Calibrating", unit="batch", disable=not bar)
         run_watched(model, modules, shown, inputs, outputs, probed)
@@ -92,6 +97,7 @@ class Statistics:
             tensors_digest(model.parameters()),
             seed,
             sum(map(tokens, batches)),
+            inputs.tile_moments(modules),
         )
 
     @property
@@ -108,7 +114,12 @@ class Statistics:
         return self.second_moments[name], self.output_moments[name] if gradients else None
 
     def require(
-        self, model: PreTrainedModel, names: Sequence[str], gradients: bool, batches: Sequence[Batch] | None = None
+        self,
+        model: PreTrainedModel,
+        names: Sequence[str],
+        gradients: bool,
+        batches: Sequence[Batch] | None = None,
+        tile: int = 0,
     ) -> None:
         """Make sure that these are the statistics of a model's layers on calibration data, if that is at hand, too.
 
@@ -129,6 +140,8 @@ class Statistics:
             )
         if gradients and not self.has_gradients:
             raise ValueError("the statistics have no gradients: collect them with loss_aware left at None or True")
+        if tile and any(len(self.tile_moments.get(name, ())) != tile**2 for name in names):
+            raise ValueError(f"the statistics have no moments of tiles of {tile}: collect them with this decomposition")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all. Moments that layers share are stored once.
@@ -142,6 +155,7 @@ class Statistics:
         shared = {name: first.setdefault(id(moment), name) for name, moment in self.second_moments.items()}
         tensors = {f"C.{name}": self.second_moments[name].contiguous() for name in first.values()}
         tensors |= {f"G.{name}": moment.contiguous() for name, moment in self.output_moments.items()}
+        tensors |= {f"T.{name}": moment.contiguous() for name, moment in self.tile_moments.items()}
         names = ("rows", "data_digest", "model_digest", "seed", "tokens")
         about = {name: getattr(self, name) for name in names}
         header = {"heat_statistics": FILE_VERSION, "about": json.dumps(about), "shared": json.dumps(shared)}
@@ -168,7 +182,9 @@ class Statistics:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
             shared = json.loads(header["shared"])
             second = {name: tensors[f"C.{leader}"] for name, leader in shared.items()}
-            output = {name[2:]: moment for name, moment in tensors.items() if name.startswith("G.")}
-            return cls(second, {name: output[name] for name in shared if name in output}, **json.loads(header["about"]))
+            output, tiles = (
+                {name: moment for name in shared if (moment := tensors.get(f"{kind}.{name}")) is not None} for kind in "GT"
+            )
+            return cls(second, output, **json.loads(header["about"]), tile_moments=tiles)
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged, or holds no statistics: {error}") from error

@@ -115,7 +115,7 @@ def require_together(model: PreTrainedModel, settings: Settings) -> None:
 def _require_widths(groups: Mapping[tuple[str, ...], int], settings: Settings) -> None:
     left = {name: setting for name, setting in settings.items() if setting is not None and setting.format in PAIRED}
     for names, size in groups.items():
-        members = [setting for name in names if (setting := settings.get(name)) is not None]
+        members = [left[name] for name in names if name in left]
         width = members[-1].rank[0] if members else 0
         whole = len(members) == len(names) and width % size == 0
         if whole and tuple(members) == narrowed([setting.size for setting in members], width):

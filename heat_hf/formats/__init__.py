@@ -12,6 +12,7 @@ from heat_hf.formats.shape import TensorShape, balanced_factors
 from heat_hf.formats.shared import OnBasis, SharedBasis
 from heat_hf.formats.size import MatrixSize
 from heat_hf.formats.solver import Solver
+from heat_hf.formats.strassen_tile import StrassenTile
 from heat_hf.formats.ttm import TTM
 from heat_hf.formats.tucker import Tucker
 
@@ -21,17 +22,19 @@ PAIRED: dict[str, Format] = {format.name: format for format in (FewerOutputs(), 
 SHARED: dict[str, Format] = {format.name: format for format in (SharedBasis(), OnBasis())}
 """Formats that query, key and value get together."""
 JOINT = PAIRED | SHARED
+OPERATORS: dict[str, Format] = {format.name: format for format in (StrassenTile(),)}
+"""Formats that are no W′: they take several tokens at once, and are asked for, not searched."""
 
 
 def get_format(name: str) -> Format:
-    """The format registered under `name`, those of several matrices included.
+    """The format registered under `name`, those of several matrices and of several tokens included.
 
     Raises:
         ValueError: if there is none; the message lists those there are.
     """
-    format = FORMATS.get(name) or JOINT.get(name)
+    format = FORMATS.get(name) or JOINT.get(name) or OPERATORS.get(name)
     if format is None:
-        raise ValueError(f"unknown decomposition {name!r}; known are {', '.join(FORMATS)}")
+        raise ValueError(f"unknown decomposition {name!r}; known are {', '.join((*FORMATS, *OPERATORS))}")
     return format
 
 
@@ -39,6 +42,7 @@ __all__ = [
     "CP",
     "FORMATS",
     "JOINT",
+    "OPERATORS",
     "PAIRED",
     "SHARED",
     "TTM",
@@ -49,6 +53,7 @@ __all__ = [
     "Pivoted",
     "Rank",
     "Solver",
+    "StrassenTile",
     "Subscripts",
     "TensorShape",
     "Tucker",

@@ -21,7 +21,7 @@ from heat_hf.formats.solver import Solver
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from heat_hf.formats.plan import Path
+    from heat_hf.formats.plan import ContractionPlan, Path
 
 Rank = tuple[int, ...]
 TOKENS = get_symbol(0)
@@ -57,6 +57,10 @@ class Format(ABC):
     """Whether the first slices of the cores are those of a smaller rank."""
     scalable: ClassVar[int] = 0
     """A core in which W′ is linear."""
+    tokenwise: ClassVar[bool] = True
+    """Whether a token's output depends on that token alone, so that there is a W′."""
+    shrinks: ClassVar[str] = "parameters"
+    """What `work` counts."""
 
     @abstractmethod
     def max_rank(self, shape: TensorShape) -> Rank:
@@ -175,6 +179,14 @@ class Format(ABC):
         """Number of stored core elements (the paper's c·M·N)."""
         return sum(math.prod(extents) for extents in self.core_shapes(shape, rank))
 
+    def work(self, shape: TensorShape, rank: Rank) -> float:
+        """What must be less than the dense matrix's M·N for a setting to be of use: by default the parameters."""
+        return self.parameters(shape, rank)
+
+    def groups(self, shape: TensorShape, tokens: int) -> int:
+        """Extent of x's first index, for so many tokens: each is its own by default."""
+        return tokens
+
     def equation(self, shape: TensorShape) -> str:
         """Einsum equation of y = x·Wᵀ: operands x (tokens × column modes) and the cores; result tokens × row modes."""
         s = self.subscripts(shape)
@@ -186,33 +198,52 @@ class Format(ABC):
         return f"{','.join(s.cores)}->{s.rows + s.columns}"
 
     def reconstruct(self, cores: Sequence[Tensor], shape: TensorShape) -> Tensor:
-        """The M×N matrix W′ that the cores stand for."""
+        """The matrix that the cores stand for: W′, M×N; if tokens depend on each other, what they do to a group of tokens."""
         import torch
 
         return torch.einsum(self.reconstruction_equation(shape), *cores).reshape(shape.rows, shape.columns)
+
+    def target(self, weight: Tensor, shape: TensorShape) -> Tensor:
+        """What `reconstruct` gives for a perfect factorization of W: W itself."""
+        return weight
+
+    def apply(
+        self, plan: ContractionPlan, x: Tensor, cores: Sequence[Tensor], shape: TensorShape, bias: Tensor | None
+    ) -> Tensor:
+        """A layer's outputs, of extents (…, M), for inputs of extents (…, N).
+
+        Args:
+            plan: of `TensorSetting.plan`, for any number of tokens.
+            x: inputs.
+            cores: of the rank that the plan is for.
+            shape: tensorization shape.
+            bias: of M elements.
+        """
+        y = plan.contract({0: x.reshape(-1, *shape.in_modes)}, plan.precompute(cores), bias)
+        return y.reshape(*x.shape[:-1], shape.rows)
 
     def truncate(self, cores: Sequence[Tensor], shape: TensorShape, rank: Rank) -> tuple[Tensor, ...]:
         """Views of the cores' first r slices along every rank axis (paper, section 2.2.2)."""
         extents = self.core_shapes(shape, rank)
         return tuple(core[tuple(map(slice, size))] for core, size in zip(cores, extents, strict=True))
 
-    def largest_rank(self, shape: TensorShape, max_parameters: float) -> Rank:
-        """The largest uniform rank with at most `max_parameters` parameters.
+    def largest_rank(self, shape: TensorShape, most: float) -> Rank:
+        """The largest uniform rank whose `work` is at most so much.
 
         Raises:
-            ValueError: if even the smallest rank has more.
+            ValueError: if even the smallest rank's is more.
         """
         self.check_shape(shape)
         low, high = 1, max(self.max_rank(shape), default=1)
-        smallest = self.parameters(shape, self.uniform_rank(shape, low))
-        if smallest > max_parameters:
+        smallest = self.work(shape, self.uniform_rank(shape, low))
+        if smallest > most:
             raise ValueError(
-                f"{self.name} of shape {shape} cannot be as small as {int(max_parameters)} parameters: "
-                f"its smallest rank has {smallest}"
+                f"{self.name} of shape {shape} cannot be as small as {int(most)} {self.shrinks}: "
+                f"its smallest rank has {smallest:.0f}"
             )
         while low < high:
             middle = (low + high + 1) // 2
-            fits = self.parameters(shape, self.uniform_rank(shape, middle)) <= max_parameters
+            fits = self.work(shape, self.uniform_rank(shape, middle)) <= most
             low, high = (middle, high) if fits else (low, middle - 1)
         return self.uniform_rank(shape, low)
 

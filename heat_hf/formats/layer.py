@@ -176,6 +176,8 @@ class FactorizedLinear(nn.Module):
     def reconstruct(self, basis: Tensor | None = None) -> Tensor:
         """The dense W′ of extents (M, N) at the active rank.
 
+        Of a layer on tiles of t tokens, it is the matrix that takes a tile to its outputs, of extents (t·M, t·N).
+
         Args:
             basis: R, r×N, for a layer `on_basis`.
         """
@@ -183,7 +185,15 @@ class FactorizedLinear(nn.Module):
         return self.setting.codec.reconstruct(cores if basis is None else (*cores, basis), self.setting.shape)
 
     def to_linear(self, basis: Tensor | None = None) -> nn.Linear:
-        """A dense layer with the weight W′ and the same bias; `basis` as for `reconstruct`."""
+        """A dense layer with the weight W′ and the same bias; `basis` as for `reconstruct`.
+
+        Raises:
+            ValueError: if there is no W′, because tokens depend on each other.
+        """
+        if not self.setting.codec.tokenwise:
+            raise ValueError(
+                f"a {self.setting.format} layer takes several tokens at once, so no dense layer does the same: keep it as it is"
+            )
         with torch.no_grad():
             weight = self.reconstruct(basis)
             linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
@@ -213,9 +223,7 @@ class FactorizedLinear(nn.Module):
             return self._pivoted(self.right(x))
         if "left" in self._modules and self._through_linears():
             return self.left(self.right(x))  # type: ignore[no-any-return]
-        folded = x.reshape(-1, *self.setting.shape.in_modes)
-        y = self.plan.contract({0: folded}, self.plan.precompute(self.active_cores()), self.bias)
-        return y.reshape(*x.shape[:-1], self.out_features)
+        return self.setting.codec.apply(self.plan, x, self.active_cores(), self.setting.shape, self.bias)
 
     def _pivoted(self, kept: Tensor) -> Tensor:
         """All outputs of a pivoted layer, of those of its pivots."""

@@ -199,7 +199,11 @@ def _run_step(step: Step, left: Tensor, right: Tensor, bias: Tensor | None) -> T
     import torch  # to plan and cost a contraction takes no torch
 
     if step.kernel == "einsum":
-        result = torch.einsum(step.equation, left, right)
+        batch, m, n, _ = step.groups
+        if step.result_indices == batch + n + m != batch + m + n:  # so it comes in this order, and need not be copied
+            result = torch.einsum(f"{step.right_indices},{step.left_indices}->{step.result_indices}", right, left)
+        else:
+            result = torch.einsum(step.equation, left, right)
         return result if bias is None else result + bias.reshape(result.shape[1:])
     _, m, n, k = step.groups
     transposed = step.kernel == "matmul"

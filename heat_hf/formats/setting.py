@@ -129,7 +129,7 @@ Settings = Mapping[str, TensorSetting | None]
 def _plan(setting: TensorSetting, tokens: int, path: Path) -> ContractionPlan:
     codec, shape = setting.codec, setting.shape
     subscripts = codec.subscripts(shape)
-    extents = {TOKENS: tokens, **dict(zip(subscripts.rows + subscripts.columns, shape.modes, strict=True))}
+    extents = {TOKENS: codec.groups(shape, tokens), **dict(zip(subscripts.rows + subscripts.columns, shape.modes, strict=True))}
     for indices, core_shape in zip(subscripts.cores, setting.core_shapes, strict=True):
         extents.update(zip(indices, core_shape, strict=True))
     return plan_contraction(codec.equation(shape), extents, range(1, 1 + len(subscripts.cores)), path)

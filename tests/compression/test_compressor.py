@@ -301,9 +301,9 @@ def test_statistics_are_collected_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     passes = []
     collect = Statistics.collect.__func__
 
-    def counting(cls: type, *args: object) -> Statistics:
+    def counting(cls: type, *args: object, **options: object) -> Statistics:
         passes.append(1)
-        return collect(cls, *args)
+        return collect(cls, *args, **options)
 
     monkeypatch.setattr(Statistics, "collect", classmethod(counting))
     config = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.7, sequence_length=16, refine_steps=0)

@@ -12,6 +12,7 @@ from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import Solver, TensorShape
 from heat_hf.formats.setting import Execution
 from heat_hf.formats.size import MatrixSize
+from heat_hf.formats.strassen_tile import tiled
 from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.evolution import Evolution
 from heat_hf.search.ranks.space import Costs
@@ -52,6 +53,7 @@ class Problem:
         costs: of their settings.
         formats: names of the formats a tensor may get.
         shape: tensorization shape that the user fixed: of all matrices, or by matrix size; None where it is open.
+        tile: extent of the tiles that the user wants; None where it is open.
         rank: rank that the user fixed, likewise.
         execution: of the settings, see `TensorSetting`.
         solver: limits of iterative decompositions.
@@ -71,6 +73,7 @@ class Problem:
     costs: Costs
     formats: tuple[str, ...]
     shape: Any = None
+    tile: int | None = None
     rank: Any = None
     execution: Execution = "auto"
     solver: Solver = field(default_factory=Solver)
@@ -112,6 +115,8 @@ class Problem:
         Raises:
             ValueError: if it does not fit.
         """
+        if self.tile is not None:
+            return tiled(*size, self.tile)
         value = self.fixed("shape", size)
         return None if value is None else TensorShape.parse(value, *size)
 

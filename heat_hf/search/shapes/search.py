@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.linears import encoder_linears, weights_digest
-from heat_hf.formats import FORMATS, JOINT, get_format
+from heat_hf.formats import FORMATS, JOINT, OPERATORS, get_format
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import cost_model
@@ -59,7 +59,7 @@ class ShapeSearch:
         if not self.formats or len(set(self.formats)) != len(self.formats):
             raise ValueError(f"formats must name at least one format, each once, got {list(self.formats)!r}")
         for name in self.formats:
-            if name in JOINT:
+            if name in JOINT | OPERATORS:
                 raise ValueError(f"{name} has no shapes to search; known are {', '.join(FORMATS)}")
             get_format(name)
         for option in ("top_k", "budgets", "layers"):

@@ -129,9 +129,10 @@ def checked_setting(problem: Problem, format: str, shape: TensorShape, rank: obj
 
     parsed: Rank = get_format(format).parse_rank(shape, rank)
     setting = TensorSetting(format, shape, parsed, problem.execution)
-    if setting.ratio >= 1:
+    work = setting.codec.work(shape, parsed)
+    if work >= setting.dense_parameters:
         raise ValueError(
-            f"rank {setting.rank} of shape {shape} has {setting.parameters:,} parameters, the dense matrix only "
+            f"rank {setting.rank} of shape {shape} has {work:,.0f} {setting.codec.shrinks}, the dense matrix only "
             f"{setting.dense_parameters:,}: choose a smaller rank"
         )
     return setting

@@ -1,0 +1,68 @@
+"""Tiles of tokens in a model: its base model says to the layers inside which tokens are padding, in every forward pass.
+
+The base model alone is given the attention mask as rows × tokens; blocks and linears see it in other forms, or not at all. Two
+hooks, functions that pickle, tell `heat_hf.formats.tiles` of it before the forward pass, and that it is over after.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.tiles import begin, end
+
+MASK = "attention_mask"  # what base models call it; the second argument of all families
+
+
+def begin_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of a base model.
+
+    Raises:
+        ValueError: if padding comes first, the mask is not rows × tokens, or the forward pass will be run again in parts.
+    """
+    if module.training and getattr(module, "is_gradient_checkpointing", False):
+        raise ValueError("strassen_tile layers do not work with gradient checkpointing: call gradient_checkpointing_disable()")
+    begin(_tokens(kwargs.get(MASK, args[1] if len(args) > 1 else None)))
+
+
+def end_tokens(_module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
+    """Forward hook of a base model, called after errors, too."""
+    end()
+
+
+def _tokens(mask: Tensor | None) -> Tensor | None:
+    """True for tokens that are no padding; None where all count."""
+    if mask is None:
+        return None
+    if mask.dim() != 2:
+        raise ValueError(f"strassen_tile layers need an attention_mask of rows × tokens, got extents {tuple(mask.shape)}")
+    tokens = mask.bool()
+    if torch.compiler.is_compiling():  # what follows looks at values
+        return tokens
+    if not tokens[:, :1].all():
+        raise ValueError(
+            "strassen_tile layers need padding at the right, so that a sequence's tiles do not depend on it: set the "
+            "tokenizer's padding_side to 'right'"
+        )
+    return tokens
+
+
+def hook_tokens(model: nn.Module) -> None:
+    """Let a model of Transformers tell its layers of padding if one takes tiles, else not; doing it again changes nothing."""
+    if not hasattr(model, "base_model_prefix"):
+        return
+    base: Any = getattr(model, str(model.base_model_prefix), model)
+    tiled = any(isinstance(layer, FactorizedLinear) and not layer.setting.codec.tokenwise for layer in base.modules())
+    hooked = [key for key, hook in base._forward_pre_hooks.items() if hook is begin_tokens]
+    if tiled and not hooked:
+        base.register_forward_pre_hook(begin_tokens, with_kwargs=True)
+        base.register_forward_hook(end_tokens, always_call=True)
+    elif hooked and not tiled:
+        for hooks in (base._forward_pre_hooks, base._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (begin_tokens, end_tokens)]:
+                hooks.pop(key)
+                for kind in (base._forward_pre_hooks_with_kwargs, base._forward_hooks_always_called):
+                    kind.pop(key, None)
