@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from tqdm.auto import tqdm
-from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.measuring import answers, expected, measured, with_output_errors
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import Kept, refine_blocks
+from heat_hf.compression.replacing import attach, kept_of, layers_of
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_runs
@@ -27,12 +27,10 @@ from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.between import between
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
-from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import by_block, encoder_linears, runs, swap_module
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
-from heat_hf.formats.setting import Settings
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel
 from heat_hf.hardware.spec import CPU
@@ -299,21 +297,16 @@ class Job:
         report = self._report(reached, self.calibration_rows)
         if report.few_tokens:
             logger.warning(report.few_tokens)
-        layers = {
-            name: FactorizedLinear.from_linear(self.linears[name], result.setting, result.factorization, self.config.tokens)
-            for name, result in reached.items()
-            if result.setting is not None and result.factorization is not None
-        }
+        layers = layers_of(self.linears, reached, self.config.tokens)
         try:
-            kept = {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
-            report = self._refine(report, layers, kept, done)
+            report = self._refine(report, layers, kept_of(reached), done)
             report = with_output_errors(
                 report, self.model, self.linears, layers, self.calibration if self._calibrated else None
             )
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
-            self._attach(settings, report)
+            attach(self.model, settings, self.config.tokens, report)
         except BaseException:
             for name, layer in layers.items():
                 swap_module(self.model, layer, self.linears[name])
@@ -343,15 +336,3 @@ class Job:
         held = None if self._by_block else self.statistics
         refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, done)
         return refined_report(report, refined)
-
-    def _attach(self, settings: Settings, report: CompressionReport) -> None:
-        """Make the model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only."""
-        config = FactorizedConfig(
-            tensors={name: setting for name, setting in settings.items() if setting is not None},
-            tokens=self.config.tokens,
-            accelerator=report.accelerator,
-            heat_version=report.heat_version,
-        )
-        quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
-        quantizer.report = report
-        quantizer.attach(self.model)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from heat_hf.compression.config import HeatConfig
     from heat_hf.encoders.batches import Batch
-    from heat_hf.search.ranks.space import Settings
+    from heat_hf.formats.setting import Settings
 
 
 @dataclass(frozen=True)

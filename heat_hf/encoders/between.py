@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from heat_hf.encoders.linears import head_groups, inner_pairs
+from heat_hf.encoders.together import head_groups, inner_pairs
 from heat_hf.hardware.between import Between
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def between(
     activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None)
     found = {}
     if isinstance(activation, str):
-        for reader in inner_pairs(model, linears).values():
+        for *_, reader in inner_pairs(model, linears):
             found[reader] = Between(linears[reader].in_features, 1, activation, *tokens)
     for (*_, reader), size in head_groups(model, linears).items():
         found[reader] = Between(linears[reader].in_features // size, size, "", *tokens)
