@@ -89,7 +89,9 @@ class TeachingTrainer(Trainer):
     def key(self) -> dict[str, Any]:
         """All that decides which weights the training ends with; taken before its first step, kept in every checkpoint."""
         if self._key is None:
-            self._key = training_key(unwrap_model(self.model), self.dense, self.args, self.rows)  # type: ignore[arg-type]
+            student: Any = unwrap_model(self.model)  # type: ignore[arg-type]
+            callbacks = self.callback_handler.callbacks
+            self._key = training_key(student, self.dense, self.args, self.rows, self.eval_dataset, callbacks)
         return self._key
 
     def train(  # type: ignore[override]
