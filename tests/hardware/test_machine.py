@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import sqlite3
@@ -13,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from conftest import small_model, token_ids
 
 import heat_hf.hardware.machine.model as machine
-from heat_hf import HeatCompressor, HeatConfig, TensorSetting, TensorShape
-from heat_hf.cli import main
+from heat_hf import HeatConfig, TensorSetting, TensorShape
 from heat_hf.encoders.between import between
 from heat_hf.encoders.linears import encoder_linears, kind_of
 from heat_hf.formats.size import MatrixSize
@@ -35,28 +34,6 @@ from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 
 SIZE, TOKENS = MatrixSize(384, 384), 128
 BATCHES = [{"input_ids": token_ids(24, 6)}]
-
-
-class Clock:
-    """A machine for which a product takes its MACs in picoseconds, and as much again per product; ranks off the unit, more."""
-
-    def __init__(self, slow: float = 1.0, product: float = 1e-7, ragged: float = 1.5, format: str = "") -> None:
-        self.slow, self.product, self.ragged, self.format = slow, product, ragged, format
-        self.measured: list[Any] = []
-
-    def __call__(self, subjects: Sequence[tuple[Any, int]]) -> list[Timing]:
-        self.measured += subjects
-        return [Timing(0.98 * s, s, 1.05 * s) for s in (self.seconds(*subject) for subject in subjects)]
-
-    def seconds(self, what: TensorSetting | MatrixSize | Between, tokens: int) -> float:
-        if isinstance(what, Between):
-            return tokens * what.features * (4 if what.activation else what.sequence_length) * 1e-12
-        if isinstance(what, MatrixSize):
-            return tokens * what.elements * 1e-12 + self.product
-        plan = what.plan(tokens)
-        off = self.ragged if len(what.rank) == 1 and what.rank[0] % UNIT else 1.0
-        slow = self.slow if self.format in ("", what.format) else 1.0
-        return (plan.macs * 1e-12 + len(plan.steps) * self.product) * off * slow
 
 
 def low_rank(rank: int, size: MatrixSize = SIZE, format: str = "low_rank") -> TensorSetting:
@@ -258,56 +235,6 @@ def test_searches_of_shapes_leave_them_out(tmp_path: Path) -> None:
         pickle.dumps(model(tmp_path))
 
 
-def config(**options: Any) -> HeatConfig:
-    return HeatConfig(sequence_length=16, refine_steps=0, accelerator="cpu", **options)
-
-
-@pytest.fixture
-def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """What `accelerator="cpu"` reads instead of the time."""
-    own = Clock(product=1e-9, ragged=1.1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(machine, "measure_in", lambda *_: own)
-    return own
-
-
-@pytest.mark.parametrize("method", ["sensitivity", "uniform", "tensorly", "random", "manual", "pareto"])
-def test_every_method_keeps_a_share_of_the_time(method: str, clock: Clock, tmp_path: Path) -> None:
-    compressor = HeatCompressor(small_model("bert"))
-    report = compressor.compress(config(rank_search=method, target_latency_ratio=0.8), BATCHES)
-    assert report.hardware is not None and report.hardware.ratio <= 0.8
-    assert report.accelerator == "cpu (torch)" and report.request["accelerator"] == "cpu"
-    assert HeatConfig(**{k: v for k, v in report.request.items() if k != "quant_method"}).accelerator == "cpu"
-    for tensor in report.tensors:
-        assert tensor.setting is None or tensor.hardware.now.seconds < tensor.hardware.dense.seconds  # type: ignore[union-attr]
-    assert "time of the matrices on cpu (torch)" in str(report)
-    assert list((tmp_path / "heat-hf").iterdir()), "kept in the user's cache folder"
-
-
-def test_ranks_that_do_not_gain_stay_dense(clock: Clock) -> None:
-    """Of rank 8, matrices of 24×24 are no faster; those of 48×24 are, by far."""
-    clock.product = 3e-9
-    report = HeatCompressor(small_model("bert")).compress(config(rank=8))
-    dense = [tensor for tensor in report.tensors if tensor.setting is None]
-    assert {(t.rows, t.columns) for t in dense} == {(24, 24)} and len(dense) < len(report.tensors)
-    assert f"{len(dense)} of {len(report.tensors)} matrices stay dense." in str(report)
-
-
-def test_ranks_that_gain_nowhere_are_refused(clock: Clock) -> None:
-    clock.slow = 9.0
-    for options in ({"rank": 8}, {"target_params_ratio": 0.6}, {"target_latency_ratio": 0.6}):
-        with pytest.raises(ValueError, match=r"no matrix would run faster on cpu \(torch\)|cannot be reached by this method"):
-            HeatCompressor(small_model("bert")).compress(config(**options))
-
-
-def test_energies_are_not_known(clock: Clock) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"target_edp_ratio needs energies, and the cost model cpu \(torch\) has none: use target_latency_ratio",
-    ):
-        HeatCompressor(small_model("bert")).compress(config(target_edp_ratio=0.5))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -329,19 +256,6 @@ def test_a_runtime_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(type(RUNTIMES["openvino"]), "package", "no-such-package")
     with pytest.raises(ImportError, match=r"runtime='openvino' needs no-such-package: pip install 'heat-hf\[openvino\]'"):
         cost_model("cpu", tmp_path, runtime="openvino")
-
-
-def test_on_the_command_line(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small_model("bert").save_pretrained(tmp_path / "bert")
-    command = ["compress", str(tmp_path / "bert"), "--accelerator", "cpu", "--sequence-length", "16", "--dry-run", "--json"]
-    assert main([*command, "--target-latency-ratio", "0.8"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["accelerator"] == "cpu (torch)" and clock.measured
-    assert 0.5 < report["total"]["hardware"]["seconds"] / report["total"]["hardware"]["dense_seconds"] <= 0.8
-    assert main([*command, "--target-latency-ratio", "0.8", "--precision", "int8"]) == 2
-    assert "precision must be float32 with runtime='torch', got 'int8'" in capsys.readouterr().err
-    assert main(["cost", "--matrix", "24x24", "--accelerator", "cpu"]) == 2
-    assert "'cpu' is this machine" in capsys.readouterr().err
 
 
 def test_products_and_plans_are_dense_layers(tmp_path: Path) -> None:
