@@ -300,9 +300,7 @@ class Job:
         layers = layers_of(self.linears, reached, self.config.tokens)
         try:
             report = self._refine(report, layers, kept_of(reached), done)
-            report = with_output_errors(
-                report, self.model, self.linears, layers, self.calibration if self._calibrated else None
-            )
+            report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))

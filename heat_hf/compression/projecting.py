@@ -14,8 +14,8 @@ from heat_hf.encoders.statistics import Statistics
 from heat_hf.encoders.together import attention_groups, require_together, width_groups
 from heat_hf.formats import JOINT, OPERATORS, PAIRED, SHARED
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
+from heat_hf.formats.encoding import encode
 from heat_hf.formats.setting import Settings, TensorSetting
-from heat_hf.formats.strassen_tile import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

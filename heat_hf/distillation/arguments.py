@@ -41,6 +41,7 @@ class DistillationArguments(TeachingArguments):
         similarity_weight: of the pairwise similarities of a sentence encoder's batch.
         student_dropout: leave the student's dropout on. Off by default: the teacher's outputs are to be met, not noise.
         train_embeddings: also train the embeddings, which the factorization did not change.
+        encoded_rate: learning rate of the encoded weights of `strassen_tile`, in those of everything else.
         teacher_cache_gib: memory for the teacher's answers to training rows, so that each row is asked once; 0: none.
 
     Raises:
@@ -67,6 +68,7 @@ class DistillationArguments(TeachingArguments):
     similarity_weight: float = field(default=1.0, metadata={"help": "weight of pairwise similarities of sentence embeddings"})
     student_dropout: bool = field(default=False, metadata={"help": "leave the student's dropout on"})
     train_embeddings: bool = field(default=False, metadata={"help": "train the embeddings, too"})
+    encoded_rate: float = field(default=1.0, metadata={"help": "learning rate of encoded weights, times the others'"})
     teacher_cache_gib: float = field(default=0.0, metadata={"help": "GiB for the teacher's answers, asked once a row"})
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class DistillationArguments(TeachingArguments):
     def _check_numbers(self) -> None:
         if not 0 < self.layer_share < 1:
             raise ValueError(f"layer_share must be between 0 and 1, both excluded, got {self.layer_share}")
-        for name in ("temperature", "logit_learning_rate"):
+        for name in ("temperature", "logit_learning_rate", "encoded_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("attention_weight", "hidden_weight", "kept_hidden_weight", "similarity_weight", "teacher_cache_gib"):

@@ -155,7 +155,7 @@ class Statistics:
         shared = {name: first.setdefault(id(moment), name) for name, moment in self.second_moments.items()}
         tensors = {f"C.{name}": self.second_moments[name].contiguous() for name in first.values()}
         tensors |= {f"G.{name}": moment.contiguous() for name, moment in self.output_moments.items()}
-        tensors |= {f"T.{name}": moment.contiguous() for name, moment in self.tile_moments.items()}
+        tensors |= {f"T.{name}": self.tile_moments[name] for name in first.values() if name in self.tile_moments}
         names = ("rows", "data_digest", "model_digest", "seed", "tokens")
         about = {name: getattr(self, name) for name in names}
         header = {"heat_statistics": FILE_VERSION, "about": json.dumps(about), "shared": json.dumps(shared)}
@@ -182,9 +182,8 @@ class Statistics:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
             shared = json.loads(header["shared"])
             second = {name: tensors[f"C.{leader}"] for name, leader in shared.items()}
-            output, tiles = (
-                {name: moment for name in shared if (moment := tensors.get(f"{kind}.{name}")) is not None} for kind in "GT"
-            )
+            tiles = {name: tensors[f"T.{leader}"] for name, leader in shared.items() if f"T.{leader}" in tensors}
+            output = {name: tensors[f"G.{name}"] for name in shared if f"G.{name}" in tensors}
             return cls(second, output, **json.loads(header["about"]), tile_moments=tiles)
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged, or holds no statistics: {error}") from error

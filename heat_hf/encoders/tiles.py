@@ -23,9 +23,15 @@ def begin_tokens(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     Raises:
         ValueError: if padding comes first, the mask is not rows × tokens, or the forward pass will be run again in parts.
     """
-    if module.training and getattr(module, "is_gradient_checkpointing", False):
-        raise ValueError("strassen_tile layers do not work with gradient checkpointing: call gradient_checkpointing_disable()")
-    begin(_tokens(kwargs.get(MASK, args[1] if len(args) > 1 else None)))
+    tokens: Tensor | None = None
+    try:
+        if module.training and any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
+            raise ValueError(
+                "strassen_tile layers do not work with gradient checkpointing: call gradient_checkpointing_disable()"
+            )
+        tokens = _tokens(kwargs.get(MASK, args[1] if len(args) > 1 else None))
+    finally:
+        begin(tokens)  # what is called after errors, too, ends it
 
 
 def end_tokens(_module: nn.Module, _args: tuple[Any, ...], _output: object) -> None:
@@ -55,7 +61,7 @@ def hook_tokens(model: nn.Module) -> None:
     if not hasattr(model, "base_model_prefix"):
         return
     base: Any = getattr(model, str(model.base_model_prefix), model)
-    tiled = any(isinstance(layer, FactorizedLinear) and not layer.setting.codec.tokenwise for layer in base.modules())
+    tiled = bool(_tiled(base))
     hooked = [key for key, hook in base._forward_pre_hooks.items() if hook is begin_tokens]
     if tiled and not hooked:
         base.register_forward_pre_hook(begin_tokens, with_kwargs=True)
@@ -66,3 +72,13 @@ def hook_tokens(model: nn.Module) -> None:
                 hooks.pop(key)
                 for kind in (base._forward_pre_hooks_with_kwargs, base._forward_hooks_always_called):
                     kind.pop(key, None)
+
+
+def encoded_weights(model: nn.Module) -> set[nn.Parameter]:
+    """The encoded weights of a model's layers on tiles: what is trained in the place of a matrix, less what encodes tokens."""
+    return {layer.get_parameter(f"core_{layer.setting.codec.scalable}") for layer in _tiled(model)}
+
+
+def _tiled(model: nn.Module) -> list[FactorizedLinear]:
+    layers = (module for module in model.modules() if isinstance(module, FactorizedLinear))
+    return [layer for layer in layers if not layer.setting.codec.tokenwise]

@@ -20,6 +20,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from heat_hf.encoders.checkpoints.storage import writing
 from heat_hf.encoders.resuming import mark, newest_checkpoint, require_training, training_key
+from heat_hf.encoders.tiles import encoded_weights
 
 
 @dataclass
@@ -116,6 +117,17 @@ class TeachingTrainer(Trainer):
         _ = self.key
         self.before_first_step()
         return super().train(None if checkpoint is None else str(checkpoint), **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> Any:  # noqa: ANN401
+        """Trainer's; the encoded weights of operators are groups of their own, with their own learning rate."""
+        optimizer = super().create_optimizer(model)
+        factor = getattr(self.args, "encoded_rate", 1.0)
+        encoded = encoded_weights(unwrap_model(self.model)) if factor != 1.0 else set()  # type: ignore[arg-type]
+        for group in [group for group in optimizer.param_groups if encoded & set(group["params"])]:
+            own = [parameter for parameter in group["params"] if parameter in encoded]
+            group["params"] = [parameter for parameter in group["params"] if parameter not in encoded]
+            optimizer.add_param_group({**group, "params": own, "lr": factor * group["lr"]})
+        return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ANN401
         checkpoint = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")

@@ -53,10 +53,9 @@ class LoraFactorizedLinear(Linear):
         Raises:
             ValueError: always: the cores cannot take in an adapter exactly.
         """
-        format = cast(FactorizedLinear, self.get_base_layer()).setting.format
-        raise ValueError(
-            f"a {format} layer cannot take in an adapter exactly: keep it beside, or call model.dequantize() before adding it"
-        )
+        setting = cast(FactorizedLinear, self.get_base_layer()).setting
+        other = ", or call model.dequantize() before adding it" if setting.codec.tokenwise else ""
+        raise ValueError(f"a {setting.format} layer cannot take in an adapter exactly: keep it beside{other}")
 
 
 def resolve_targets(tuner: Any, config: Any, model: nn.Module) -> None:  # noqa: ANN401
@@ -150,4 +149,5 @@ def _resolve_patterns(config: Any, names: set[str], owners: Mapping[str, str]) -
 
 
 def _hint(layer: Any) -> str:  # noqa: ANN401
-    return f"{layer.setting.format} layer: compress with decomposition='low_rank', call model.dequantize() first"
+    other = ", call model.dequantize() first" if layer.setting.codec.tokenwise else ""
+    return f"{layer.setting.format} layer: compress with decomposition='low_rank'{other}"
