@@ -71,7 +71,7 @@ def save_pretrained(
     options.pop("save_directory")
     checkpoint = _TRAINER_CHECKPOINT.fullmatch(Path(folder).name)
     with atomic_directory(folder, overwrite=True) as scratch:
-        with _undescribed(model.config):
+        with _ordinary(model):
             save(model, scratch, **options)
         quantization.weights_file = _weights_name(scratch, rename=not checkpoint)
         quantization.checksum = weights_checksum(path for path in scratch.iterdir() if path.suffix == ".safetensors")
@@ -136,9 +136,9 @@ def _held(config: PreTrainedConfig) -> list[tuple[PreTrainedConfig, dict[str, An
 
 
 @contextmanager
-def _undescribed(config: PreTrainedConfig) -> Iterator[None]:
-    """A configuration that says nothing of factorized weights; as before when the block ends."""
-    before = _held(config)
+def _ordinary(model: PreTrainedModel) -> Iterator[None]:
+    """A model that Transformers saves as any other, with the weights that it is given; as before when the block ends."""
+    before, quantizer = _held(model.config), vars(model).pop("hf_quantizer", None)  # for one, a `state_dict` is left out
     for inner, held in before:
         for name in held:
             del vars(inner)[name]
@@ -147,11 +147,13 @@ def _undescribed(config: PreTrainedConfig) -> Iterator[None]:
     finally:
         for inner, held in before:
             vars(inner).update(held)
+        if quantizer is not None:
+            model.hf_quantizer = quantizer
 
 
 def _save_dense(save: Callable[..., None], model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
     """A model without factorized layers, whatever the configuration says that it was built from."""
-    with _undescribed(model.config):
+    with _ordinary(model):
         save(model, *args, **kwargs)
 
 

@@ -77,7 +77,8 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
     """Make sure that tensors came from the checkpoint, where Transformers would make them up and only log it.
 
     Those of the factorized blocks always; all, where the class is the one that was saved. Others may have other heads, and
-    headless ones a pooler that the saved one was built without.
+    headless ones a pooler that the saved one was built without. A head whose tensors have other extents begins anew, where
+    `ignore_mismatched_sizes` says so.
 
     Args:
         model: after loading.
@@ -93,7 +94,7 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
         of_blocks = any(name.startswith(f"{layer}.") for layer in layers) or _numberless(block_of(name)) in blocks
         if not of_blocks and (not same or name.startswith("pooler.")):
             continue
-        there = any(other in names for other in _spellings(model, name)) if parameter.is_meta else False
+        there = (parameter.is_meta or not of_blocks) and any(other in names for other in _spellings(model, name))
         if not there and not getattr(parameter, "_is_hf_initialized", False):
             raise _damaged(model, name)
     _require_orders(model, layers, names)
