@@ -126,6 +126,7 @@ def timed(found: Mapping[str, Any], model: Any, folder: Path, repeats: int) -> l
     for gain, of in found.items():
         names |= {f"{gain} {where}": shaped(model, own["settings"]) for where, own in of.items()}
     made = exported(names, folder, tokenizer)
+    print("timing", flush=True)
     for way, models in made.items():
         chosen = {name: own for name, own in models.items() if name == "dense" or name.endswith((" simba-l", f" {way}"))}
         with torch.inference_mode():
