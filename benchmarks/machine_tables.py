@@ -14,7 +14,7 @@ def machine(data: dict) -> str:
     for name, found in data["runtimes"].items():
         for tokens, layers in found["held_out"].items():
             share = layers["share"]
-            models = [row for row in found.get("models", ()) if row["tokens"] == tokens and row["model"] != "dense"]
+            models = [row for row in found["models"] if row["tokens"] == tokens and row["model"] != "dense"]
             errors = ", ".join(f"{1 + row['error']:.2f}" for row in models)
             lines.append(
                 f"| {name} | {tokens} | {layers['layers']} | {share['median_error']:.1%} | {share['largest_error']:.0%} "
