@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.alternatives import encoder_of, fewer_blocks, time_ratio
@@ -70,11 +71,24 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
     bench.save()
 
 
-def trained(bench: Bench, model: Any, name: str, seed: int, schedule: dict[str, Any]) -> Any:
-    """The model distilled; from the cache if it is there."""
+def trained(
+    bench: Bench, model: Any, name: str, seed: int, schedule: dict[str, Any], finish: Callable[[Any], None] | None = None
+) -> Any:
+    """The model distilled; from the cache if it is there.
+
+    Args:
+        bench: its subject's.
+        model: to train.
+        name: of it, in the cache.
+        seed: of the training.
+        schedule: steps, stages and learning rates.
+        finish: what is done to the model before it is saved.
+    """
     folder = bench.args.cache / f"{bench.subject.name}-{name}-{schedule['max_steps']}"
     if not (folder / "config.json").is_file():
         bench.distil(model, name, seed=seed, **schedule)
+        if finish is not None:
+            finish(model)
         model.save_pretrained(folder)
     return type(bench.dense).from_pretrained(folder).eval()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
 from benchmarks import runtimes
+from benchmarks import strassen_tables as tiles
 from benchmarks.machine_tables import machine
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
@@ -287,6 +288,10 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "runtimes": (runtimes.table, "runtimes"),
     "machine": (machine, "machine"),
     "step_cost": (distilled.step_cost, "distillation"),
+    "tile_algorithms": (tiles.algorithms, "strassen_tile"),
+    "tile_starts": (tiles.starts, "strassen_tile"),
+    "tile_costs": (tiles.costs, "strassen_tile"),
+    "tile_steps": (tiles.steps, "strassen_tile"),
 }
 
 

@@ -105,7 +105,10 @@ READERS = {
         *(f"docs/{name}.md" for name in ("tutorials/classification", "tutorials/embeddings", "deploy")),
     ],
     "levels": ["docs/tutorials/accelerator.md", "docs/how/index.md", *(f"docs/how/{name}.md" for name in LEVELS)],
-    "pages": [f"docs/{name}.md" for name in ("formats", "how/layout", "results", "comparison", "limits", "works-with")],
+    "pages": [
+        f"docs/{name}.md"
+        for name in ("formats", "how/strassen-tile", "how/layout", "results", "comparison", "limits", "works-with")
+    ],
 }
 
 

@@ -1,0 +1,81 @@
+"""Tables of Strassen-Tile."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.provenance import captioned, source_line
+
+
+def algorithms(data: dict) -> str:
+    """Errors of algorithms for independent elements, a row for each tile and rank."""
+    lines = [
+        "| tile | products r | of t³ | strassen | als, median | als, best | hadamard | random |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for key, row in data["algorithms"].items():
+        tile, rank = map(int, key.split())
+        lines.append(
+            f"| {tile} | {rank} | {rank / tile**3:.2f} | {row['strassen']:.3f} | {statistics.median(row['als']):.3f} "
+            f"| {min(row['als']):.3f} | {row['hadamard']:.3f} | {row['random']:.2f} |"
+        )
+    seeds = len(next(iter(data["algorithms"].values()))["als"])
+    caption = (
+        "Relative squared error of a product of t×t tiles whose elements are independent; 0 is exact. als: least squares from "
+        f"{seeds} random starts. random: not fitted at all."
+    )
+    return captioned(lines, caption, source_line(data))
+
+
+def starts(data: dict) -> str:
+    """Initial values on MiniLM, before and after the same steps, a row for each rank and start."""
+    lines = [
+        "| r | start | output error | divergence | output error, refined | divergence, refined |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for row in sorted(data["starts"].values(), key=lambda row: row["rank"]):
+        figures = [row.get(when, {}).get(name) for when in ("before", "after") for name in ("output_error", "divergence")]
+        cells = " | ".join("" if value is None else f"{value:.4f}" for value in figures)
+        lines.append(f"| {row['rank']} | {row['start']} | {cells} |")
+    caption = (
+        "MiniLM classifier, SST-2; tiles of 4 in one of six blocks. Output error: mean of six layers, on calibration rows. "
+        "Divergence: from the dense model, on 32 rows held out. Refined: by 50 steps."
+    )
+    return captioned(lines, caption, source_line(data))
+
+
+def costs(data: dict) -> str:
+    """EDP and time of layers, a row for each size and number of tokens."""
+    lines = [
+        "| matrix | tokens | r = 24: MACs | time | EDP | pivoted, same MACs: time | EDP | r = 49: EDP |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    rows = {(row["size"], row["tokens"], row["rank"]): row for row in data["costs"]}
+    for (size, tokens, rank), row in rows.items():
+        if rank == 24:
+            tiles, low, exact = row["tiles"], row["pivoted"], rows[size, tokens, 49]["tiles"]
+            lines.append(
+                f"| {size} | {tokens:,} | {row['macs']:.2f} | {tiles['seconds']:.2f} | {tiles['edp']:.2f} "
+                f"| {low['seconds']:.2f} | {low['edp']:.2f} | {exact['edp']:.2f} |"
+            )
+    caption = "Layers on simba-l over the dense layer, tiles of 4, steps fused where that pays."
+    return captioned(lines, caption, source_line(data))
+
+
+def steps(data: dict) -> str:
+    """A training step and inference beside the dense model, a row for each structure."""
+    lines = [
+        "| all encoder linears | MACs | parameters | training step, time | kept for the backward pass | inference, 8 × 128 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in data["steps"].items():
+        low, median, high = row["step"]
+        lines.append(
+            f"| {name} | {row['macs_ratio']:.2f} | {row['params_ratio']:.2f} | {median:.2f} ({low:.2f}–{high:.2f}) "
+            f"| {row['saved_ratio']:.2f} | {row['inference']:.2f} |"
+        )
+    caption = (
+        "MiniLM classifier over the dense one: MACs and parameters of matrices; forward and backward pass of 16 × 64 tokens, "
+        "median and quartiles; bytes of activations. One thread."
+    )
+    return captioned(lines, caption, source_line(data))
