@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -34,6 +35,7 @@ from heat_hf.encoders.checkpoints.storage import atomic_directory
 from heat_hf.encoders.checkpoints.weights import checksum as weights_checksum
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import factorized_layers
+from heat_hf.formats.layer import FactorizedLinear
 
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _WEIGHTS = re.compile(r"(heat_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -54,7 +56,8 @@ def save_pretrained(
         **kwargs: likewise.
 
     Raises:
-        ValueError: for a `variant`, which names weights files in a way of its own.
+        ValueError: for a `variant`, which names weights files in a way of its own; or for layers that could not be loaded
+            from the folder, as quantized ones.
         OSError: if the folder cannot be written; what was there is then as it was.
     """
     given = inspect.signature(save).bind(model, folder, *args, **kwargs).arguments
@@ -66,6 +69,7 @@ def save_pretrained(
         raise ValueError(f"variant={given['variant']!r} is not supported for factorized models; save to another folder")
     if not given.get("is_main_process", True):
         return save(model, folder, *args, **kwargs)
+    _require_plain(factorized_layers(model), given.get("state_dict") or model.state_dict())
     options = {**{name: value for name, value in given.items() if name not in ("self", "kwargs")}, **given.get("kwargs", {})}
     push = options.pop("push_to_hub", False)
     options.pop("save_directory")
@@ -119,6 +123,29 @@ def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
         accelerator=_field(known, "accelerator"),
         heat_version=_field(known, "heat_version") or package_version(),
     )
+
+
+def _require_plain(layers: Mapping[str, FactorizedLinear], tensors: Mapping[str, Any]) -> None:
+    """Make sure that factorized layers have the tensors that a folder is loaded with: no masks, no quantized ones.
+
+    Args:
+        layers: by name.
+        tensors: of the whole model, that are to be saved.
+
+    Raises:
+        ValueError: naming layer and tensor.
+    """
+    for name, layer in layers.items():
+        with torch.device("meta"):
+            wanted = {f"{name}.{key}" for key in FactorizedLinear(layer.setting, layer.bias is not None).state_dict()}
+        odd = min(wanted ^ {key for key in tensors if key.startswith(f"{name}.")}, default=None)
+        quantized = (key for key in wanted if odd is None and type(tensors[key]).dequantize is not torch.Tensor.dequantize)
+        odd = odd or next(quantized, None)
+        if odd is not None:
+            raise ValueError(
+                f"{name} cannot be saved as it is, see {odd}: make pruning and parametrizations permanent "
+                "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), and quantize after loading"
+            )
 
 
 def _field(config: Any, name: str) -> Any:  # noqa: ANN401

@@ -138,6 +138,17 @@ def test_what_is_left_as_it_was_is_told(tool: str, decomposition: str, caplog: p
     assert "hold none" not in caplog.text
 
 
+@pytest.mark.parametrize("tool", WAYS)
+def test_quantized_layers_are_not_saved_as_a_folder_that_cannot_be_loaded(tool: str, tmp_path: Path) -> None:
+    package, _, name = tool.rpartition(".")
+    module = pytest.importorskip(package)
+    model = compressed()
+    model = getattr(module, name)(model, *WAYS[tool](module)) or model
+    with pytest.raises(ValueError, match=r"query cannot be saved as it is, see \S+query\.(left|right)\.\S+: .* quantize after"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_whoever_is_imported_first() -> None:
     """Another library's module that has taken the function already gets the one that tells."""
     program = "from torch.ao.quantization import quantize_dynamic\nimport heat_hf\nassert hasattr(quantize_dynamic, '_heat_hf')"

@@ -17,6 +17,8 @@ import pytest
 import torch
 from conftest import small_model, token_ids
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -79,6 +81,28 @@ def test_given_weights_are_saved(tmp_path: Path) -> None:
     assert not factorized_layers(given)
     with pytest.raises(TypeError, match="NoneType"):  # Transformers' own
         AutoModelForSequenceClassification.from_pretrained(None, config=config, state_dict=model.state_dict())
+
+
+ODD: dict[str, Callable[[Any], Any]] = {
+    "left.weight_mask": lambda linear: prune.l1_unstructured(linear, "weight", 0.5),
+    "left.parametrizations": parametrizations.weight_norm,
+    "left.weight_u": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> None:
+    model = compressed()
+    query = model.bert.encoder.layer[1].attention.self.query
+    ODD[name](query.left)
+    with pytest.raises(ValueError, match=r"layer\.1\.attention\.self\.query cannot be saved as it is, see \S+left\.\S+: make"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    if name == "left.weight_mask":
+        prune.remove(query.left, "weight")
+        model.save_pretrained(tmp_path / "model")
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+        assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
 
 
 def test_a_head_of_another_size(tmp_path: Path) -> None:
