@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 
-from benchmarks.provenance import captioned, provenance, source_line
+from benchmarks.provenance import provenance
 from heat_hf.encoders.between import between
 from heat_hf.encoders.linears import encoder_linears, factorized_layers, model_class_of
 from heat_hf.encoders.rows import load_rows
@@ -35,10 +35,11 @@ WAYS = (("onnxruntime", False), ("onnxruntime", True), ("openvino", False), ("op
 PRODUCTS, ATTENTION, ACTIVATION, NORMS, REST = KINDS = ("products", "attention", "activation", "norms and sums", "rest")
 OPERATIONS = {
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), PRODUCTS),
-    **dict.fromkeys(("DynamicQuantizeLinear", "FullyConnected", "FakeQuantize"), PRODUCTS),
-    **dict.fromkeys(("Attention", "ScaledDotProductAttention", "Softmax"), ATTENTION),
+    **dict.fromkeys(("DynamicQuantizeLinear", "FullyConnected", "FullyConnectedQuantizedLegacy", "FakeQuantize"), PRODUCTS),
+    # OpenVINO's subgraphs are attention, and what element-wise work it joins to it; GELU is part of its products.
+    **dict.fromkeys(("Attention", "Subgraph"), ATTENTION),
     **dict.fromkeys(("BiasGelu", "Gelu"), ACTIVATION),
-    **dict.fromkeys(("LayerNormalization", "SkipLayerNormalization", "Add", "Sum", "MVN", "Subgraph"), NORMS),
+    **dict.fromkeys(("LayerNormalization", "Add", "Sum", "MVN", "MulAdd"), NORMS),
 }  # others are the rest, as what moves and reshapes
 
 
@@ -102,38 +103,30 @@ def left(dense: Any, compressed: Any) -> dict[str, float]:
     return {PRODUCTS: now / whole} | {kind: after[kind] / before[kind] for kind in before}
 
 
-def profiled(folder: str, scratch: Path, rows: list[str]) -> tuple[Any, dict[str, dict[str, float]]]:
-    """A model, and its seconds by kind in each of `WAYS`."""
+def placed(folder: str, scratch: Path, rows: list[str]) -> tuple[Any, dict[str, Path]]:
+    """A model, and its files for each of `WAYS`."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = model_class_of(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()
-    ids = np.random.default_rng(0).integers(1000, 20000, (BATCH, LENGTH))
-    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     calibration = [dict(tokenizer([row], return_tensors="pt", truncation=True, max_length=LENGTH)) for row in rows]
-    found = {}
+    files = {}
     with written(model, tokenizer) as graph:
         for runtime, int8 in WAYS:
             place = scratch / f"{runtime}-{int8}"
             graph.place(EXPORTED[runtime], place, int8, calibration)
-            times = PROFILES[runtime](place / EXPORTED[runtime].file, feed)
-            found[f"{runtime} {'int8' if int8 else 'float32'}"] = by_kind(times)
-            print(runtime, int8, {name: f"{1e3 * seconds:.2f} ms" for name, seconds in times.most_common(12)}, flush=True)
-    return model, found
+            files[f"{runtime} {'int8' if int8 else 'float32'}"] = place / EXPORTED[runtime].file
+    return model, files
 
 
-def table(data: dict[str, Any]) -> str:
-    """Two rows for each way: the dense model's and the compressed one's."""
-    lines = [f"| runs in | model | {' | '.join(KINDS)} | all, ms | bound | reached |", "|---|---|" + "---:|" * (len(KINDS) + 3)]
-    for way, own in data["ways"].items():
-        for name in ("dense", "compressed"):
-            whole = sum(own[name].values())
-            cells = " | ".join(f"{own[name][kind] / whole:.0%}" for kind in KINDS)
-            bound = f"{own['bound']:.2f}× | {own['speedup'] / own['bound']:.0%}" if name == "compressed" else " | "
-            lines.append(f"| {way} | {name} | {cells} | {1e3 * whole:.1f} | {bound} |")
-    caption = (
-        f"MiniLM on SST-2 and its 20× student, {BATCH} × {LENGTH} tokens, threads: {data['threads']}; runtimes' own profiles, "
-        f"means of {PASSES} passes. Bound: Amdahl's, by multiply-accumulates, heads and neurons left."
-    )
-    return captioned(lines, caption, source_line(data))
+def profiled(files: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """Seconds by kind in each of `WAYS`."""
+    ids = np.random.default_rng(0).integers(1000, 20000, (BATCH, LENGTH))
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    found = {}
+    for way, file in files.items():
+        times = PROFILES[way.split()[0]](file, feed)
+        found[way] = by_kind(times)
+        print(way, {name: f"{1e3 * seconds:.2f} ms" for name, seconds in times.most_common(12)}, flush=True)
+    return found
 
 
 def main() -> None:
@@ -145,8 +138,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = load_rows(args.text)["sentence"][:200]
     with tempfile.TemporaryDirectory() as scratch:
-        dense, before = profiled(args.dense, Path(scratch) / "dense", rows)
-        compressed, after = profiled(args.compressed, Path(scratch) / "compressed", rows)
+        dense, first = placed(args.dense, Path(scratch) / "dense", rows)
+        compressed, second = placed(args.compressed, Path(scratch) / "compressed", rows)
+        print("timing", flush=True)
+        before, after = profiled(first), profiled(second)
     parts, ways = left(dense, compressed), {}
     for way, kinds in before.items():
         least = sum(seconds * parts.get(kind, 1.0) for kind, seconds in kinds.items())

@@ -20,7 +20,7 @@ import transformers
 from scipy.stats import spearmanr
 
 import heat_hf  # noqa: F401
-from benchmarks.provenance import captioned, provenance, source_line
+from benchmarks.provenance import provenance
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
@@ -92,22 +92,6 @@ def measured(models: Mapping[str, Mapping[str, tuple[float, Encode]]], sentences
         row["undominated"] = bool(keep)
         print(row, flush=True)
     return rows
-
-
-def table(data: dict[str, Any]) -> str:
-    """A row for each model and way, from the slowest."""
-    lines = ["| model | runs in | Spearman | sentences/s | beaten by none |", "|---|---|---:|---:|---|"]
-    for row in sorted(data["rows"], key=lambda row: row["rate"][1]):
-        low, middle, high = row["rate"]
-        mark = "yes" if row["undominated"] else ""
-        lines.append(
-            f"| {row['model']} | {row['runs in']} | {row['spearman']:.4f} | {middle:,.0f} ({low:,.0f}–{high:,.0f}) | {mark} |"
-        )
-    caption = (
-        f"all-MiniLM-L6-v2 on STS-B test, batches of 32 sentences by length, tokenizing included, threads: {data['threads']}; "
-        f"medians and quartiles of {data['repeats']} rounds. Static: model2vec's distillation."
-    )
-    return captioned(lines, caption, source_line(data))
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

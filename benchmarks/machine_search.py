@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from benchmarks.machine import exported, rounded, runs
-from benchmarks.provenance import captioned, provenance, source_line
+from benchmarks.provenance import provenance
 from benchmarks.untrained import sentences
 from heat_hf import HeatConfig, Statistics
 from heat_hf.compression.job import Job
@@ -142,21 +142,6 @@ def timed(found: Mapping[str, Any], model: Any, folder: Path, repeats: int) -> l
             })  # fmt: skip
             print(rows[-1], flush=True)
     return rows
-
-
-def table(data: dict[str, Any]) -> str:
-    """A row for each runtime, precision and gain."""
-    lines = ["| runs in | EDP gain | simba-l's, of dense | this machine's, of dense | one over the other | predicted |",
-             "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
-    for row in data["rows"]:
-        (chip, here), (low, middle, high) = row["of_dense"], row["measured"]
-        cells = f"{chip:.2f} | {here:.2f} | {middle:.2f} ({low:.2f}–{high:.2f}) | {row['predicted']:.2f}"
-        lines.append(f"| {row['runs in']} | {row['gain']}× | {cells} |")
-    caption = (
-        f"all-MiniLM-L6-v2, {BATCH} × {LENGTH} tokens, threads: {data['threads']}. Networks of a search for simba-l's "
-        "EDP and from one for the time here, at equal predicted loss; whole networks, medians and quartiles of rounds."
-    )
-    return captioned(lines, caption, source_line(data))
 
 
 def main() -> None:

@@ -23,11 +23,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import transformers
 
-from benchmarks.provenance import captioned, provenance, source_line
+from benchmarks.provenance import provenance
 from heat_hf.encoders.linears import model_class_of
 from heat_hf.encoders.rows import load_rows
 from heat_hf.integrations.exported import EXPORTED
@@ -134,22 +133,6 @@ def placed(folder: str, scratch: Path, texts: Sequence[str]) -> dict[str, Path]:
     return places
 
 
-def table(data: dict[str, Any]) -> str:
-    """A row for each model, way and number of threads."""
-    lines = ["| model | runs in | threads | rows/s | sorted, rows/s | p50, ms | p99, ms | cold start, s |",
-             "|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-    for row in data["rows"]:
-        cells = (
-            f"{row['mixed']:.0f} | {row['sorted']:.0f} | {1e3 * row['p50']:.1f} | {1e3 * row['p99']:.1f} | {row['cold']:.1f}"
-        )
-        lines.append(f"| {row['model']} | {row['runs in']} | {row['threads']} | {cells} |")
-    caption = (
-        f"SST-2 sentences behind uvicorn on loopback, client on the same machine. Rows a second: batches of {BATCH}. p50, p99: "
-        f"single requests, {RATE} a second for {SECONDS} s. Cold start: process start to first answer."
-    )
-    return captioned(lines, caption, source_line(data))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dense", required=True)
@@ -171,7 +154,7 @@ def main() -> None:
                     print(rows[-1], flush=True)
     command = "python -m benchmarks.serving --dense FOLDER --compressed FOLDER --texts FILE --output FILE"
     packages = ("torch", "onnxruntime", "openvino", "starlette", "uvicorn")
-    write_json(args.output, {**provenance(command, *packages), "texts": len(texts), "rows": rows})
+    write_json(args.output, {**provenance(command, *packages), "rate": RATE, "seconds": SECONDS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
+from benchmarks import machine_tables as machine
 from benchmarks import runtimes
 from benchmarks import strassen_tables as tiles
-from benchmarks.machine_tables import machine
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
 
@@ -286,7 +286,10 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "question_answering": (distilled.question_answering, "question_answering"),
     "exported": (exported, "exported"),
     "runtimes": (runtimes.table, "runtimes"),
-    "machine": (machine, "machine"),
+    "machine": (machine.machine, "machine"),
+    "machine_search": (machine.machine_search, "machine_search"),
+    "amdahl": (machine.amdahl, "amdahl"),
+    "tensorly_layers": (machine.tensorly_layers, "tensorly_layers"),
     "step_cost": (distilled.step_cost, "distillation"),
     "tile_algorithms": (tiles.algorithms, "strassen_tile"),
     "tile_starts": (tiles.starts, "strassen_tile"),

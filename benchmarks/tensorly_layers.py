@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.linear import SIZES, TOKENS, shapes
-from benchmarks.provenance import captioned, provenance, source_line
+from benchmarks.provenance import provenance
 from heat_hf import FactorizedLinear, TensorSetting
 from heat_hf.formats import get_format
 from heat_hf.hardware.machine.race import race
@@ -75,25 +75,6 @@ def compared(rows: int, columns: int, tokens: int, repeats: int) -> list[dict[st
         found.append({"size": f"{rows}×{columns}", "tokens": tokens, "format": name, "shape": kind, "slower": ratios})
         print(found[-1], flush=True)
     return found
-
-
-def table(data: dict[str, Any]) -> str:
-    """A row for each format and shape: geometric means, and the least, of all sizes and tokens."""
-    lines = ["| format | shape | factorized | least | reconstructed | least | the faster of both | least |",
-             "|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-    kinds = dict.fromkeys((row["format"], row["shape"]) for row in data["rows"])
-    for format, shape in (*kinds, ("all", "")):
-        own = [row["slower"] for row in data["rows"] if format == "all" or (row["format"], row["shape"]) == (format, shape)]
-        columns = [[row[way][1] for row in own] for way in IMPLEMENTATIONS]
-        columns.append([min(row[way][1] for way in IMPLEMENTATIONS) for row in own])
-        cells = " | ".join(f"{statistics.geometric_mean(ratios):.1f} | {min(ratios):.2f}" for ratios in columns)
-        lines.append(f"| {format} | {shape} | {cells} |")
-    sizes = ", ".join(dict.fromkeys(row["size"] for row in data["rows"]))
-    caption = (
-        f"Time of TensorLy-Torch's layer over ours with the same cores, a tenth of the parameters; geometric mean over "
-        f"{sizes}, each with {' and '.join(map(str, TOKENS))} tokens, threads: {data['threads']}."
-    )
-    return captioned(lines, caption, source_line(data))
 
 
 def main() -> None:
