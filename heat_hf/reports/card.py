@@ -17,6 +17,7 @@ from heat_hf.reports.markdown import code, plain
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
+    from heat_hf.reports.compared import Compared
     from heat_hf.reports.compression import CompressionReport, TensorReport
 
 OF_DENSE = " of the dense model"  # after a metric's name
@@ -101,7 +102,10 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         tensors=len(report.tensors),
         formats=", ".join(sorted(_formats(report))),
         params_ratio=f"{report.params_ratio:.3f}",
-        gain="" if cost is None else f"{1 / cost.ratio:.2f} times less {_SAVED[cost.measure]}",
+        gain="" if cost is None else _gain(cost),
+        error="‖W − W′‖/‖W‖"
+        if all(map(_tokenwise, factorized))
+        else "‖P − I⊗W‖/‖I⊗W‖, P what a layer does to a tile of tokens,",
         measure=report.measure[0].upper() + report.measure[1:],
         accelerator=plain(report.accelerator),
         usage=usage(origin.name, task),
@@ -177,6 +181,15 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
         model_name=origin.name if results else None,
         eval_results=results or None,
     )
+
+
+def _gain(cost: Compared) -> str:
+    less = f"{1 / cost.ratio:.2f} times less" if cost.ratio <= 1 else f"{cost.ratio:.2f} times the"
+    return f"{less} {_SAVED[cost.measure]}"
+
+
+def _tokenwise(tensor: TensorReport) -> bool:
+    return tensor.setting is None or tensor.setting.codec.tokenwise
 
 
 def _formats(report: CompressionReport) -> set[str]:

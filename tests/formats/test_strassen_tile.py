@@ -73,7 +73,7 @@ def test_least_squares_reach_the_known_errors_of_tiles_of_2(rank: int, error: fl
 
 @pytest.mark.parametrize(("rank", "known"), [(16, 0.734), (24, 0.548), (32, 0.361), (40, 0.235), (48, 0.064)])
 def test_what_is_cut_from_strassens_algorithm_is_better_than_what_random_starts_reach(rank: int, known: float) -> None:
-    """`known` are errors of least squares from random starts, as published figures have them."""
+    """`known` is what least squares from random starts were known to reach."""
     found = bilinear.algorithm(4, rank)
     assert found.products == rank
     assert found.error() < known - 0.04

@@ -282,3 +282,12 @@ def _odd() -> Any:
     return transformers.BertConfig(
         vocab_size=60, hidden_size=20, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40
     )
+
+
+def test_the_card_says_what_the_error_is_and_that_nothing_is_saved(tmp_path: Path) -> None:
+    model = small_model("bert")
+    HeatCompressor(model).compress(HeatConfig(**{**QUICK, "accelerator": "simba-l"}), save_directory=tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "times the energy-delay product (EDP) on simba-l" in card
+    assert "times less" not in card
+    assert "Error: ‖P − I⊗W‖/‖I⊗W‖, P what a layer does to a tile of tokens, as compressed" in card
