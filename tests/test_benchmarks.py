@@ -10,12 +10,13 @@ from conftest import small_model, token_ids
 
 from benchmarks import amdahl, cost_paper, growth, kwon, machine_search
 from benchmarks.pruned import Masks, Tuning, remove
+from benchmarks.sparse import make_plain, make_sparse, two_of_four
 from heat_hf import TensorSetting
 from heat_hf.encoders.batches import Batch
-from heat_hf.encoders.linears import encoder_linears, head_groups, inner_pairs
+from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.together import head_groups, narrowed, width_groups
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import cost_model
-from heat_hf.search.ranks.widths import narrowed
 
 
 def batch() -> Batch:
@@ -131,7 +132,7 @@ def test_what_is_left_of_a_model_whose_parts_shrink() -> None:
     dense = small_model("bert")
     linears = encoder_linears(dense)
     assert set(amdahl.left(dense, small_model("bert")).values()) == {1.0}
-    groups = [*dict.fromkeys(inner_pairs(dense, linears).items(), 1), *head_groups(dense, linears)]
+    groups = list(width_groups(dense, linears))
     settings: dict[str, TensorSetting] = {}
     for names in (next(group for group in groups if len(group) == size) for size in (2, 4)):
         sizes = [MatrixSize.of(linears[name]) for name in names]
@@ -144,3 +145,26 @@ def test_what_is_left_of_a_model_whose_parts_shrink() -> None:
     blocks = len(head_groups(dense, linears))
     expected = {"products": 1 - gone / whole, "activation": 1 - 0.5 / blocks, "attention": 1 - 0.5 / blocks}
     assert amdahl.left(dense, smaller) == pytest.approx(expected)
+
+
+def test_two_of_four_weights_stay_the_largest_or_those_that_outputs_see() -> None:
+    weight = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.0, 5.0, -6.0, 7.0]])
+    assert two_of_four(weight).tolist() == [[1, 1, 0, 0, 0, 0, 1, 1]]
+    seen = torch.diag(torch.tensor([1e-4, 1.0, 1.0, 100.0, 1.0, 1.0, 1.0, 1e-4]))
+    assert two_of_four(weight, seen).tolist() == [[0, 1, 0, 1, 0, 1, 1, 0]]
+
+
+def test_masks_stay_through_training_and_are_zeros_afterwards() -> None:
+    model = small_model("bert")
+    linears = encoder_linears(model)
+    make_sparse(linears)
+    masks = {name: two_of_four(linear.weight_orig) for name, linear in linears.items()}
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    for _ in range(2):
+        model(**batch())[0].square().sum().backward()
+        optimizer.step()
+    before = answer(model)
+    make_plain(linears)
+    torch.testing.assert_close(answer(model), before)
+    assert all(torch.equal(linear.weight != 0, masks[name].bool()) for name, linear in linears.items())
+    assert not any(name.endswith(("_orig", "_mask")) for name in model.state_dict())

@@ -24,7 +24,9 @@ LEARNED = ("strassen", "als")  # that least squares are the way of
 EXACT = 1e-12  # relative squared error
 SWEEPS, FEW_SWEEPS, RANDOM_STARTS = 800, 60, 4
 RIDGE = 1e-3  # of the first sweep; it falls to nothing
-PENALTY = 3e-4  # on the squared norms of the forms: without it, the best ones have elements of hundreds that cancel
+# On the squared norms of forms: without it, the best ones have elements of hundreds that cancel. A layer that is to be trained
+# needs more of it: where products cancel, what a small step changes is many times as large.
+PENALTY, TRAINABLE = 3e-4, 2e-2
 TOLERANCE = 1e-10  # of the squared error, over ten sweeps
 NEIGHBOURS = 3  # larger algorithms that are cut to a rank
 
@@ -148,12 +150,16 @@ def random(tile: int, products: int, seed: int = 0) -> Algorithm:
 
 
 def improved(
-    start: Algorithm, sweeps: int = SWEEPS, x_moment: Tensor | None = None, w_moment: Tensor | None = None
+    start: Algorithm,
+    sweeps: int = SWEEPS,
+    x_moment: Tensor | None = None,
+    w_moment: Tensor | None = None,
+    penalty: float = PENALTY,
 ) -> Algorithm:
     """Alternating least squares from an algorithm on, for the error that `Algorithm.error` gives with the same moments.
 
     Each factor in turn is the least-squares solution for the other two, with a ridge towards its last value that falls to
-    nothing: without it, factors grow without bounds against each other. The result is never worse than the start.
+    nothing, and a penalty on its norm. The result is never worse than the start, by error and penalty together.
     """
     roots = [None if moment is None else _roots(moment) for moment in (x_moment, w_moment)]
     target = product_tensor(start.tile)
@@ -162,12 +168,11 @@ def improved(
         if root is not None:
             target = torch.tensordot(target, root[0], dims=([place], [0])).movedim(-1, place)
             factors[place] = root[0] @ factors[place]
-    factors = _descend(target, factors, sweeps)
+    factors = _descend(target, factors, sweeps, penalty)
     for place, root in enumerate(roots):
         if root is not None:
             factors[place] = root[1] @ factors[place]
-    found = Algorithm.of(tuple(factors))  # type: ignore[arg-type]
-    return found if found.error(x_moment, w_moment) < start.error(x_moment, w_moment) else start
+    return Algorithm.of(tuple(factors))  # type: ignore[arg-type]
 
 
 def cut(algorithm: Algorithm, products: int) -> Algorithm:
@@ -228,11 +233,12 @@ def _filled(exact: Algorithm, products: int) -> Algorithm:
     return Algorithm.of(tuple(torch.cat(pair, 1) for pair in factors))  # type: ignore[arg-type]
 
 
-def _descend(target: Tensor, factors: list[Tensor], sweeps: int) -> list[Tensor]:
+def _descend(target: Tensor, factors: list[Tensor], sweeps: int, penalty: float) -> list[Tensor]:
     unfolded = [target.movedim(place, 0).flatten(1) for place in range(3)]
     whole, eye = float(target.square().sum()), torch.eye(factors[0].shape[1], dtype=target.dtype)
     scale = whole / target.shape[0] ** 2
-    best, last, ridge = factors, float("inf"), RIDGE * scale
+    factors = _evened(factors)
+    best, last, ridge = factors, _lost(unfolded[0], factors, penalty), RIDGE * scale
     for sweep in range(sweeps):
         for place in range(3):
             first, second = (factors[other] for other in range(3) if other != place)
@@ -240,18 +246,23 @@ def _descend(target: Tensor, factors: list[Tensor], sweeps: int) -> list[Tensor]
             pairs = (first[:, None] * second[None]).flatten(0, 1)
             right = unfolded[place] @ pairs + ridge * factors[place]
             factors = [*factors]
-            factors[place] = torch.linalg.solve(gram + (ridge + PENALTY) * eye, right.T).T
+            factors[place] = torch.linalg.solve(gram + (ridge + penalty) * eye, right.T).T
         ridge *= 0.99
         if sweep % 10 == 9 or sweep == sweeps - 1:
             factors = _evened(factors)
-            error = float((unfolded[0] - factors[0] @ (factors[1][:, None] * factors[2][None]).flatten(0, 1).T).square().sum())
-            if not error < float("inf"):
+            lost = _lost(unfolded[0], factors, penalty)
+            if lost < last:
+                best = factors
+            if not last - lost > TOLERANCE * whole and sweep > sweeps // 4:
                 break
-            best = factors
-            if last - error < TOLERANCE * whole and sweep > sweeps // 4:
-                break
-            last = error
+            last = min(lost, last)
     return best
+
+
+def _lost(unfolded: Tensor, factors: list[Tensor], penalty: float) -> float:
+    """Squared error and penalty, of factors of equal norms."""
+    products = (factors[1][:, None] * factors[2][None]).flatten(0, 1)
+    return float((unfolded - factors[0] @ products.T).square().sum() + penalty * sum(f.square().sum() for f in factors))
 
 
 def _evened(factors: list[Tensor]) -> list[Tensor]:

@@ -46,7 +46,7 @@ def encode(
     moment = tiles.flatten(0, 1).T @ tiles.flatten(0, 1)
     found = bilinear.algorithm(tile, products, solver.start, solver.seed)
     if solver.start in bilinear.LEARNED and found.error() > bilinear.EXACT and matrix.any():
-        found = bilinear.improved(found, bilinear.SWEEPS, tile_moment, moment)
+        found = bilinear.improved(found, bilinear.SWEEPS, tile_moment, moment, bilinear.TRAINABLE)
     forms = (found.encode_x.reshape(-1, tile, tile), found.encode_w, found.decode.reshape(tile, tile, -1))
     encode_x, encode_w, decode = (form.to(matrix) for form in forms)
     cores = [encode_x, torch.einsum("hx,dbx->hdb", encode_w, tiles), decode]
