@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 from heat_hf.encoders.batches import data_digest
 from heat_hf.encoders.checkpoints.key import read_key, require_same_key
@@ -46,7 +45,7 @@ def training_key(
         teacher: the dense model, or None.
         args: of the training.
         rows: of the training data; one that cannot be indexed does not count.
-        scored: rows that it is scored on, where it is; likewise.
+        scored: rows whose scores decide something; None where they do not.
         callbacks: of the training; of these, early stopping counts.
     """
     # New adapters start at random; what they have learned is in the checkpoint.
@@ -60,15 +59,16 @@ def training_key(
         "number of processes": args.world_size,
         **deciding(args),
     }
-    if args.eval_strategy != IntervalStrategy.NO:
+    if scored is not None:
         key |= {name: value for name, value in args.to_dict().items() if name.startswith(_SCORING)}
-        patience = [(c.early_stopping_patience, c.early_stopping_threshold) for c in callbacks if _stops(c)]
+        patience = [(c.early_stopping_patience, c.early_stopping_threshold) for c in stopping(callbacks)]
         key |= {"evaluation rows": _digest(scored), "early stopping": patience}
     return json.loads(json.dumps(key, default=str))  # type: ignore[no-any-return]
 
 
-def _stops(callback: Any) -> bool:  # noqa: ANN401
-    return isinstance(callback, EarlyStoppingCallback)
+def stopping(callbacks: Iterable[Any]) -> list[EarlyStoppingCallback]:
+    """Those of the callbacks that stop a training early."""
+    return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
 
 
 def _digest(rows: Any) -> str | None:  # noqa: ANN401
