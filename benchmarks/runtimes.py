@@ -17,8 +17,9 @@ from benchmarks.provenance import captioned, provenance, source_line
 from recipes.evidence import write_json
 
 COMMAND = (
-    "heat-hf bench CLASSIFIER STUDENT STUDENT --task text-classification --data FILE --calibration-file FILE --threads 1 --memory "
-    "--batch-size 1 8 32 --sequence-length 32 128 --output DIR && python -m benchmarks.runtimes --bench DIR --output FILE"
+    "heat-hf bench CLASSIFIER STUDENT STUDENT --task text-classification --data FILE --calibration-file FILE --memory "
+    "--threads 1 --batch-size 1 8 32 --sequence-length 32 128 --output DIR && "
+    "python -m benchmarks.runtimes --bench DIR --output FILE"
 )
 SIZES = ((1, 32), (1, 128), (8, 128), (32, 128))  # of the means
 LABELS = {"minilm-sst2": "dense", "sst2-10": "10×, distilled", "sst2-20": "20×, distilled"}  # by the folders' names
