@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import small_model, token_ids
 
-from benchmarks import amdahl, cost_paper, growth, kwon, machine_search
+from benchmarks import amdahl, cost_paper, growth, kwon, machine_search, strassen_tables
 from benchmarks.pruned import Masks, Tuning, remove
 from benchmarks.sparse import make_plain, make_sparse, two_of_four
 from heat_hf import TensorSetting
@@ -168,3 +168,22 @@ def test_masks_stay_through_training_and_are_zeros_afterwards() -> None:
     torch.testing.assert_close(answer(model), before)
     assert all(torch.equal(linear.weight != 0, masks[name].bool()) for name, linear in linears.items())
     assert not any(name.endswith(("_orig", "_mask")) for name in model.state_dict())
+
+
+def test_a_table_of_trained_structures_has_a_row_for_each() -> None:
+    common = {
+        "schedule": {"max_steps": 1000},
+        "macs_ratio": 0.5,
+        "params_ratio": 1.5,
+        "untrained_score": 0.8,
+        "divergence": 0.1,
+    }
+    rows = {
+        "tiles 0": {"structure": "tiles", "edp_gain": 0.9, "time": 1.1, "score": 0.90, **common},
+        "tiles 1": {"structure": "tiles", "edp_gain": 0.9, "time": 1.3, "score": 0.92, **common},
+        "2:4 0": {"structure": "2:4", "time": 1.0, "score": 0.91, **common},
+    }
+    data = {"rows": rows, "dense": {"SST-2": 0.93}, "command": "c", "machine": "m", "versions": {}}
+    lines = strassen_tables.trained(data).splitlines()
+    assert lines[3] == "| tiles | 0.50 | 1.50 | 0.90× | 1.20 | 0.8000 | 0.9100 (0.9000–0.9200, 2 seeds) | 0.1000 |"
+    assert lines[4] == "| 2:4 | 0.50 | 1.50 | – | 1.00 | 0.8000 | 0.9100 | 0.1000 |"

@@ -43,8 +43,8 @@ class Format(ABC):
     The contract: W′ is the einsum of its cores. An index may lie in any number of cores, at most once in each: rank indices
     link cores, and mode indices may be shared, too (the blocks of a block-diagonal core, the elements of a Hadamard product).
     Every mode index lies in some core. What is derived from a shared index follows from `subscripts` alone: see `whitens`.
-    Of a format that is not `tokenwise`, the cores stand for what happens to a group of tokens: it overrides `equation`, `groups`,
-    `apply`, `target` and `reconstruct`, is an entry of `OPERATORS`, and never meets a search.
+    Where a format is not `tokenwise`, the cores stand for what happens to a group of tokens: it has its own `equation`,
+    `groups`, `apply`, `target` and `reconstruct`, is an entry of `OPERATORS`, and never meets a search.
     Importing a format loads neither torch nor TensorLy: what computes is imported inside `factorize` and `losses`.
     """
 
