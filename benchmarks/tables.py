@@ -289,6 +289,8 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "machine": (machine.machine, "machine"),
     "machine_search": (machine.machine_search, "machine_search"),
     "amdahl": (machine.amdahl, "amdahl"),
+    "frontier": (machine.frontier, "frontier"),
+    "training_step": (machine.training_step, "training_step"),
     "serving": (machine.serving, "serving"),
     "tensorly_layers": (machine.tensorly_layers, "tensorly_layers"),
     "step_cost": (distilled.step_cost, "distillation"),

@@ -24,14 +24,12 @@ from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
-from heat_hf.encoders.between import between
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
-from heat_hf.encoders.linears import by_block, encoder_linears, runs, swap_module
+from heat_hf.encoders.linears import by_block, encoder_linears, swap_module
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
-from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel
 from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compression import CompressionReport
@@ -40,7 +38,7 @@ from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
 from heat_hf.search.ranks.methods import Solution
 from heat_hf.search.ranks.problem import Problem, Training
-from heat_hf.search.ranks.space import Costs, Matrix
+from heat_hf.search.ranks.space import Costs, matrices_of
 from heat_hf.search.ranks.variants import Variant, find_variants, search_key
 from heat_hf.search.shapes.search import ShapeSearch, require_fit, search_shapes
 from heat_hf.search.shapes.table import CostTable
@@ -90,11 +88,7 @@ class Job:
     @cached_property
     def costs(self) -> Costs:
         """Of the model's tensors."""
-        reads = between(self.model, self.linears, self.config.batch_size, self.config.sequence_length)
-        matrices = {
-            name: Matrix(MatrixSize.of(linear), runs(self.model.config, name), reads.get(name))
-            for name, linear in self.linears.items()
-        }
+        matrices = matrices_of(self.model, self.linears, self.config.batch_size, self.config.sequence_length)
         return Costs(matrices, self.config.tokens, self.cost_model)
 
     @cached_property

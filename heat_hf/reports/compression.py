@@ -320,8 +320,9 @@ class CompressionReport:
         unit, dense, now = figure
         rest = "".join(f"{', ' if i else '; '}{name} {a:.4g} → {b:.4g} {unit}" for i, (name, unit, a, b) in enumerate(others))
         padding = ", operands filled up with zeros where that pays" if first == EDP else ""
+        more = " and what is between them" if self.request.get("accelerator") == CPU else ""
         return (
-            f"\n{first} of the matrices on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
+            f"\n{first} of the matrices{more} on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
             f"{dense:.4g} → {now:.4g} {unit}, {cost.gain}{rest}."
         ) + self._kept_dense()
 

@@ -52,7 +52,7 @@ def test_every_method_keeps_a_share_of_the_time(method: str, clock: Clock, tmp_p
     assert HeatConfig(**{k: v for k, v in report.request.items() if k != "quant_method"}).accelerator == "cpu"
     for tensor in report.tensors:
         assert tensor.setting is None or tensor.hardware.now.seconds < tensor.hardware.dense.seconds  # type: ignore[union-attr]
-    assert "time of the matrices on cpu (torch)" in str(report)
+    assert "time of the matrices and what is between them on cpu (torch)" in str(report)
     chip = simba(report)
     assert [name for name, *_ in report.figures] == ["time", "EDP on simba-l"]
     assert report.figures[1][3] / report.figures[1][2] == pytest.approx(chip)

@@ -15,16 +15,18 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from conftest import small_model
 
 import heat_hf
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.linears import BLOCKS, encoder_linears
 from heat_hf.encoders.together import head_groups, narrowed
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.machine.graphs import OPSET
+from heat_hf.integrations.exporting import written
 from heat_hf.integrations.onnx import OnnxModel, export_onnx
 
 SENTENCES = ["A man is playing a guitar.", "Two dogs run along the beach while it rains.", "The market fell today.", "No."]
@@ -165,6 +167,27 @@ def test_exporting_is_quiet(model: Any, tokenizer: Any, tmp_path: Path, caplog: 
         export_onnx(model, tokenizer, tmp_path / "out")
     assert not [own for own in caplog.records if own.name.startswith("torch.onnx")]
     assert not [own for own in recwarn if "axis" in str(own.message) or "training mode" in str(own.message)]
+
+
+class Words:
+    """A tokenizer of small models: numbers for words, whatever they are."""
+
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __call__(self, texts: list[str], **_: Any) -> transformers.BatchEncoding:
+        counts = torch.tensor([len(text.split()) for text in texts])
+        mask = (torch.arange(int(counts.max())) < counts[:, None]).long()
+        return transformers.BatchEncoding({"input_ids": 5 * mask + mask.cumsum(1), "attention_mask": mask})
+
+    def save_pretrained(self, folder: Path) -> None:
+        """There are no files."""
+
+
+@pytest.mark.parametrize("family", [family for family in BLOCKS if family != "bert"])
+def test_every_family_runs(family: str, tmp_path: Path) -> None:
+    """`place` compares what the file gives with the model's outputs."""
+    with written(small_model(family, head=False), Words()) as graph:
+        graph.place(OnnxModel, tmp_path / "out")
 
 
 @pytest.mark.parametrize("whole", [False, True])

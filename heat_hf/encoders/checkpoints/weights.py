@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -152,7 +153,10 @@ def tensors_of(file: Path, folder: Path) -> dict[str, tuple[tuple[int, ...], str
 def require_finite(model: PreTrainedModel) -> None:
     """Raise ValueError, naming the tensor, if a loaded parameter holds NaN or infinity."""
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+        if not parameter.is_floating_point() or parameter.is_meta or not parameter.numel():
+            continue
+        # NaN is both the least and the greatest number; asking every number for itself takes thirty times as long.
+        if not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(parameter.detach())):
             raise ValueError(
                 f"tensor {name} of {model.name_or_path} holds NaN or infinity: the compressed checkpoint is damaged"
             )

@@ -32,9 +32,14 @@ def export(module: nn.Module, inputs: tuple[Tensor, ...], path: Path, **options:
         path: of the file.
         **options: names and dynamic shapes, as `torch.onnx.export` takes them.
     """
+    from onnxscript.optimizer import optimize_ir
+
     with _quiet():
-        program = torch.onnx.export(module, inputs, dynamo=True, verbose=False, opset_version=OPSET, **options)
-    assert program is not None
+        # Its own optimization would also join rotary embeddings, to an operation that ONNX Runtime does not run as written.
+        options |= {"dynamo": True, "verbose": False, "optimize": False, "opset_version": OPSET}
+        program = torch.onnx.export(module, inputs, **options)
+        assert program is not None
+        optimize_ir(program.model)
     _adapt(program.model)
     program.save(str(path), external_data=False)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heat_hf.encoders.between import between
+from heat_hf.encoders.linears import runs
 from heat_hf.formats import Rank, TensorShape, get_format
 from heat_hf.formats.setting import Execution, Settings, TensorSetting
 from heat_hf.formats.size import MatrixSize
@@ -21,6 +23,10 @@ from heat_hf.hardware.cost import Cost, MisfitError, NoGainError
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.ranks.allocation import BudgetKind, Option
 from heat_hf.search.shapes.ranks import choose_ranks
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 Array = NDArray[np.float64]
 Choice = NDArray[np.int64]
@@ -40,6 +46,21 @@ class Matrix:
     size: MatrixSize
     runs: int = 1
     reads: Between | None = None
+
+
+def matrices_of(
+    model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch_size: int, sequence_length: int
+) -> dict[str, Matrix]:
+    """The tensors to choose for of a model.
+
+    Args:
+        model: dense.
+        linears: its layers to choose for, by name.
+        batch_size: sequences of a forward pass.
+        sequence_length: tokens of each.
+    """
+    reads = between(model, linears, batch_size, sequence_length)
+    return {name: Matrix(MatrixSize.of(linear), runs(model.config, name), reads.get(name)) for name, linear in linears.items()}
 
 
 @dataclass(frozen=True)
