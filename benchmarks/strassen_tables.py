@@ -34,7 +34,8 @@ def starts(data: dict) -> str:
         "| r | start | output error | divergence | output error, refined | divergence, refined |",
         "|---:|---|---:|---:|---:|---:|",
     ]
-    for row in sorted(data["starts"].values(), key=lambda row: row["rank"]):
+    order = ("strassen", "strassen, weights alone", "als", "hadamard", "random")
+    for row in sorted(data["starts"].values(), key=lambda row: (row["rank"], order.index(row["start"]))):
         figures = [row.get(when, {}).get(name) for when in ("before", "after") for name in ("output_error", "divergence")]
         cells = " | ".join("" if value is None else f"{value:.4f}" for value in figures)
         lines.append(f"| {row['rank']} | {row['start']} | {cells} |")
