@@ -1,4 +1,4 @@
-"""What a user could do instead in a few lines: fewer blocks, int8; and the time of a forward pass beside the dense model's."""
+"""What a user could do instead in a few lines: fewer blocks; and the time of a forward pass beside the dense model's."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ def fewer_blocks(dense: Any, count: int) -> Any:
     encoder_of(model).layer = nn.ModuleList(blocks[step - 1 :: step])
     model.config.num_hidden_layers = len(encoder_of(model).layer)
     return model
-
-
-def in_int8(dense: Any) -> Any:
-    """A copy with its linears in int8, by PyTorch's dynamic quantization."""
-    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(dense), {nn.Linear}, torch.qint8)
 
 
 def time_ratio(dense: Any, model: Any, repeats: int) -> float:

@@ -14,10 +14,11 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternatives import encoder_of, fewer_blocks, in_int8, time_ratio
+from benchmarks.alternatives import encoder_of, fewer_blocks, time_ratio
 from benchmarks.distillation_bench import SST2, STSB, TOKENS, Bench, Subject, parser_of
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.job import Job
+from heat_hf.integrations.int8 import in_int8
 
 GAINS = {"STS-B": (5.7, 10.0), "SST-2": (10.0, 20.0, 30.0)}
 KEPT_BLOCKS = (3, 2)  # of six

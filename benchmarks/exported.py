@@ -64,6 +64,7 @@ def main() -> None:
                 sizes[f"{kind}, {label}"] = export_onnx(model, tokenizer, target, int8).stat().st_size / 2**20
                 models[f"{kind}, {label}"] = OnnxModel(target).eval()
         scores = {name: evaluate_task(model, tokenizer, args.task, rows)[task.main] for name, model in models.items()}
+        print("timing", flush=True)
         times = {f"{a} × {b}": ratios(models, "dense, PyTorch", a, b, args.repeats) for a, b in SIZES}
     command = "python -m benchmarks.exported --data DATA --dense FOLDER --compressed FOLDER "
     command += f"--task {args.task} --test {args.test} --repeats {args.repeats} --output FILE"

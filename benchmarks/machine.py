@@ -25,19 +25,21 @@ import heat_hf  # noqa: F401
 from benchmarks.provenance import provenance
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.factorize import factorize
+from heat_hf.compression.job import Job
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.formats import TensorShape, get_format
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.machine import MachineModel
 from heat_hf.hardware.machine.curve import UNIT
-from heat_hf.hardware.machine.graphs import quantize
 from heat_hf.hardware.machine.layers import copies
 from heat_hf.hardware.machine.measuring import measure
 from heat_hf.hardware.machine.model import ANCHOR
 from heat_hf.hardware.machine.race import race
 from heat_hf.hardware.machine.runtimes import RUNTIMES
-from heat_hf.integrations.onnx import OnnxModel, export_onnx
+from heat_hf.integrations.exported import EXPORTED
+from heat_hf.integrations.exporting import written
+from heat_hf.search.ranks.space import Settings
 from recipes.evidence import write_json
 
 SIZES = ((8, 128), (1, 32))
@@ -124,25 +126,29 @@ def variants(folder: str, cache: Path) -> dict[str, tuple[Any, dict[str, TensorS
     return found
 
 
-def predicted_linears(model: MachineModel, dense: Any, settings: Mapping[str, TensorSetting | None], tokens: int) -> float:
-    """Seconds of all matrices."""
-    linears, total = encoder_linears(dense), 0.0
+def predicted(costs: MachineModel, dense: Any, settings: Settings, batch: int, length: int) -> float:
+    """Seconds of all matrices, and of what is between them."""
+    config = HeatConfig(rank=1, accelerator=None, batch_size=batch, sequence_length=length)
+    model, total = Job(dense, config, given_cost_model=costs).costs, 0.0
     for name, setting in settings.items():
-        size = MatrixSize.of(linears[name])
-        total += model.linear(size, tokens).seconds * (1.0 if setting is None else model.share(setting, tokens))
+        share = 1.0 if setting is None else costs.share(setting, model.tokens)  # also of what gains nothing
+        before = model.between(name, setting)
+        total += share * costs.linear(model.matrices[name].size, model.tokens).seconds + (before.seconds if before else 0.0)
     return total
 
 
 def exported(models: Mapping[str, Any], folder: Path, tokenizer: Any) -> dict[str, dict[str, Any]]:
     """The same models in each runtime and precision."""
-    found: dict[str, dict[str, Any]] = {"torch float32": dict(models), "onnxruntime float32": {}, "onnxruntime int8": {}}
+    found: dict[str, dict[str, Any]] = {f"{runtime} {precision}": {} for runtime, precision in runs()}
     for number, (name, model) in enumerate(models.items()):
-        target = folder / str(number)
-        path = export_onnx(model, tokenizer, target)
-        for precision in RUNTIMES["onnxruntime"].precisions:
-            if precision == "int8":
-                quantize(path, target)
-            found[f"onnxruntime {precision}"][name] = OnnxModel(target, torch.get_num_threads())
+        with written(model, tokenizer) as graph:
+            for runtime, precision in runs():
+                own: Any = model
+                if runtime in EXPORTED:
+                    target = folder / f"{number}-{runtime}-{precision}"
+                    graph.place(EXPORTED[runtime], target, precision == "int8")
+                    own = EXPORTED[runtime](target, torch.get_num_threads()).eval()
+                found[f"{runtime} {precision}"][name] = own
     return found
 
 
@@ -152,7 +158,6 @@ def whole_models(
     """Predicted and measured times of whole models; what is not a matrix takes what the dense model's measured time leaves."""
     rows = []
     for batch, length in SIZES:
-        tokens = batch * length
         ids = torch.randint(1000, 20000, (batch, length), generator=torch.Generator().manual_seed(0))
         calls: dict[str, Any] = {name: partial(model, ids, torch.ones_like(ids)) for name, model in models.items()}
         calls["anchor"] = RUNTIMES[runtime].call(*ANCHOR, precision, costs.threads)
@@ -160,7 +165,7 @@ def whole_models(
             times = {name: statistics.median(values) for name, values in race(calls, REPEATS).items()}
         now = times.pop("anchor") / copies(*ANCHOR) / costs.anchor
         dense = made["dense"][0]
-        linears = {name: now * predicted_linears(costs, dense, made[name][1], tokens) for name in models}
+        linears = {name: now * predicted(costs, dense, made[name][1], batch, length) for name in models}
         rest = times["dense"] - linears["dense"]
         rows += [
             {
@@ -200,11 +205,10 @@ def main() -> None:
             for batch, length in SIZES:
                 rows = layers(costs, runtime, precision, batch * length, sizes)
                 own["held_out"][f"{batch} × {length}"] = summary(rows) | {"rows": rounded(rows)}
-            if name in models:
-                own["models"] = rounded(whole_models(costs, models[name], made, runtime, precision))
+            own["models"] = rounded(whole_models(costs, models[name], made, runtime, precision))
             found[name] = own
             print(name, {k: {n: v for n, v in s.items() if n != "rows"} for k, s in own["held_out"].items()}, flush=True)
-            print(*own.get("models", ()), sep="\n", flush=True)
+            print(*own["models"], sep="\n", flush=True)
     packages = dict.fromkeys(RUNTIMES[runtime].package for runtime, _ in runs())
     about = {
         **provenance("python -m benchmarks.machine --model FOLDER --output FILE", *packages),

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
+from benchmarks import machine_tables as machine
 from benchmarks import runtimes
 from benchmarks import strassen_tables as tiles
-from benchmarks.machine_tables import machine
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
 
@@ -162,19 +162,19 @@ def losses(data: dict) -> str:
     """What losses sum to, and what is expected, beside measured divergence, of random networks."""
     lines = [
         "| data | networks | divergence | losses: rank correlation | divergence over their sum | expected: rank correlation "
-        "| divergence over it | within 1.5 | within 2 |",
+        "| divergence over it | within 1.25 | within 1.5 |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, own in data["summary"].items():
         figures = [row["measured"] for row in data["rows"][name]]
         ratios, known = (", ".join(f"{ratio:.2f}" for ratio in own[key]) for key in ("ratios", "expected_ratios"))
-        within = " | ".join(f"{own['within'][factor]:.0%}" for factor in ("1.5", "2"))
+        within = " | ".join(f"{own['within'][factor]:.0%}" for factor in ("1.25", "1.5"))
         lines.append(
             f"| {name} | {own['networks']} | {min(figures):.4f}–{max(figures):.3f} | {own['spearman']:.3f} | {ratios} "
             f"| {own['expected_spearman']:.3f} | {known} | {within} |"
         )
     caption = (
-        "MiniLM; random ranks, widths and groups, projected, not refined. Divergence: on 512 other sentences; STS-B: "
+        "MiniLM; random ranks, widths and groups, projected, not refined. Divergence: on 2,048 other sentences; STS-B: "
         "one minus cosine, SST-2: Kullback-Leibler. Ratios: least, median, most; rank correlation: Spearman's."
     )
     return captioned(lines, caption, source_line(data))
@@ -286,7 +286,13 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "question_answering": (distilled.question_answering, "question_answering"),
     "exported": (exported, "exported"),
     "runtimes": (runtimes.table, "runtimes"),
-    "machine": (machine, "machine"),
+    "machine": (machine.machine, "machine"),
+    "machine_search": (machine.machine_search, "machine_search"),
+    "amdahl": (machine.amdahl, "amdahl"),
+    "frontier": (machine.frontier, "frontier"),
+    "training_step": (machine.training_step, "training_step"),
+    "serving": (machine.serving, "serving"),
+    "tensorly_layers": (machine.tensorly_layers, "tensorly_layers"),
     "step_cost": (distilled.step_cost, "distillation"),
     "tile_algorithms": (tiles.algorithms, "strassen_tile"),
     "tile_starts": (tiles.starts, "strassen_tile"),

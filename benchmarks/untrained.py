@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from benchmarks import kwon
-from benchmarks.alternatives import encoder_of, fewer_blocks, in_int8, time_ratio
+from benchmarks.alternatives import encoder_of, fewer_blocks, time_ratio
 from benchmarks.provenance import provenance
 from heat_hf import CompressionReport, HeatConfig, Statistics
 from heat_hf.compression.factorize import factorize
@@ -32,6 +32,7 @@ from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
+from heat_hf.integrations.int8 import in_int8
 from recipes.demo.run import find_model
 from recipes.evidence import write_json
 

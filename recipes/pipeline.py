@@ -19,9 +19,11 @@ from heat_hf import CompressionReport, HeatCompressor
 from heat_hf.distillation import DistillationTrainer
 from heat_hf.encoders.batches import data_digest, pad_batches
 from heat_hf.encoders.checkpoints.key import read_key, require_same_key
+from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
 from heat_hf.encoders.checkpoints.storage import atomic_directory
 from heat_hf.encoders.resuming import deciding, newest_checkpoint
 from heat_hf.encoders.rows import joined_texts
+from heat_hf.encoders.served import Served
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.reports.card import Origin, inherited_license
 from heat_hf.reports.markdown import plain
@@ -42,12 +44,16 @@ class Job:
         options: all of them.
         material: rows to train on and to score.
         tokenizer: the dense model's.
+        words: the same as its checkpoint serves texts with it.
+        prompt: that is served in front of every text.
         encoded: training rows as the task encodes them, with labels where it has any.
     """
 
     options: Options
     material: Material
     tokenizer: Any
+    words: Any
+    prompt: str
     encoded: Any
 
     @property
@@ -73,8 +79,10 @@ def run(options: Options) -> dict[str, Any]:
         material = read_material(options)
     model, data = options.model, options.data
     tokenizer = AutoTokenizer.from_pretrained(model.teacher or model.model, revision=model.revision)
-    encoded = options.task.encode(material.train, material.train_columns, tokenizer, data.max_length, data.stride)
-    job = Job(options, material, tokenizer, encoded)
+    words, prompt = _served(options, tokenizer)
+    train = _prompted(material, prompt)
+    encoded = options.task.encode(train, material.train_columns, words, data.max_length, data.stride)
+    job = Job(options, material, tokenizer, words, prompt, encoded)
     with first(local=False):
         _require_run(job)
     teacher = _teacher(job)
@@ -96,13 +104,28 @@ def run(options: Options) -> dict[str, Any]:
     return row
 
 
+def _served(options: Options, tokenizer: Any) -> tuple[Any, str]:  # noqa: ANN401
+    """What a sentence encoder's checkpoint serves texts with: its tokenizer, in lower case where it says so, and its prompt."""
+    model = options.model
+    if options.task.fine_tunes:
+        return tokenizer, ""
+    served = Served(sentence_encoder(model.teacher or str(model.model), revision=model.revision))
+    return served.tokenizer(tokenizer), served.prompt
+
+
+def _prompted(material: Material, prompt: str) -> Any:  # noqa: ANN401
+    """The training rows, their texts with a prompt in front."""
+    texts = [name for name in material.train_columns[:2] if name]
+    return material.train.map(lambda row: {name: prompt + row[name] for name in texts}) if prompt else material.train
+
+
 def _joined(job: Job) -> Any:  # noqa: ANN401
     """Training rows with unlabelled ones between, in random order."""
     import datasets
 
     seed, data = job.options.training.seed, job.options.data
-    texts = joined_texts(job.material.texts, data.joined_rows, seed)
-    added = datasets.Dataset.from_dict(dict(job.tokenizer(texts, truncation=True, max_length=data.max_length)))
+    texts = [job.prompt + text for text in joined_texts(job.material.texts, data.joined_rows, seed)]
+    added = datasets.Dataset.from_dict(dict(job.words(texts, truncation=True, max_length=data.max_length)))
     plain = job.encoded.select_columns(added.column_names).cast(added.features)
     return datasets.concatenate_datasets([plain, added]).shuffle(seed=seed)
 

@@ -10,7 +10,8 @@ from conftest import small_model, token_ids
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.factorize import factorize
 from heat_hf.encoders.bases import project_input
-from heat_hf.encoders.linears import attention_groups, encoder_linears
+from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.together import attention_groups
 from heat_hf.formats.size import MatrixSize
 from heat_hf.search.ranks.bases import on_basis
 

@@ -11,10 +11,10 @@ from grouped import OPTIONS, batches
 
 from heat_hf import CompressionReport, HeatConfig, Statistics
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.linears import encoder_linears, head_groups
+from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.together import head_groups, narrowed
 from heat_hf.formats.narrowed import Neurons, refitted
 from heat_hf.formats.size import MatrixSize
-from heat_hf.search.ranks.widths import narrowed
 
 
 def settings_of(model: Any, heads: int = 2) -> dict[str, Any]:

@@ -8,11 +8,14 @@ import pytest
 import torch
 from conftest import small_model, token_ids
 
-from benchmarks import cost_paper, growth, kwon, strassen_tables
+from benchmarks import amdahl, cost_paper, growth, kwon, machine_search, strassen_tables
 from benchmarks.pruned import Masks, Tuning, remove
 from benchmarks.sparse import make_plain, make_sparse, two_of_four
+from heat_hf import TensorSetting
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.linears import encoder_linears
+from heat_hf.encoders.together import head_groups, narrowed, width_groups
+from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import cost_model
 
 
@@ -122,6 +125,26 @@ def test_growth_is_fitted_by_a_line() -> None:
     assert growth.line(growth.panels(data)["blocks"], "blocks", "minutes") == pytest.approx((3, 2, 1))
     assert [row["tokens"] for row in growth.panels(data)["tokens"]] == [8, 9]
     assert "| 3 | 9 | 11.0 | 1.0 | 1.0 |" in growth.table(data)
+
+
+def test_what_is_left_of_a_model_whose_parts_shrink() -> None:
+    """Half of the neurons and one of two heads of the first block; its matrices are then half as large, or a quarter."""
+    dense = small_model("bert")
+    linears = encoder_linears(dense)
+    assert set(amdahl.left(dense, small_model("bert")).values()) == {1.0}
+    groups = list(width_groups(dense, linears))
+    settings: dict[str, TensorSetting] = {}
+    for names in (next(group for group in groups if len(group) == size) for size in (2, 4)):
+        sizes = [MatrixSize.of(linears[name]) for name in names]
+        own = narrowed(sizes, sizes[-1].columns // 2)
+        settings |= {name: setting for name, setting in zip(names, own, strict=True) if setting is not None}
+    smaller = machine_search.shaped(dense, {name: setting.to_dict() for name, setting in settings.items()})
+    assert answer(smaller).shape == answer(dense).shape
+    whole = sum(MatrixSize.of(linear).elements for linear in linears.values())
+    gone = sum(MatrixSize.of(linears[name]).elements / 2 for name in settings)
+    blocks = len(head_groups(dense, linears))
+    expected = {"products": 1 - gone / whole, "activation": 1 - 0.5 / blocks, "attention": 1 - 0.5 / blocks}
+    assert amdahl.left(dense, smaller) == pytest.approx(expected)
 
 
 def test_two_of_four_weights_stay_the_largest_or_those_that_outputs_see() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import datasets
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from heat_hf.distillation import DistillationArguments
 from heat_hf.distillation.stages import LEARNING_RATE, LOGIT_LEARNING_RATE
@@ -104,6 +105,29 @@ def test_a_recipe_without_labels_and_again(minilm: str, tmp_path: Path) -> None:
             run(options.parse([*argv, option, value]))
     assert 'SentenceTransformer("out")' in (output / "model" / "README.md").read_text()
     assert (output / "model" / "1_Pooling" / "config.json").is_file(), "it stays a sentence encoder"
+
+
+def test_a_sentence_encoder_is_trained_on_what_it_is_served(
+    minilm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompt in front of every text, also of joined ones, once."""
+    checkpoint, seen = tmp_path / "prompted", list[list[int]]()
+    shutil.copytree(minilm, checkpoint)
+    about = json.loads((checkpoint / "config_sentence_transformers.json").read_text())
+    about |= {"prompts": {"query": "find this: "}, "default_prompt_name": "query"}
+    (checkpoint / "config_sentence_transformers.json").write_text(json.dumps(about))
+
+    def kept(trainer: Any, *_: object, **__: object) -> None:
+        seen.extend(row["input_ids"] for row in trainer.train_dataset)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("heat_hf.distillation.DistillationTrainer.train", kept)
+    columns, joined = ["--train_columns", "sentence1", "", ""], ["--joined_rows", "3"]
+    with pytest.raises(KeyboardInterrupt):
+        run(options.parse(arguments("sentence-similarity", tmp_path, "--teacher", str(checkpoint), *columns, *joined)))
+    texts = AutoTokenizer.from_pretrained(minilm).batch_decode(seen, skip_special_tokens=True)
+    assert len(texts) == len(SENTENCES) + 2
+    assert all(text.startswith("find this : the ") and text.count("find") == 1 for text in texts)
 
 
 def test_questions_are_scored_in_percent() -> None:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=options.whole(1, 4096), metavar="N", help="of every runtime (default: PyTorch's)")
     parser.add_argument("--repeats", type=options.whole(2), default=20, metavar="N", help="of each (default: %(default)s)")
+    parser.add_argument("--memory", action="store_true", help="also find the peak memory of each, in a process of its own")
     parser.add_argument("--task", help=f"also score the models: {', '.join(TASKS)}")
     options.add_labelled(parser, required=False)
     text = "relative loss of score that is worth being faster (default: %(default)s)"
@@ -125,7 +126,7 @@ def _report(
     from heat_hf.reports.bench import BenchReport
 
     threads = args.threads or torch.get_num_threads()
-    entries = bench(models, found, _sizes(args), threads, args.repeats, _score(labelled, args.columns))
+    entries = bench(models, found, _sizes(args), threads, args.repeats, _score(labelled, args.columns), args.memory)
     task, rows = labelled
     packages = dict.fromkeys(RUNTIMES[way.runtime].package for way in found)
     about = {**device(), "threads": threads, "repeats": args.repeats, "versions": {name: version(name) for name in packages}}

@@ -18,6 +18,7 @@ from transformers import (
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.job import Job
 from heat_hf.compression.loading import load_dense
+from heat_hf.compression.resuming import refined_blocks
 from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches, require_vocabulary
 from heat_hf.encoders.checkpoints.adapter import merge
 from heat_hf.encoders.checkpoints.folder import save_compressed
@@ -246,7 +247,8 @@ class HeatCompressor:
         Args:
             config: what to factorize and how.
             calibration_dataset: sentences, rows of a `datasets.Dataset`, or batches; see `calibration_batches`.
-            save_directory: where to save model, tokenizer and report; appears only when all is done.
+            save_directory: where to save model, tokenizer and report; appears only when all is done. Refined blocks are kept in
+                SAVE_DIRECTORY.partial until then: an interrupted compression with the same arguments goes on with the next.
             overwrite: whether to replace a non-empty directory there.
             statistics: what was collected before of the same model (`statistics_of`, `Statistics.load`); the calibration data
                 is then not run again, and need not be given.
@@ -278,9 +280,10 @@ class HeatCompressor:
         if save_directory is not None:
             expected = job.planned(chosen)
             check_target(save_directory, overwrite, expected.compressed_model_parameters * self.model.dtype.itemsize)
-        self.report = job.factorize(chosen)
-        if save_directory is not None:
-            self.save(save_directory, overwrite, **save_options)
+        with refined_blocks(save_directory, self.model, config, job.calibration, chosen.settings) as done:
+            self.report = job.factorize(chosen, done)
+            if save_directory is not None:
+                self.save(save_directory, overwrite, **save_options)
         return self.report
 
     def save(self, save_directory: str | os.PathLike[str], overwrite: bool = False, **kwargs: Any) -> None:

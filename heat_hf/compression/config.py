@@ -40,7 +40,7 @@ class HeatConfig:
             the dense ones. With `rank_search="pareto"` the settings of the matrix sizes are chosen together, for the least sum
             of squared errors.
         target_latency_ratio: time of one forward pass through all these matrices on the accelerator instead, as a fraction of
-            the dense ones'.
+            the dense ones'. On "cpu" it includes attention and the activation functions between them, if the family is known.
         target_latency: the same in seconds.
         rank: decomposition rank instead: one for all matrices (an integer is a uniform rank), or a mapping from a matrix size
             such as "384x1536" (output × input features) to a rank.

@@ -9,10 +9,10 @@ from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.job import Job
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.statistics import Statistics
+from heat_hf.formats.setting import Settings
 from heat_hf.hardware import CostModel
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.search.ranks.methods import Solution
-from heat_hf.search.ranks.space import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

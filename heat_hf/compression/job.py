@@ -14,23 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from tqdm.auto import tqdm
-from transformers.quantizers.auto import AutoHfQuantizer
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.measuring import answers, expected, measured, with_output_errors
 from heat_hf.compression.projecting import Projection
-from heat_hf.compression.refinement import refine_blocks
+from heat_hf.compression.refinement import Kept, refine_blocks
+from heat_hf.compression.replacing import attach, kept_of, layers_of
 from heat_hf.compression.reporting import Reached, refined_report, report_of
+from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
-from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import by_block, encoder_linears, runs, swap_module
+from heat_hf.encoders.linears import by_block, encoder_linears, swap_module
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
-from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import CostModel
 from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compression import CompressionReport
@@ -39,7 +38,7 @@ from heat_hf.search.journal import Journal
 from heat_hf.search.ranks.budgets import TARGETS, Budget, network_budgets
 from heat_hf.search.ranks.methods import Solution
 from heat_hf.search.ranks.problem import Problem, Training
-from heat_hf.search.ranks.space import Costs, Matrix, Settings
+from heat_hf.search.ranks.space import Costs, matrices_of
 from heat_hf.search.ranks.variants import Variant, find_variants, search_key
 from heat_hf.search.shapes.search import ShapeSearch, require_fit, search_shapes
 from heat_hf.search.shapes.table import CostTable
@@ -89,7 +88,7 @@ class Job:
     @cached_property
     def costs(self) -> Costs:
         """Of the model's tensors."""
-        matrices = {name: Matrix(MatrixSize.of(linear), runs(self.model.config, name)) for name, linear in self.linears.items()}
+        matrices = matrices_of(self.model, self.linears, self.config.batch_size, self.config.sequence_length)
         return Costs(matrices, self.config.tokens, self.cost_model)
 
     @cached_property
@@ -275,8 +274,8 @@ class Job:
         request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
         return report_of(self.model, self.costs, reached, calibration_rows, request)
 
-    def factorize(self, chosen: Variant | Solution) -> CompressionReport:
-        """Replace the model's linears by factorized layers, in place; on an error the model is unchanged."""
+    def factorize(self, chosen: Variant | Solution, done: RefinedBlocks | None = None) -> CompressionReport:
+        """Replace the model's linears by factorized layers, in place, blocks `done` as they are; an error changes nothing."""
         settings = chosen.settings
         projection = Projection.of(self.model, self.linears, settings, self.config, self._calibrated)
         reached = dict.fromkeys(self.linears, Reached(None))
@@ -292,19 +291,14 @@ class Job:
         report = self._report(reached, self.calibration_rows)
         if report.few_tokens:
             logger.warning(report.few_tokens)
-        layers = {
-            name: FactorizedLinear.from_linear(self.linears[name], result.setting, result.factorization, self.config.tokens)
-            for name, result in reached.items()
-            if result.setting is not None and result.factorization is not None
-        }
+        layers = layers_of(self.linears, reached, self.config.tokens)
         try:
-            kept = {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
-            report = self._refine(report, layers, kept)
+            report = self._refine(report, layers, kept_of(reached), done)
             report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
             for name, layer in layers.items():
                 swap_module(self.model, self.linears[name], layer)
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
-            self._attach(settings, report)
+            attach(self.model, settings, self.config.tokens, report)
         except BaseException:
             for name, layer in layers.items():
                 swap_module(self.model, layer, self.linears[name])
@@ -326,23 +320,11 @@ class Job:
         return self._calibrated and self.given_statistics is None and by_layer
 
     def _refine(
-        self, report: CompressionReport, layers: Mapping[str, FactorizedLinear], kept: Mapping[str, Sequence[int]]
+        self, report: CompressionReport, layers: Mapping[str, FactorizedLinear], kept: Kept, done: RefinedBlocks | None
     ) -> CompressionReport:
         """Refine the layers where there is calibration data, and report what they then are."""
         if not (self._calibrated and self.config.refine_steps):
             return report
         held = None if self._by_block else self.statistics
-        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept)
+        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, done)
         return refined_report(report, refined)
-
-    def _attach(self, settings: Settings, report: CompressionReport) -> None:
-        """Make the model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only."""
-        config = FactorizedConfig(
-            tensors={name: setting for name, setting in settings.items() if setting is not None},
-            tokens=self.config.tokens,
-            accelerator=report.accelerator,
-            heat_version=report.heat_version,
-        )
-        quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
-        quantizer.report = report
-        quantizer.attach(self.model)

@@ -28,7 +28,7 @@ from heat_hf.search.ranks.variants import Variant
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WITHIN = 2.0  # by which factor it may differ on other rows, either way: a classifier's outputs move a lot on few of them
+WITHIN = 1.5  # by which factor it may differ on other rows, either way: a classifier's outputs move a lot on few of them
 
 
 def with_output_errors(
@@ -85,13 +85,13 @@ def _output_errors(
 
 
 def answers(model: PreTrainedModel, batches: Sequence[Batch] | None, config: HeatConfig) -> Quality | None:
-    """What the dense model answers to the calibration rows that refinement does not learn from.
+    """What the dense model answers to the calibration rows that refinement does not learn from; without one, to all.
 
     None without such rows, or where no gradients are used: outputs need not be of a known kind then.
     """
     if not batches or not config.uses_gradients:
         return None
-    return Quality(model, [batches[number] for number in held_out(len(batches))])
+    return Quality(model, [batches[number] for number in held_out(len(batches))] if config.refine_steps else batches)
 
 
 def expected(chosen: Variant | Solution) -> Fidelity | None:

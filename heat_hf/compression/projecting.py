@@ -10,46 +10,15 @@ from torch import Tensor, nn
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached
-from heat_hf.encoders.bases import require_groups
-from heat_hf.encoders.linears import attention_groups, head_groups, inner_pairs
 from heat_hf.encoders.statistics import Statistics
+from heat_hf.encoders.together import attention_groups, require_together, width_groups
 from heat_hf.formats import JOINT, OPERATORS, PAIRED, SHARED
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
 from heat_hf.formats.encoding import encode
-from heat_hf.formats.setting import TensorSetting
-from heat_hf.search.ranks.space import Settings
-from heat_hf.search.ranks.widths import narrowed
+from heat_hf.formats.setting import Settings, TensorSetting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def require_widths(groups: Mapping[tuple[str, ...], int], settings: Settings) -> None:
-    """Make sure that neurons or heads go from all matrices beside them, or from none.
-
-    Args:
-        groups: names of the two matrices of a feed-forward network, or of the four of an attention → neurons that only go
-            together, 1 or those of a head.
-        settings: of all matrices.
-
-    Raises:
-        ValueError: if a matrix with fewer inputs or outputs lacks partners of the same width, or a part of a head stays.
-    """
-    left = {name: setting for name, setting in settings.items() if setting is not None and setting.format in PAIRED}
-    for names, size in groups.items():
-        members = [left[name] for name in names if name in left]
-        width = members[-1].rank[0] if members else 0
-        whole = len(members) == len(names) and width % size == 0
-        if whole and tuple(members) == narrowed([setting.size for setting in members], width):
-            left = {name: setting for name, setting in left.items() if name not in names}
-    for name, setting in left.items():
-        size = next((size for names, size in groups.items() if name in names), 1)
-        others = (
-            "the other matrix of its feed-forward network must get the same width"
-            if size == 1
-            else f"query, key, value and output of an attention must get the same width together, a multiple of {size}"
-        )
-        raise ValueError(f"{name} cannot get {setting.format} of width {setting.rank[0]}: {others}")
 
 
 def _require_calibration(settings: Settings) -> None:
@@ -67,8 +36,8 @@ class Projection:
     Attributes:
         linears: by name.
         settings: by name.
-        between: as `groups` of `require_widths`.
-        groups: as for `require_groups`.
+        between: of `width_groups`.
+        groups: of `attention_groups`.
         config: the request.
     """
 
@@ -96,11 +65,8 @@ class Projection:
         """
         if not calibrated:
             _require_calibration(settings)
-        pairs, groups = inner_pairs(model, linears), attention_groups(model, linears)
-        between = dict.fromkeys(pairs.items(), 1) | head_groups(model, linears)
-        require_widths(between, settings)
-        require_groups(groups, settings)
-        return cls(linears, settings, between, groups, config)
+        require_together(model, settings)
+        return cls(linears, settings, width_groups(model, linears), attention_groups(model, linears), config)
 
     def reached(self, names: Sequence[str], statistics: Statistics | None) -> Iterator[tuple[str, Reached]]:
         """Factorizations of some layers, all of a pair or group among them; one after the other.

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from heat_hf.compression.config import HeatConfig
+from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
@@ -30,6 +31,7 @@ from heat_hf.formats.projection import relative_error
 from heat_hf.formats.tiles import masked
 from heat_hf.reports.refinement import BlockError, Refinement
 
+Kept = Mapping[str, Sequence[int]]  # name of a layer → neurons that stay, of layers that lose some
 States = dict[int, Tensor]  # number of a batch → hidden states, rows × tokens × hidden size
 
 logger = logging.getLogger(__name__)
@@ -69,7 +71,8 @@ def refine_blocks(
     batches: Sequence[Batch] | None,
     config: HeatConfig,
     statistics: Statistics | None = None,
-    kept: Mapping[str, Sequence[int]] | None = None,
+    kept: Kept | None = None,
+    done: RefinedBlocks | None = None,
 ) -> Refined:
     """Refine cores and biases of factorized layers, block by block; a block that would not get better stays as it was.
 
@@ -87,6 +90,7 @@ def refine_blocks(
             `seed` decides.
         statistics: of the linears, for the errors; None to take C of the tokens used, a block at a time.
         kept: neurons that stay, of layers that lose some.
+        done: where blocks are kept, and taken from that are there already.
     """
     few, out = _few(batches or ())
     if len(few) < LEAST_BATCHES:
@@ -107,7 +111,10 @@ def refine_blocks(
             )
         moments = None if statistics is None else statistics.second_moments
         generator = torch.Generator().manual_seed(config.seed)
-        refiner = _Refiner(blocks, linears, layers, few, out, config.refine_steps, generator, moments, kept or {})
+        refiner = _Refiner(
+            blocks, linears, layers, few, out, config.refine_steps, generator, moments, kept or {},
+            done or RefinedBlocks(),
+        )  # fmt: skip
         reached = refiner.run(groups)
         return Refined(Refinement(config.refine_steps, tuple(reached)) if reached else None, refiner.errors)
     finally:
@@ -128,6 +135,7 @@ class _Refiner:
         generator: of the order of batches, and of rows where a batch has more than a step takes.
         moments: C of every linear's inputs, or None.
         kept: neurons that stay, of layers that lose some.
+        done: blocks that an interrupted refinement left, and those of this one.
         errors: of the layers refined so far.
         dense: number of a batch → hidden states that the dense model has at the boundary reached; empty before the first block.
         now: the same of the model compressed so far.
@@ -141,7 +149,8 @@ class _Refiner:
     steps: int
     generator: torch.Generator
     moments: Mapping[str, Tensor] | None
-    kept: Mapping[str, Sequence[int]]
+    kept: Kept
+    done: RefinedBlocks
     errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     dense: States = field(default_factory=dict)
     now: States = field(default_factory=dict)
@@ -179,16 +188,28 @@ class _Refiner:
     def _refine(self, name: str, names: Sequence[str], bar: tqdm[None]) -> BlockError:
         pairs = (pair for one in names for pair in _rates(self.layers[one], basis_of(self.layers, one)))
         parameters, rates = zip(*pairs, strict=True)
+        known = self.done.read(name)
+        if known is None:
+            error = self._learned(name, parameters, rates, bar)
+            state = {"generator": self.generator.get_state(), "error": torch.tensor([error.before, error.after]).double()}
+            self.done.write(name, {**state, **{str(place): parameter for place, parameter in enumerate(parameters)}})
+        else:
+            _put(parameters, [known[str(place)] for place in range(len(parameters))])
+            self.generator.set_state(known["generator"])
+            error = BlockError(name, *known["error"].tolist())
+            bar.update(2 * len(self.held_out) + STEP_PASSES * self.steps)
+        self.now = self._replaced(name, self.now, bar)
+        return error
+
+    def _learned(self, name: str, parameters: Sequence[Tensor], rates: Sequence[float], bar: tqdm[None]) -> BlockError:
+        """Train a block; it stays as it was where it would not get better."""
         start = [parameter.detach().clone() for parameter in parameters]
         before = self._error(self._answers(name, self.now, self.held_out, bar))
         self._train(name, parameters, rates, bar)
         after = self._error(self._answers(name, self.now, self.held_out, bar))
         if not after < before:  # False also for NaN
-            with torch.no_grad():
-                for parameter, value in zip(parameters, start, strict=True):
-                    parameter.copy_(value)
+            _put(parameters, start)
             after = before
-        self.now = self._replaced(name, self.now, bar)
         return BlockError(name, before, after)
 
     def _answers(self, name: str, before: States, numbers: Iterable[int], bar: tqdm[None]) -> States:
@@ -240,9 +261,7 @@ class _Refiner:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * _schedule(step, self.steps)
             optimizer.step()
-            with torch.no_grad():
-                for parameter, master in zip(parameters, masters, strict=True):
-                    parameter.copy_(master)
+            _put(parameters, masters)
             bar.update(STEP_PASSES)
 
     def _errors(self, name: str, moment: Tensor) -> tuple[float, float | None]:
@@ -267,6 +286,13 @@ class _Refiner:
         for _ in range(self.steps):
             left = left or torch.randperm(len(learned), generator=self.generator).tolist()
             yield learned[left.pop()]
+
+
+def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Give parameters their values."""
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
 
 
 def _rates(layer: FactorizedLinear, basis: Tensor | None) -> Iterator[tuple[Tensor, float]]:

@@ -37,6 +37,11 @@ class ScoredTrainer(DistillationTrainer):
         self.quality = Quality(self.teacher.model, scored_rows)
 
     @property
+    def scored(self) -> Any:  # noqa: ANN401
+        """The rows: the card lists all scores as those of the same ones."""
+        return self.quality.batches
+
+    @property
     def measure(self) -> str:
         """What the score is."""
         return "accuracy" if self.quality.labelled else "agreement with the dense model"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Batch = Mapping[str, Tensor]
+IDS, TYPES, MASK = "input_ids", "token_type_ids", "attention_mask"
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "sentence2", "question", "context", "premise", "hypothesis")
 
 
@@ -99,7 +100,8 @@ def encode_rows(
     """Tokenize rows, each as one input: a sentence, the one or two text columns of a row, or its `input_ids`.
 
     Args:
-        dataset: rows, see `as_rows`; a whole number in a column `label` or `labels` is kept as `labels`.
+        dataset: rows, see `as_rows`; a whole number in a column `label` or `labels` is kept as `labels`. Of rows with
+            `input_ids`, the tokens that their `attention_mask` leaves out are padding, and dropped.
         tokenizer: the model's.
         max_length: tokens after which a row is cut.
         name: of the argument, for messages.
@@ -117,16 +119,24 @@ def encode_rows(
     for number, row in enumerate(as_rows(dataset, name)):
         where = f"row {number} of {name}"
         if isinstance(row, Mapping) and "input_ids" in row:
-            ids: dict[str, Any] = {"input_ids": _token_ids(row["input_ids"], where)[:most]}
+            ids = {key: values[:most] for key, values in _given_ids(row, where).items()}
         else:
-            ids = {"input_ids": tokenizer(*_texts(row, where)[:2], truncation=True, max_length=most)["input_ids"]}
+            found = tokenizer(*_texts(row, where)[:2], truncation=True, max_length=most)
+            ids = {key: found[key] for key in (IDS, TYPES) if key in found}
         label = next((row[key] for key in ("label", "labels") if isinstance(row, Mapping) and key in row), None)
         if isinstance(label, str) and classes is not None:
             if label not in classes:
                 raise ValueError(f"{where} has the label {shown(label)}; the model has {', '.join(map(str, classes))}")
             label = classes[label]
         encoded.append({**ids, "labels": int(label)} if isinstance(label, int) else ids)
-    return encoded
+    return _typed(encoded)
+
+
+def _typed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the types of their tokens if there is any but 0, which models take where none are given."""
+    if any(any(row.get(TYPES, ())) for row in rows):
+        return [{TYPES: [0] * len(row[IDS]), **row} for row in rows]
+    return [{key: value for key, value in row.items() if key != TYPES} for row in rows]
 
 
 def pad_batches(encoded: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int = 32) -> list[Batch]:
@@ -135,11 +145,25 @@ def pad_batches(encoded: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBas
     return [dict(tokenizer.pad(ordered[i : i + batch_size], return_tensors="pt")) for i in range(0, len(ordered), batch_size)]
 
 
-def _token_ids(values: Any, where: str) -> list[int]:  # noqa: ANN401
-    """Token ids of a row, whatever sequence they are in."""
+def _given_ids(row: Mapping[str, Any], where: str) -> dict[str, list[int]]:
+    """Token ids of a row, and their types if it has any, without padding."""
+    found = {key: _whole_numbers(row[key], key, where) for key in (IDS, TYPES, MASK) if row.get(key) is not None}
+    if len(set(map(len, found.values()))) > 1:
+        raise ValueError(f"{where} has {', '.join(f'{len(values)} {key}' for key, values in found.items())}")
+    mask = found.pop(MASK, None)
+    if mask is None:
+        return found
+    if not any(mask):
+        raise ValueError(f"{where} is padding alone: its {MASK} is 0 everywhere")
+    return {key: [value for value, counts in zip(values, mask, strict=True) if counts] for key, values in found.items()}
+
+
+def _whole_numbers(values: Any, key: str, where: str) -> list[int]:  # noqa: ANN401
+    """Numbers of a row's tokens, whatever sequence they are in."""
     found = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(found, (list, tuple)) or not found or not all(type(i) is int and 0 <= i < 2**31 for i in found):
-        raise ValueError(f"{where} must have token ids in input_ids, got {shown(values)}")
+        what = "token ids" if key == IDS else "whole numbers"
+        raise ValueError(f"{where} must have {what} in {key}, got {shown(values)}")
     return list(found)
 
 

@@ -15,6 +15,7 @@ from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.reading import told
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import BLOCKS, block_pattern, dense_linears, factorized_layers, resolve_names, runs
+from heat_hf.encoders.together import require_together
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
@@ -138,6 +139,7 @@ def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str
         settings = {names[name]: setting for name, setting in tensors.items() if name in names}
         for name, setting in settings.items():
             setting.shape.require(*model.get_submodule(name).weight.shape)
+        require_together(model, settings)
     return model, settings
 
 

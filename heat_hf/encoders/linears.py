@@ -19,46 +19,18 @@ if TYPE_CHECKING:
 
 # Names of a family's Transformer blocks, relative to the base model. Their linears are factorized; embeddings, poolers and
 # heads are not (paper, section 4).
-_BERT_BLOCKS = r"encoder\.layer\.\d+\."
+BERT_BLOCKS = r"encoder\.layer\.\d+\."
 BLOCKS = {
-    "bert": _BERT_BLOCKS,
+    "bert": BERT_BLOCKS,
     "distilbert": r"transformer\.layer\.\d+\.",
-    "roberta": _BERT_BLOCKS,
-    "xlm-roberta": _BERT_BLOCKS,
-    "camembert": _BERT_BLOCKS,
-    "electra": _BERT_BLOCKS,
-    "mpnet": _BERT_BLOCKS,
-    "deberta-v2": _BERT_BLOCKS,
+    "roberta": BERT_BLOCKS,
+    "xlm-roberta": BERT_BLOCKS,
+    "camembert": BERT_BLOCKS,
+    "electra": BERT_BLOCKS,
+    "mpnet": BERT_BLOCKS,
+    "deberta-v2": BERT_BLOCKS,
     "albert": r"encoder\.albert_layer_groups\.\d+\.albert_layers\.\d+\.",
     "modernbert": r"layers\.\d+\.",
-}
-
-# Of a block's feed-forward network, the linear that widens and the one that reads it, with an activation between them that
-# takes each neuron by itself. ModernBERT's multiplies neurons with each other.
-INNER = {
-    "distilbert": ("ffn.lin1", "ffn.lin2"),
-    "albert": ("ffn", "ffn_output"),
-    **{family: ("intermediate.dense", "output.dense") for family, blocks in BLOCKS.items() if blocks == _BERT_BLOCKS},
-}
-
-# Of a block's attention, the query, key and value of a module that does nothing else with its input. ALBERT's adds it to the
-# result, DeBERTa's has relative positions go through the same linears, and ModernBERT's three are one linear already.
-ATTENTION = {
-    "distilbert": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    "mpnet": ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-    **dict.fromkeys(
-        ("bert", "roberta", "xlm-roberta", "camembert", "electra"),
-        ("attention.self.query", "attention.self.key", "attention.self.value"),
-    ),
-}
-
-# Of a block's attention, its query, key, value and output, where the number of heads is read from what the first three answer.
-# MPNet adds a bias of all heads, DeBERTa names their number, and ModernBERT's three are one linear.
-_BERT_HEADS = (*ATTENTION["bert"], "attention.output.dense")
-HEADS = {
-    "distilbert": (*ATTENTION["distilbert"], "attention.out_lin"),
-    "albert": ("attention.query", "attention.key", "attention.value", "attention.dense"),
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT_HEADS),
 }
 
 
@@ -164,45 +136,6 @@ def by_block(names: Iterable[str]) -> dict[str, list[str]]:
 def kind_of(name: str) -> str:
     """What a module is within its block."""
     return name[len(block_of(name)) :].lstrip(".") or name
-
-
-def inner_pairs(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """Of the named linears, those that widen a feed-forward network → those that read it; none for an unknown family."""
-    known, family = dict.fromkeys(names), model.config.model_type
-    if family not in INNER:
-        return {}
-    first, second = INNER[family]
-    wide = re.compile(f"({block_pattern(model)}){re.escape(first)}")
-    pairs = {name: f"{match[1]}{second}" for name in known if (match := wide.fullmatch(name))}
-    return {name: other for name, other in pairs.items() if other in known}
-
-
-def attention_groups(model: PreTrainedModel, names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Of the named linears, the query, key and value of attention modules that can have a basis together."""
-    trio = ATTENTION.get(model.config.model_type)
-    return [] if trio is None else _together(names, trio, block_pattern(model))
-
-
-def head_groups(model: PreTrainedModel, names: Iterable[str]) -> dict[tuple[str, ...], int]:
-    """Of the named linears, the query, key, value and output of attentions that can lose heads → the outputs of a head."""
-    members = HEADS.get(model.config.model_type)
-    groups = [] if members is None else _together(names, members, block_pattern(model))
-    owners: dict[tuple[str, ...], Any] = {group: model.get_submodule(group[0].rpartition(".")[0]) for group in groups}
-    return {group: owner.attention_head_size for group, owner in owners.items()}
-
-
-def saved_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """The same of names in a saved model, whatever model may be around the encoder that has them."""
-    known = list(names)
-    return [group for trio in dict.fromkeys(ATTENTION.values()) for group in _together(known, trio, r"(?:.*\.)?")]
-
-
-def _together(names: Iterable[str], members: Sequence[str], before: str) -> list[tuple[str, ...]]:
-    """Those of the names that are a pattern and one of the members, where all of these are there."""
-    known, (first, *others) = dict.fromkeys(names), members
-    query = re.compile(f"({before}){re.escape(first)}")
-    groups = [(name, *(match[1] + other for other in others)) for name in known if (match := query.fullmatch(name))]
-    return [group for group in groups if known.keys() >= set(group)]
 
 
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from heat_hf.encoders.batches import data_digest
 from heat_hf.encoders.checkpoints.key import read_key, require_same_key
@@ -26,7 +26,18 @@ _IMMATERIAL = (
 )  # fmt: skip
 
 
-def training_key(student: Any, teacher: Any, args: TrainingArguments, rows: Any) -> dict[str, Any]:  # noqa: ANN401
+# Of these, what decides when a training that is scored stops, and which of its weights are kept.
+_SCORING = ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best", "metric_for", "greater_is")
+
+
+def training_key(
+    student: Any,  # noqa: ANN401
+    teacher: Any,  # noqa: ANN401
+    args: TrainingArguments,
+    rows: Any,  # noqa: ANN401
+    scored: Any = None,  # noqa: ANN401
+    callbacks: Iterable[Any] = (),
+) -> dict[str, Any]:
     """All that decides which weights a training ends with, as JSON.
 
     Args:
@@ -34,8 +45,9 @@ def training_key(student: Any, teacher: Any, args: TrainingArguments, rows: Any)
         teacher: the dense model, or None.
         args: of the training.
         rows: of the training data; one that cannot be indexed does not count.
+        scored: rows whose scores decide something; None where they do not.
+        callbacks: of the training; of these, early stopping counts.
     """
-    sized = hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
     # New adapters start at random; what they have learned is in the checkpoint.
     adapters = {
         name for name, parameter in student.named_parameters() if parameter.requires_grad and hasattr(student, "peft_config")
@@ -43,11 +55,25 @@ def training_key(student: Any, teacher: Any, args: TrainingArguments, rows: Any)
     key = {
         "student": tensors_digest(tensor for name, tensor in student.state_dict().items() if name not in adapters),
         "teacher": tensors_digest(teacher.state_dict().values()),
-        "training rows": data_digest(rows[row] for row in range(len(rows))) if sized else None,
+        "training rows": _digest(rows),
         "number of processes": args.world_size,
         **deciding(args),
     }
+    if scored is not None:
+        key |= {name: value for name, value in args.to_dict().items() if name.startswith(_SCORING)}
+        patience = [(c.early_stopping_patience, c.early_stopping_threshold) for c in stopping(callbacks)]
+        key |= {"evaluation rows": _digest(scored), "early stopping": patience}
     return json.loads(json.dumps(key, default=str))  # type: ignore[no-any-return]
+
+
+def stopping(callbacks: Iterable[Any]) -> list[EarlyStoppingCallback]:
+    """Those of the callbacks that stop a training early."""
+    return [callback for callback in callbacks if isinstance(callback, EarlyStoppingCallback)]
+
+
+def _digest(rows: Any) -> str | None:  # noqa: ANN401
+    listed = hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, Mapping)
+    return data_digest(rows[row] for row in range(len(rows))) if listed else None
 
 
 def deciding(args: TrainingArguments) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MOST_ROWS = 1_000_000  # of data that does not know its length: a stream from the Hub may have no end that anybody waits for
+LONGEST_PATH = 1_000
 
 
 def as_rows(data: Any, name: str) -> list[Any]:  # noqa: ANN401
@@ -48,6 +49,8 @@ def as_rows(data: Any, name: str) -> list[Any]:  # noqa: ANN401
     for number, row in enumerate(rows):
         if not isinstance(row, (str, Mapping)):
             raise ValueError(f"{name} must hold texts or rows with columns: row {number} is {shown(row)}")
+    if isinstance(rows[0], str) and len(rows[0]) < LONGEST_PATH and Path(rows[0]).is_file():
+        raise ValueError(f"{name} must hold texts: row 0 names the file {shown(rows[0])}, read it with datasets.load_dataset")
     return rows
 
 

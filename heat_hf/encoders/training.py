@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
 
 from heat_hf.encoders.checkpoints.storage import writing
-from heat_hf.encoders.resuming import mark, newest_checkpoint, require_training, training_key
+from heat_hf.encoders.resuming import mark, newest_checkpoint, require_training, stopping, training_key
 from heat_hf.encoders.tiles import encoded_weights
 
 
@@ -87,10 +87,18 @@ class TeachingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     @property
+    def scored(self) -> Any:  # noqa: ANN401
+        """Rows whose scores decide when the training stops or which weights it keeps; None where they are only logged."""
+        decide = self.args.load_best_model_at_end or stopping(self.callback_handler.callbacks)
+        return self.eval_dataset if decide else None
+
+    @property
     def key(self) -> dict[str, Any]:
         """All that decides which weights the training ends with; taken before its first step, kept in every checkpoint."""
         if self._key is None:
-            self._key = training_key(unwrap_model(self.model), self.dense, self.args, self.rows)  # type: ignore[arg-type]
+            student: Any = unwrap_model(self.model)  # type: ignore[arg-type]
+            callbacks = self.callback_handler.callbacks
+            self._key = training_key(student, self.dense, self.args, self.rows, self.scored, callbacks)
         return self._key
 
     def train(  # type: ignore[override]

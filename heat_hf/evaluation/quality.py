@@ -22,7 +22,7 @@ class Quality:
         batches: model inputs, with `labels` or without.
 
     Raises:
-        ValueError: if there is no batch.
+        ValueError: if there is no batch, or a label is no class of the model, as the -1 of test splits.
     """
 
     def __init__(self, dense: PreTrainedModel, batches: Sequence[Batch]) -> None:
@@ -34,6 +34,11 @@ class Quality:
             len(signals) == 1 and signals[0].categorical and len(signals[0].values) == len(batch["labels"])
             for signals, batch in zip(self.reference, batches, strict=True)
         )
+        for signals, batch in zip(self.reference, batches, strict=True) if self.labelled else ():
+            classes, labels = signals[0].values.shape[-1], batch["labels"]
+            wrong = labels[(labels < 0) | (labels >= classes)]
+            if len(wrong):
+                raise ValueError(f"the evaluation rows have the label {int(wrong[0])}; the model has 0 to {classes - 1}")
 
     def signals(self, model: PreTrainedModel) -> list[list[Signal]]:
         """A model's outputs for every batch."""

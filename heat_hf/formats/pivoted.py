@@ -69,8 +69,9 @@ class Pivoted(LowRank):
         diagonal = np.abs(triangle.diagonal())
         span = int((diagonal > np.finfo(triangle.dtype).eps * rows * diagonal[0]).sum())
         combined = left.new_zeros(rows - rank, rank)
-        solved = solve_triangular(triangle[:span, :span], triangle[:span, rank:])
-        combined[:, :span] = torch.from_numpy(solved.T).to(combined)
+        if span:  # of a matrix of zeros nothing is to solve, which older versions of SciPy refuse
+            solved = solve_triangular(triangle[:span, :span], triangle[:span, rank:])
+            combined[:, :span] = torch.from_numpy(solved.T).to(combined)
         pivots = left[torch.from_numpy(chosen[:rank]).to(left.device)]
         return [combined, pivots @ right, torch.from_numpy(order).to(left.device)]
 

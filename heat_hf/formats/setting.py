@@ -121,6 +121,10 @@ class TensorSetting:
         return cls(data["format"], shape, data["rank"], data.get("execution", "auto"))
 
 
+Settings = Mapping[str, TensorSetting | None]
+"""What matrices got, by name; None for what stays dense."""
+
+
 @lru_cache(maxsize=4096)  # a SuperNet's layers change their ranks in every step
 def _plan(setting: TensorSetting, tokens: int, path: Path) -> ContractionPlan:
     codec, shape = setting.codec, setting.shape

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from heat_hf.formats.plan import ContractionPlan
 from heat_hf.formats.setting import Execution, TensorSetting
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.between import Between
 from heat_hf.hardware.cost import Cost
 from heat_hf.hardware.gemm import Gemm
 
@@ -46,6 +47,13 @@ class CostModel(Protocol):
     def linear(self, size: MatrixSize, tokens: int) -> Cost:
         """The cost of a dense layer."""
         return self.gemm(Gemm(tokens, *size))
+
+    def between(self, work: Between, units: int) -> Cost | None:
+        """The cost of what is done between matrices where so many of its units are left; None where only matrices count.
+
+        These alone are in the paper's ΣE·ΣT (section 2.2.2).
+        """
+        return None
 
     def gemms(self, gemms: Sequence[Gemm]) -> list[Cost]:
         """Costs of many products; a model that measures does so side by side."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import statistics
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from heat_hf.hardware.machine.race import race
 from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, get_runtime, torch_threads
 from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import Written, exported_bytes, written
+from heat_hf.integrations.int8 import in_int8
+from heat_hf.integrations.memory import peak_memory
 from heat_hf.reports.bench import Entry, Time, Tokens
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def bench(
     threads: int,
     repeats: int,
     score: Callable[[Any, Any], float] | None = None,
+    memory: bool = False,
 ) -> list[Entry]:
     """Make every model in every way in a temporary folder, score it, and time forward passes of all of them side by side.
 
@@ -134,6 +136,7 @@ def bench(
         threads: that each may use.
         repeats: forward passes of each that count.
         score: of a model, called like one of Transformers, with its tokenizer.
+        memory: whether to find out what memory each takes, in a process of its own.
 
     Returns:
         For every model every way; times are over the first one's.
@@ -143,17 +146,22 @@ def bench(
         for number, (name, loaded) in enumerate(tqdm(models.items(), desc="Exporting", unit="model")):
             for way, runner in _runners(loaded, found, folder / str(number), threads):
                 made[name, way] = runner
+            if memory and any(way.runtime == "torch" for way in found):
+                loaded.model.save_pretrained(folder / str(number) / "torch")
         scores = {key: score(runner.model, models[key[0]].tokenizer) for key, runner in made.items()} if score else {}
         times = {tokens: _times([runner.model for runner in made.values()], tokens, repeats) for tokens in sizes}
+        places = tqdm(((way, runner.folder) for (_, way), runner in made.items()), "Memory", len(made), disable=not memory)
+        peaks = [peak_memory(way.runtime, way.precision, place, threads, sizes) if memory else None for way, place in places]
     return [
-        Entry(name, *way, runner.bytes, {tokens: times[tokens][number] for tokens in sizes}, scores.get((name, way)))
-        for number, ((name, way), runner) in enumerate(made.items())
+        Entry(name, *way, runner.bytes, {tokens: times[tokens][number] for tokens in sizes}, scores.get((name, way)), peak)
+        for number, (((name, way), runner), peak) in enumerate(zip(made.items(), peaks, strict=True))
     ]
 
 
 class _Runner(NamedTuple):
     model: Any
     bytes: int
+    folder: Path
 
 
 def _runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: int) -> Iterator[tuple[Way, _Runner]]:
@@ -161,13 +169,13 @@ def _runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: int) -
     with _graph(loaded, found) as graph:
         for way in found:
             if way.runtime == "torch":
-                model = _dynamic(loaded.model) if way.precision == "int8" else loaded.model
-                yield way, _Runner(model.eval(), _saved_bytes(model))
+                model = in_int8(loaded.model) if way.precision == "int8" else loaded.model
+                yield way, _Runner(model.eval(), _saved_bytes(model), folder / "torch")
             else:
                 kind, place = EXPORTED[way.runtime], folder / "-".join(way)
                 assert graph is not None
                 graph.place(kind, place, way.precision == "int8", loaded.calibration)
-                yield way, _Runner(kind(place, threads).eval(), exported_bytes(kind, place))
+                yield way, _Runner(kind(place, threads).eval(), exported_bytes(kind, place), place)
 
 
 @contextmanager
@@ -177,13 +185,6 @@ def _graph(loaded: Loaded, found: Sequence[Way]) -> Iterator[Written | None]:
         return
     with written(loaded.model, loaded.tokenizer, loaded.encoder) as graph:
         yield graph
-
-
-def _dynamic(model: Any) -> Any:  # noqa: ANN401
-    """A copy whose linears multiply in int8; activations are quantized as they come."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is to move to torchao one day
-        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
 def _saved_bytes(model: nn.Module) -> int:

@@ -23,7 +23,12 @@ def exported_kind(runtime: str) -> type[ExportedModel]:
     return EXPORTED[runtime]
 
 
-def load_exported(folder: str | os.PathLike[str]) -> ExportedModel | None:
-    """The exported model of a folder, by what lies in it; None if there is none."""
+def load_exported(folder: str | os.PathLike[str], threads: int | None = None) -> ExportedModel | None:
+    """The exported model of a folder, by what lies in it; None if there is none.
+
+    Args:
+        folder: where `export_model` wrote.
+        threads: see `ExportedModel`.
+    """
     kinds = (kind for kind in EXPORTED.values() if (Path(folder) / kind.file).is_file())
-    return next((kind(folder) for kind in kinds), None)
+    return next((kind(folder, threads) for kind in kinds), None)

@@ -21,6 +21,10 @@ from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.values import shown, whole
 
 MOST_LAYERS = 1_000  # more than any encoder has; building them stays a matter of seconds
+OTHER_EXTENTS = (
+    "has tensors of other extents than the model, as those of a head with another num_labels: pass "
+    "ignore_mismatched_sizes=True to begin them anew"
+)
 HUB = ("cache_dir", "token", "revision", "subfolder")
 # Of what Transformers does not check itself, and heat_hf always saves.
 SAVED: Mapping[str, type] = {"architectures": list, "dtype": str, "model_type": str}
@@ -56,7 +60,10 @@ def from_pretrained(load: Callable[..., Any], cls: type, source: Any, *args: Any
     except NOT_THE_FILE:
         raise
     except Exception as error:
-        sentence = named(error, source) if _is_ours(source, kwargs) else error
+        if not _is_ours(source, kwargs):
+            raise
+        reason: Exception = ValueError(f"{source} {OTHER_EXTENTS}") if "ignore_mismatched_sizes" in str(error) else error
+        sentence = named(reason, source)
         if sentence is error:
             raise
         raise sentence from error
@@ -103,6 +110,8 @@ def _is_ours(source: Any, options: Mapping[str, Any]) -> bool:  # noqa: ANN401
     """Whether heat_hf saved a checkpoint that cannot be loaded, as far as can be told."""
     from transformers import PreTrainedConfig
 
+    if not isinstance(source, (str, os.PathLike)):  # weights are given beside a configuration
+        return False
     if any(Path(source, options.get("subfolder") or "").glob("heat_*")):
         return True
     hub = {name: options[name] for name in HUB if options.get(name) is not None}

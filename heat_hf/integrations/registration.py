@@ -24,6 +24,11 @@ MODELS = "transformers.modeling_utils"
 CONFIGURATIONS = "transformers.configuration_utils"
 AUTO_CLASSES = "transformers.models.auto.auto_factory"
 TUNERS = "peft.tuners.tuners_utils"
+QUANTIZERS = {
+    "torchao.quantization.quant_api": "quantize_",
+    "optimum.quanto.quantize": "quantize",
+    "torch.ao.quantization.quantize": "quantize_dynamic",
+}  # functions that take every linear of a model, and say nothing of other layers
 
 
 class _LazyClass:
@@ -118,12 +123,33 @@ def _wrap(cls: type, name: str, module: str) -> None:
     setattr(cls, name, classmethod(wrapper) if isinstance(held, classmethod) else wrapper)
 
 
+def _watch_quantizer(module: ModuleType) -> None:
+    """Let a function that quantizes linears say which layers it left as they were, wherever it was imported to."""
+    package, name = module.__name__.rpartition(".")[0], QUANTIZERS[module.__name__]
+    function = vars(module)[name]
+    if hasattr(function, "_heat_hf"):
+        return
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = function(*args, **kwargs)
+        model = args[0] if args else kwargs.get("model")
+        import_module("heat_hf.integrations.quantizers").tell_left_out(model, f"{package}.{name}")
+        return result
+
+    wrapper._heat_hf = True  # type: ignore[attr-defined]
+    for holder in list(sys.modules.values()):
+        if isinstance(holder, ModuleType) and vars(holder).get(name) is function:
+            setattr(holder, name, wrapper)
+
+
 _REGISTER: dict[str, Callable[[ModuleType], None]] = {
     REGISTRY: _register,
     CONFIGURATIONS: _load_configurations,
     MODELS: _present_models,
     AUTO_CLASSES: _load_by_auto_classes,
     TUNERS: _present_layers,
+    **dict.fromkeys(QUANTIZERS, _watch_quantizer),
 }
 
 

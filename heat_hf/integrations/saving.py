@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -34,6 +35,7 @@ from heat_hf.encoders.checkpoints.storage import atomic_directory
 from heat_hf.encoders.checkpoints.weights import checksum as weights_checksum
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import factorized_layers
+from heat_hf.formats.layer import FactorizedLinear
 
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _WEIGHTS = re.compile(r"(heat_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -54,7 +56,8 @@ def save_pretrained(
         **kwargs: likewise.
 
     Raises:
-        ValueError: for a `variant`, which names weights files in a way of its own.
+        ValueError: for a `variant`, which names weights files in a way of its own; or for layers that could not be loaded
+            from the folder, as quantized ones.
         OSError: if the folder cannot be written; what was there is then as it was.
     """
     given = inspect.signature(save).bind(model, folder, *args, **kwargs).arguments
@@ -66,12 +69,13 @@ def save_pretrained(
         raise ValueError(f"variant={given['variant']!r} is not supported for factorized models; save to another folder")
     if not given.get("is_main_process", True):
         return save(model, folder, *args, **kwargs)
+    _require_plain(factorized_layers(model), given.get("state_dict") or model.state_dict())
     options = {**{name: value for name, value in given.items() if name not in ("self", "kwargs")}, **given.get("kwargs", {})}
     push = options.pop("push_to_hub", False)
     options.pop("save_directory")
     checkpoint = _TRAINER_CHECKPOINT.fullmatch(Path(folder).name)
     with atomic_directory(folder, overwrite=True) as scratch:
-        with _undescribed(model.config):
+        with _ordinary(model):
             save(model, scratch, **options)
         quantization.weights_file = _weights_name(scratch, rename=not checkpoint)
         quantization.checksum = weights_checksum(path for path in scratch.iterdir() if path.suffix == ".safetensors")
@@ -121,6 +125,29 @@ def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
     )
 
 
+def _require_plain(layers: Mapping[str, FactorizedLinear], tensors: Mapping[str, Any]) -> None:
+    """Make sure that factorized layers have the tensors that a folder is loaded with: no masks, no quantized ones.
+
+    Args:
+        layers: by name.
+        tensors: of the whole model, that are to be saved.
+
+    Raises:
+        ValueError: naming layer and tensor.
+    """
+    for name, layer in layers.items():
+        with torch.device("meta"):
+            wanted = {f"{name}.{key}" for key in FactorizedLinear(layer.setting, layer.bias is not None).state_dict()}
+        odd = min(wanted ^ {key for key in tensors if key.startswith(f"{name}.")}, default=None)
+        quantized = (key for key in wanted if odd is None and type(tensors[key]).dequantize is not torch.Tensor.dequantize)
+        odd = odd or next(quantized, None)
+        if odd is not None:
+            raise ValueError(
+                f"{name} cannot be saved as it is, see {odd}: make pruning and parametrizations permanent "
+                "(torch.nn.utils.prune.remove, parametrize.remove_parametrizations), and quantize after loading"
+            )
+
+
 def _field(config: Any, name: str) -> Any:  # noqa: ANN401
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
@@ -136,9 +163,9 @@ def _held(config: PreTrainedConfig) -> list[tuple[PreTrainedConfig, dict[str, An
 
 
 @contextmanager
-def _undescribed(config: PreTrainedConfig) -> Iterator[None]:
-    """A configuration that says nothing of factorized weights; as before when the block ends."""
-    before = _held(config)
+def _ordinary(model: PreTrainedModel) -> Iterator[None]:
+    """A model that Transformers saves as any other, with the weights that it is given; as before when the block ends."""
+    before, quantizer = _held(model.config), vars(model).pop("hf_quantizer", None)  # for one, a `state_dict` is left out
     for inner, held in before:
         for name in held:
             del vars(inner)[name]
@@ -147,11 +174,13 @@ def _undescribed(config: PreTrainedConfig) -> Iterator[None]:
     finally:
         for inner, held in before:
             vars(inner).update(held)
+        if quantizer is not None:
+            model.hf_quantizer = quantizer
 
 
 def _save_dense(save: Callable[..., None], model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
     """A model without factorized layers, whatever the configuration says that it was built from."""
-    with _undescribed(model.config):
+    with _ordinary(model):
         save(model, *args, **kwargs)
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from heat_hf.encoders.bases import basis_of, require_groups
+from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
-from heat_hf.encoders.linears import factorized_layers, resolve_names, saved_groups, swap_module
+from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_module
+from heat_hf.encoders.together import require_together
 from heat_hf.formats.layer import FactorizedLinear
 
 if TYPE_CHECKING:  # at run time these would load the modeling code, twice what registration needs
@@ -49,11 +50,10 @@ class HeatQuantizer(HfQuantizer):
         if not self.pre_quantized:
             return model
         tensors = self.quantization_config.tensors
-        names = resolve_names(model, tensors)
-        require_groups(saved_groups(names), {saved: tensors[saved] for saved in names})
-        for saved, name in names.items():
+        settings = {name: tensors[saved] for saved, name in resolve_names(model, tensors).items()}
+        require_together(model, settings)
+        for name, setting in settings.items():
             linear = cast(nn.Linear, model.get_submodule(name))
-            setting = tensors[saved]
             setting.shape.require(linear.out_features, linear.in_features)
             with torch.device("meta"):
                 layer = FactorizedLinear(

@@ -45,6 +45,7 @@ class Entry:
         bytes: of weights, or of the exported files.
         times: of each number of tokens.
         score: the task's main one; None without data.
+        memory: bytes that loading and forward passes take at most; None where that is not known.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Entry:
     bytes: int
     times: dict[Tokens, Time]
     score: float | None = None
+    memory: int | None = None
 
     @property
     def way(self) -> str:
@@ -138,13 +140,14 @@ class BenchReport:
 
     def table(self, quartiles: bool = True) -> str:
         """A row for each model and way, as wide as it needs; without quartiles, medians alone."""
-        names, scored = short_names([entry.model for entry in self.entries]), bool(self.metric)
-        columns = ["model", "runs in", "MiB", *([self.metric] if scored else []), *map(str, self.sizes)]
+        names = short_names([entry.model for entry in self.entries])
+        rows = [_cells(names[entry.model], entry, self.metric, quartiles) for entry in self.entries]
+        used = [column for column in rows[0] if any(row[column] for row in rows)]
         groups = [
-            [_cells(names[model], entry, scored, quartiles) for entry in self.entries if entry.model == model]
+            [[row[column] for column in used] for row, entry in zip(rows, self.entries, strict=True) if entry.model == model]
             for model in dict.fromkeys(entry.model for entry in self.entries)
         ]
-        return text_table(columns, groups, left=(0, 1), width=UNBOUNDED)
+        return text_table(used, groups, left=(0, 1), width=UNBOUNDED)
 
     def __str__(self) -> str:
         table = self.table()
@@ -162,10 +165,15 @@ class BenchReport:
         )
 
 
-def _cells(name: str, entry: Entry, scored: bool, quartiles: bool) -> list[str]:
-    score = ["" if entry.score is None else f"{entry.score:.4f}"] if scored else []
-    times = [str(time) if quartiles else f"{time.ratio:.2f}" for time in entry.times.values()]
-    return [name, entry.way, f"{entry.bytes / 2**20:.1f}", *score, *times]
+def _cells(name: str, entry: Entry, metric: str, quartiles: bool) -> dict[str, str]:
+    """By column; one that is empty everywhere is left out."""
+    return {
+        "model": name,
+        "runs in": entry.way,
+        "MiB": f"{entry.bytes / 2**20:.1f}",
+        "memory, MiB": "" if entry.memory is None else f"{entry.memory / 2**20:.0f}",
+        metric: "" if entry.score is None else f"{entry.score:.4f}",
+    } | {str(tokens): str(time) if quartiles else f"{time.ratio:.2f}" for tokens, time in entry.times.items()}
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:

@@ -208,7 +208,7 @@ def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) ->
     lines += [f"| {label} | {before:,} | {after:,} | ×{after / before:.3f} |" for label, before, after in figures]
     cost = report.hardware
     if cost is not None:
-        for label, unit, before, after in cost.rows():
+        for label, unit, before, after in report.figures:
             where = " of the encoder matrices" if label == cost.measure else ""
             lines.append(f"| {label}{where}, {unit} | {before:.4g} | {after:.4g} | ×{after / before:.3f} |")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.encoders.checkpoints.reading import read_json, told, typed
 from heat_hf.encoders.values import whole
 from heat_hf.formats.setting import TensorSetting
-from heat_hf.hardware.cost import EDP, TIME
+from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.cost import EDP, TIME, MisfitError
+from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compared import Compared
 from heat_hf.reports.fidelity import Fidelity
 from heat_hf.reports.refinement import Refinement
 from heat_hf.reports.text import text_table
 
 PARTS: Mapping[str, Any] = {"refinement": Refinement, "fidelity": Fidelity}
+CHIP = "simba-l"  # the paper's accelerator
 MOST = 2**53  # of a whole number in a report: more than any model has parameters, and exact as a float
 
 
@@ -164,6 +168,34 @@ class CompressionReport:
         costs = [t.hardware for t in self.tensors for _ in range(t.runs) if t.hardware is not None]
         return sum(costs[1:], start=costs[0]) if costs else None
 
+    @cached_property
+    def figures(self) -> list[tuple[str, str, float, float]]:
+        """What is known of all matrices together, as (figure, unit, dense, now); empty without an accelerator.
+
+        Beside times of the machine at hand stands the EDP on the paper's accelerator, if all of it can run there.
+        """
+        if self.hardware is None:
+            return []
+        rows = self.hardware.rows()
+        if self.request.get("accelerator") == CPU and (chip := self._on_chip()) is not None:
+            (_, *figure), *_ = chip.rows()
+            rows.append((f"{EDP} on {CHIP}", *figure))  # type: ignore[arg-type]
+        return rows
+
+    def _on_chip(self) -> Compared | None:
+        from heat_hf.hardware.analytic import cost_model
+
+        costs = cost_model(CHIP)
+        try:
+            pairs = [
+                Compared(dense if t.setting is None else costs.setting(t.setting, self.tokens), dense) * t.runs
+                for t in self.tensors
+                for dense in [costs.linear(MatrixSize(t.rows, t.columns), self.tokens)]
+            ]
+        except MisfitError:
+            return None
+        return sum(pairs[1:], start=pairs[0])
+
     @property
     def output_error(self) -> float | None:
         """Mean relative output error of the layers on the calibration inputs; None without calibration."""
@@ -284,12 +316,13 @@ class CompressionReport:
         cost = self.hardware
         if cost is None:
             return ""
-        (first, *figure), *others = cost.rows()
+        (first, *figure), *others = self.figures
         unit, dense, now = figure
         rest = "".join(f"{', ' if i else '; '}{name} {a:.4g} → {b:.4g} {unit}" for i, (name, unit, a, b) in enumerate(others))
         padding = ", operands filled up with zeros where that pays" if first == EDP else ""
+        more = " and what is between them" if self.request.get("accelerator") == CPU else ""
         return (
-            f"\n{first} of the matrices on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
+            f"\n{first} of the matrices{more} on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
             f"{dense:.4g} → {now:.4g} {unit}, {cost.gain}{rest}."
         ) + self._kept_dense()
 

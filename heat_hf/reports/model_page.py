@@ -111,8 +111,7 @@ def _totals(report: CompressionReport) -> list[dict[str, Any]]:
         ("parameters of the matrices", "", report.dense_parameters, report.parameters),
         ("MACs a token in the matrices", "", sum(t.dense_parameters for t in runs), sum(t.macs for t in runs)),
     ]
-    if report.hardware is not None:
-        totals += [(f"{name} of the matrices", unit, before, after) for name, unit, before, after in report.hardware.rows()]
+    totals += [(f"{name} of the matrices", unit, before, after) for name, unit, before, after in report.figures]
     return [{"label": label, "unit": unit, "dense": before, "now": after} for label, unit, before, after in totals]
 
 

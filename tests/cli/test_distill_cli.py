@@ -63,6 +63,23 @@ def test_an_interrupted_distillation_is_not_gone_on_with_as_another(
     assert not left.exists()
 
 
+def test_what_decides_when_it_stops_is_the_trainings_own(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are scored and patience say which weights are kept, and the card lists all scores as those of these rows."""
+    labels, out = checkpoint.parent / "labels.csv", checkpoint.parent / "cut"
+    scored = ["--eval-file", str(labels), "--early-stopping-patience", "2", "--epochs", "2", "--output", str(out)]
+    command = [*distill(checkpoint, ()), *scored]
+    with monkeypatch.context() as patched:
+        patched.setattr("heat_hf.distillation.DistillationTrainer.save", interrupted)
+        assert main(command) == 130
+    others = {"evaluation rows": ["--eval-rows", "2"], "early stopping": ["--early-stopping-patience", "1"]}
+    for name, change in others.items():
+        assert main([*command, *change]) == 2
+        assert f"holds another training: its {name} is" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert main(command) == 0
+
+
 def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 

@@ -66,10 +66,10 @@ BAD: dict[str, list[Any]] = {
 def test_a_bad_value_is_named(name: str) -> None:
     for value in BAD[name]:
         size = {} if name.startswith("target_") or name == "rank" else {"target_params_ratio": 0.5}
-        started = time.perf_counter()
+        started = time.process_time()
         with pytest.raises(ValueError, match=name) as caught:
             HeatConfig(**{**size, name: value})
-        assert time.perf_counter() - started < 1
+        assert time.process_time() - started < 1
         message = str(caught.value)
         assert "\n" not in message
         assert len(message) < 400
@@ -157,7 +157,7 @@ def random_configurations(folder: Path, count: int) -> Counter[str]:
     for number in range(count):
         options, model, target = _drawn(rng), small_model("bert"), folder / str(number)
         calibration = rng.choice([None, BATCHES])
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             config = HeatConfig(**{"max_sweeps": 3, "refinement_steps": 2, "refine_steps": 2, **options})
             report = HeatCompressor(model).compress(config, calibration, target)
@@ -179,7 +179,7 @@ def random_configurations(folder: Path, count: int) -> Counter[str]:
             for file in sorted(target.rglob("*"), reverse=True):
                 file.unlink() if file.is_file() else file.rmdir()
             target.rmdir()
-        assert time.perf_counter() - started < 60, options
+        assert time.process_time() - started < 60, options
     return counts
 
 

@@ -16,7 +16,8 @@ from heads import fewer_heads, half_silent, masked, settings_of
 
 from heat_hf import HeatCompressor, HeatConfig, Statistics
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.linears import encoder_linears, factorized_layers, head_groups
+from heat_hf.encoders.linears import encoder_linears, factorized_layers
+from heat_hf.encoders.together import head_groups
 from heat_hf.formats import PAIRED
 from heat_hf.formats.projection import weighted_square
 from heat_hf.search.ranks.curves import sensitivity_curves
@@ -101,7 +102,7 @@ def test_no_choice_is_worse_with_heads(accelerator: str | None, groups: bool, mo
     found = []
     for there in (True, False):
         if not there:
-            monkeypatch.setattr("heat_hf.search.ranks.widths.head_groups", lambda *args: {})
+            monkeypatch.setattr("heat_hf.encoders.together.head_groups", lambda *args: {})
         model = half_silent()
         found.append(HeatCompressor(model).search_ranks(HeatConfig(**options), batches()).variants)
     for ours, theirs in zip(*found, strict=True):
@@ -128,7 +129,7 @@ def test_compress_and_refine() -> None:
     assert all(torch.equal(one, two) for one, two in zip(again.parameters(), other.parameters(), strict=True))
 
 
-def test_what_is_incomplete_is_refused_before_work(tmp_path: Path) -> None:
+def test_what_is_incomplete_is_refused_before_work() -> None:
     dense = small_model("bert")
     settings = settings_of(dense)
     query, key, value, output = next(iter(head_groups(dense, settings)))
@@ -150,21 +151,55 @@ def test_what_is_incomplete_is_refused_before_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot get fewer_outputs of width 12"):
         factorize(mpnet, config, batches(), {**dict.fromkeys(encoder_linears(mpnet)), name: settings[query]})
     assert not factorized_layers(dense)
-    model, _ = fewer_heads()
+
+
+DAMAGES: dict[str, dict[str, Any]] = {  # what a folder says in place of what was saved: a width, or None for a dense matrix
+    "a query of one head, which every other head would be compared with": {"self.query": 6},
+    "a query of its own": {"self.query": 18},
+    "a dense output": {"output.dense": None},
+    "an output of its own": {"output.dense": 6},
+    "dense in front": {"self.query": None, "self.key": None, "self.value": None},
+    "the query alone": {"self.key": None, "self.value": None, "output.dense": None},
+    "half a head": {"self.query": 9, "self.key": 9, "self.value": 9, "output.dense": 9},
+}
+
+
+@pytest.mark.parametrize("around", ["head", "encoder and decoder"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_folder_that_says_otherwise_is_refused(damage: str, around: str, tmp_path: Path) -> None:
+    """Before weights are read: with the query of one head, extents fit, and something else would be computed."""
+    model, prefix = around_heads(around)
     model.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    sound = json.loads(file.read_text())
-    for name in (query, output):
-        for change in ({"rank": [6]}, None):
-            damaged = copy.deepcopy(sound)
-            tensors = damaged["quantization_config"]["tensors"]
-            if change is None:
-                del tensors[name]
-            else:
-                tensors[name] |= change
-            file.write_text(json.dumps(damaged))
-            with pytest.raises((ValueError, RuntimeError)):
-                transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(answered(type(model).from_pretrained(tmp_path)), answered(model))
+    config = json.loads((tmp_path / "config.json").read_text())
+    tensors = config["quantization_config"]["tensors"]
+    for name, width in DAMAGES[damage].items():
+        if width is None:
+            del tensors[prefix + name]
+        else:
+            tensors[prefix + name]["rank"] = [width]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"layer\.0\.attention\S+ cannot get fewer_\w+ of width \d+: query, key, value and out"
+    ):
+        type(model).from_pretrained(tmp_path)
+
+
+def around_heads(kind: str) -> tuple[Any, str]:
+    """A model in which attentions have fewer heads, and what the names in its first block start with."""
+    if kind == "head":
+        return fewer_heads()[0], "bert.encoder.layer.0.attention."
+    decoder = small_model("bert").config
+    decoder.is_decoder = decoder.add_cross_attention = True
+    encoder = fewer_heads(head=False)[0]
+    both = transformers.EncoderDecoderModel(encoder=encoder, decoder=transformers.BertLMHeadModel(decoder)).eval()
+    return both, "encoder.encoder.layer.0.attention."
+
+
+def answered(model: Any) -> torch.Tensor:
+    more = {"decoder_input_ids": token_ids()} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.eval()(input_ids=token_ids(), **more)[0]
 
 
 def test_costs_and_reports_are_those_of_smaller_products(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -273,3 +275,41 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert "Refined by 8 steps a block; relative error of a block's outputs" in str(report)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(token_ids()).logits, compressor.model(token_ids()).logits)
+
+
+def test_an_interrupted_refinement_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with other data, nor another request; at the end nothing is left beside the model, and its bytes are the same."""
+    train, target, trained = refinement._Refiner._train, tmp_path / "out", list[str]()
+
+    def kept(refiner: refinement._Refiner, name: str, *more: Any) -> None:
+        trained.append(name)
+        train(refiner, name, *more)
+
+    def interrupted(refiner: refinement._Refiner, name: str, *more: Any) -> None:
+        if trained:
+            raise KeyboardInterrupt
+        kept(refiner, name, *more)
+
+    def made(data: list[dict[str, torch.Tensor]], steps: int) -> tuple[list[str], bytes]:
+        """The blocks that were trained, and the weights."""
+        trained.clear()
+        shutil.rmtree(target, ignore_errors=True)
+        HeatCompressor(small_model("bert")).compress(config(steps), data, target)
+        assert [path.name for path in tmp_path.iterdir() if path.name != "left"] == ["out"]
+        return list(trained), (target / "heat_model.safetensors").read_bytes()
+
+    monkeypatch.setattr(refinement._Refiner, "_train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made(batches(), 8)
+    assert not target.exists()
+    first = trained[0]
+    assert (tmp_path / "out.partial" / f"{first}.safetensors").is_file()
+    shutil.copytree(tmp_path / "out.partial", tmp_path / "left")
+    monkeypatch.setattr(refinement._Refiner, "_train", kept)
+    resumed, weights = made(batches(), 8)
+    assert first not in resumed and len(resumed) == 1
+    for data, steps in ((batches(11), 8), (batches(), 7)):
+        shutil.copytree(tmp_path / "left", tmp_path / "out.partial")
+        everything, other = made(data, steps)
+        assert everything == [first, *resumed] and other != weights
+    assert made(batches(), 8) == ([first, *resumed], weights)

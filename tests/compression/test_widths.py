@@ -12,7 +12,8 @@ import transformers
 from conftest import FAMILIES, small_model, token_ids
 
 from heat_hf import HeatCompressor, HeatConfig
-from heat_hf.encoders.linears import encoder_linears, factorized_layers, inner_pairs
+from heat_hf.encoders.linears import encoder_linears, factorized_layers
+from heat_hf.encoders.together import inner_pairs
 from heat_hf.formats import PAIRED
 from heat_hf.formats.narrowed import Neurons
 
@@ -47,7 +48,7 @@ def test_families(family: str, tmp_path: Path) -> None:
     assert bool(pairs) == (family not in OTHERS)
     found = narrow_layers(model)
     assert bool(found) == bool(pairs), "at three tenths of the parameters, widths win in small random models"
-    for first, second in pairs.items():
+    for first, second in pairs:
         assert (first in found) == (second in found)
         if first in found:
             assert found[first].setting.rank == found[second].setting.rank

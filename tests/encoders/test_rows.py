@@ -18,6 +18,7 @@ from heat_hf import HeatCompressor, HeatConfig, evaluate_task
 from heat_hf.encoders import rows as rows_module
 from heat_hf.encoders.batches import calibration_batches, encode_rows
 from heat_hf.encoders.rows import as_rows
+from heat_hf.evaluation.quality import Quality
 
 TEXTS = ["one text", "another", "the third of them"]
 TABLE = datasets.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0]})
@@ -123,6 +124,9 @@ def test_a_stream_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         ([{"input_ids": [3, -1]}], "row 0 of .* must have token ids"),
         ([{"input_ids": [1.5]}], "row 0 of .* must have token ids"),
         ([{"input_ids": "abc"}], "row 0 of .* must have token ids"),
+        ([{"input_ids": [5, 6], "attention_mask": [0, 0]}], "row 0 of .* is padding alone"),
+        ([{"input_ids": [5, 6], "attention_mask": [1]}], "row 0 of .* has 2 input_ids, 1 attention_mask"),
+        ([{"input_ids": [5, 6], "token_type_ids": "ab"}], "row 0 of .* must have whole numbers in token_type_ids"),
         ([{"input_ids": [5, 99]}], "has the token 99 in batch 0; the model has the tokens 0 to 59"),
         ([{"input_ids": token_ids()}, {"input_ids": token_ids() + 50}], "in batch 1; the model has the tokens 0 to 59"),
         ([{"input_ids": token_ids() - 9}], "the token -.* in batch 0"),
@@ -139,6 +143,37 @@ def test_rows_that_a_model_cannot_read(data: Any, message: str, tokenizer: trans
     with pytest.raises(ValueError, match=message):
         HeatCompressor(model, tokenizer).compress(HeatConfig(target_params_ratio=0.5), data)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_tokenized_rows_are_what_their_texts_are(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
+    """As `Dataset.map` leaves them: padding does not count, and second texts keep their type."""
+    pairs = [{"sentence1": first, "sentence2": second} for first, second in itertools.pairwise([*TEXTS, "a b c d e f"])]
+    wanted = [tokenizer(*row.values(), max_length=9, truncation=True) for row in pairs]
+    for options in ({}, {"padding": "max_length"}, {"padding": True, "return_tensors": "np"}):
+        columns = [[row[name] for row in pairs] for name in ("sentence1", "sentence2")]
+        data = dict(tokenizer(*columns, max_length=9, truncation=True, **options))
+        tokenized = [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
+        for rows in (pairs, tokenized):
+            found = encode_rows(rows, tokenizer, max_length=9)
+            assert [row["input_ids"] for row in found] == [row["input_ids"] for row in wanted]
+            assert [row["token_type_ids"] for row in found] == [row["token_type_ids"] for row in wanted]
+            assert any(any(row["token_type_ids"]) for row in found)
+    with_one = encode_rows([pairs[0], TEXTS[0]], tokenizer)[1]
+    assert with_one["token_type_ids"] == [0] * len(with_one["input_ids"])
+    assert all(set(row) == {"input_ids"} for row in encode_rows(TEXTS, tokenizer))
+
+
+def test_labels_that_are_no_classes() -> None:
+    """Test splits have -1 where labels are not public; it is never right, so accuracies would be 0."""
+    batches = [{"input_ids": token_ids(), "labels": torch.tensor([0, label, 1])} for label in (1, -1)]
+    with pytest.raises(ValueError, match="the evaluation rows have the label -1; the model has 0 to 1"):
+        Quality(small_model("bert"), batches)
+
+
+def test_a_row_that_names_a_file(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"rows must hold texts: row 0 names the file '.*texts.txt', read it with"):
+        as_rows([str(tmp_path / "texts.txt")], "rows")
 
 
 def test_lengths_without_room_for_text(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
@@ -172,6 +207,11 @@ def pairs(first: list[Any], scores: list[Any]) -> dict[str, list[Any]]:
         ("text-classification", {"sentence": [["a"], ["b"]], "label": [0, 1]}, "must have a text in every row"),
         ("token-classification", {"tokens": ["a b"], "ner_tags": [[0, 1]]}, "must have a list of words"),
         ("token-classification", {"tokens": [["a", "b"]], "ner_tags": [[0, 7]]}, "references in column 'ner_tags'"),
+        ("text-classification", {"sentence": ["a", "b"], "label": [-1, -1]}, "-1 is no class of the model, which has 0 to 1"),
+        ("text-classification", {"sentence": ["a", "b"], "label": [0, 0.5]}, "0.5 is no class of the model"),
+        ("text-classification", {"sentence": ["a", "b"], "label": [[0], [1]]}, r"\[0\] is no class of the model"),
+        ("token-classification", {"tokens": [["a", "b"]], "ner_tags": [[0, -1]]}, "-1 is no class of the model"),
+        ("token-classification", {"tokens": [["a"]], "ner_tags": [["B-PER"]]}, "'B-PER' is no class .* 'LABEL_0, LABEL_1'"),
         ("text-classification", {"sentence": ["a"]}, "the data has no column 'label'; it has sentence"),
         ("text-classification", ["a", "b"], "no column 'sentence'; it has texts without columns"),
     ],

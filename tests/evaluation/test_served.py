@@ -19,6 +19,7 @@ from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
 from heat_hf.encoders.served import Served
 from heat_hf.encoders.signals import output_signals
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
+from heat_hf.integrations.exported import load_exported
 from heat_hf.integrations.onnx import OnnxModel, export_onnx
 
 st = pytest.importorskip(
@@ -97,11 +98,11 @@ def agree(folder: Path, capsys: Any, device: str = "cpu") -> None:
 
 
 class Runtime(torch.nn.Module):
-    """An exported model behind sentence-transformers' modules, as its ONNX back-end has it."""
+    """An exported model behind sentence-transformers' modules, as its ONNX and OpenVINO back-ends have it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.exported = OnnxModel(folder)
+        self.exported = load_exported(folder)
         self.config = self.exported.config
 
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any = None, return_dict: bool = True) -> Any:
@@ -144,7 +145,15 @@ def test_every_kind_of_module(case: str, tmp_path: Path, capsys: Any) -> None:
     )
 
 
-@pytest.mark.parametrize(("family", "case"), zip(FAMILIES, list(CASES)[1:], strict=False))
+DIAGONAL = set(zip(FAMILIES, list(CASES)[1:], strict=False))
+CROSS = [
+    pytest.param(family, case, marks=() if (family, case) in DIAGONAL else pytest.mark.slow)
+    for family in FAMILIES
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize(("family", "case"), CROSS)
 def test_every_family_before_after_distilled_exported_int8(family: str, case: str, tmp_path: Path, capsys: Any) -> None:
     modules, options = CASES[case]
     folder = checkpoint(tmp_path, family, modules, **options)
@@ -164,6 +173,19 @@ def test_every_family_before_after_distilled_exported_int8(family: str, case: st
     for int8 in (False, True):
         target = tmp_path / f"onnx{int8}"
         assert main(["export", str(tmp_path / "distilled"), "--output", str(target), *(["--int8"] if int8 else [])]) == 0
+        agree_exported(target, folder, capsys)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case == "cls" else pytest.mark.slow) for case in CASES])
+def test_openvino_and_int8(case: str, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("nncf", reason="nncf is not installed: pip install 'heat-hf[openvino]'")
+    modules, options = CASES[case]
+    folder = checkpoint(tmp_path, "bert", modules, **options)
+    HeatCompressor.from_pretrained(folder).compress(HeatConfig(rank=6, accelerator=None), ROWS["sentence1"], tmp_path / "heat")
+    (tmp_path / "rows.txt").write_text("\n".join(filter(None, ROWS["sentence1"])))
+    for int8 in ([], ["--int8", "--calibration-file", str(tmp_path / "rows.txt")]):
+        target = tmp_path / f"openvino{len(int8)}"
+        assert main(["export", str(tmp_path / "heat"), "--runtime", "openvino", "--output", str(target), *int8]) == 0
         agree_exported(target, folder, capsys)
 
 

@@ -121,7 +121,7 @@ def test_tags_are_those_of_each_words_first_token(tokenizer: Any) -> None:
         """Class 1 for tokens that begin a word, class 2 for those that go on."""
 
         device = torch.device("cpu")
-        config = SimpleNamespace(id2label={0: "O", 1: "B-X", 2: "I-X"}, num_labels=3)
+        config = transformers.PreTrainedConfig(id2label={0: "O", 1: "B-X", 2: "I-X"}, label2id={"O": 0, "B-X": 1, "I-X": 2})
 
         def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
             goes_on = [[t.startswith("##") for t in tokenizer.convert_ids_to_tokens(row)] for row in input_ids.tolist()]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clock import Clock
 from conftest import small_model, token_ids
 
 import heat_hf.hardware.machine.model as machine
-from heat_hf import HeatCompressor, HeatConfig, TensorSetting, TensorShape
-from heat_hf.cli import main
+from heat_hf import HeatConfig, TensorSetting, TensorShape
+from heat_hf.encoders.between import between
+from heat_hf.encoders.linears import encoder_linears, kind_of
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import Gemm, cost_model
+from heat_hf.hardware.between import Between
 from heat_hf.hardware.cost import NoGainError
 from heat_hf.hardware.machine import MachineModel
 from heat_hf.hardware.machine.curve import UNIT, Curve
@@ -26,30 +29,11 @@ from heat_hf.hardware.machine.measuring import Timing, beside, measure
 from heat_hf.hardware.machine.runtimes import RUNTIMES
 from heat_hf.search.ranks.groups import fits
 from heat_hf.search.ranks.space import Costs, Matrix, undominated
+from heat_hf.search.ranks.widths import narrowed
 from heat_hf.search.shapes.search import ShapeSearch, search_shapes
 
 SIZE, TOKENS = MatrixSize(384, 384), 128
 BATCHES = [{"input_ids": token_ids(24, 6)}]
-
-
-class Clock:
-    """A machine for which a product takes its MACs in picoseconds, and as much again per product; ranks off the unit, more."""
-
-    def __init__(self, slow: float = 1.0, product: float = 1e-7, ragged: float = 1.5, format: str = "") -> None:
-        self.slow, self.product, self.ragged, self.format = slow, product, ragged, format
-        self.measured: list[Any] = []
-
-    def __call__(self, subjects: Sequence[tuple[Any, int]]) -> list[Timing]:
-        self.measured += subjects
-        return [Timing(0.98 * s, s, 1.05 * s) for s in (self.seconds(*subject) for subject in subjects)]
-
-    def seconds(self, what: TensorSetting | MatrixSize, tokens: int) -> float:
-        if isinstance(what, MatrixSize):
-            return tokens * what.elements * 1e-12 + self.product
-        plan = what.plan(tokens)
-        off = self.ragged if len(what.rank) == 1 and what.rank[0] % UNIT else 1.0
-        slow = self.slow if self.format in ("", what.format) else 1.0
-        return (plan.macs * 1e-12 + len(plan.steps) * self.product) * off * slow
 
 
 def low_rank(rank: int, size: MatrixSize = SIZE, format: str = "low_rank") -> TensorSetting:
@@ -167,10 +151,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("machine-*")
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE texts SET text = '{\"works\": []' WHERE key LIKE '%low_rank%'")
-    with pytest.raises(OSError, match=r"machine-2.sqlite is damaged at 'low_rank .*': delete it"):
+    with pytest.raises(OSError, match=r"machine-3.sqlite is damaged at 'low_rank .*': delete it"):
         model(tmp_path).setting(low_rank(16), TOKENS)
     file.write_bytes(b"no database" * 100)
-    with pytest.raises(OSError, match=r"machine-2.sqlite cannot be used \(file is not a database\): delete it"):
+    with pytest.raises(OSError, match=r"machine-3.sqlite cannot be used \(file is not a database\): delete it"):
         model(tmp_path)
     file.unlink()
     assert model(tmp_path).setting(low_rank(16), TOKENS)
@@ -205,6 +189,38 @@ def test_options_slower_than_dense_are_left_out(tmp_path: Path) -> None:
     assert [own for own, _ in kept] == [low_rank(64), None], "192 has fewer parameters than dense, and no less time"
 
 
+GELU, ATTENTION = Between(96, 1, "gelu", 4, 32), Between(12, 32, "", 4, 32)
+
+
+@pytest.mark.parametrize(("work", "kept"), [(GELU, 40), (ATTENTION, 5)])
+def test_what_is_between_matrices_counts_with_its_reader(work: Between, kept: int, tmp_path: Path) -> None:
+    """All of it beside a dense or a factorized matrix, and of a narrower one what is left; nothing on a described chip."""
+    clock, size = Clock(product=1e-9), MatrixSize(48, work.features)
+    (setting,) = narrowed([size], kept * work.size)
+    alone, counted = (Costs({"reader": Matrix(size, reads=reads)}, TOKENS, model(tmp_path, clock)) for reads in (None, work))
+    for own, units in ((None, work.units), (low_rank(16, size), work.units), (setting, kept)):
+        more = counted.one_run("reader", own).seconds - alone.one_run("reader", own).seconds  # type: ignore[union-attr]
+        assert more == pytest.approx(clock.seconds(replace(work, units=units), TOKENS), rel=1e-6)
+    assert {type(what) for what, _ in clock.measured} >= {Between}
+    chip = Costs({"reader": Matrix(size, reads=work)}, TOKENS, cost_model("simba-l"))
+    assert chip.one_run("reader", setting) == chip.model.setting(setting, TOKENS)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert", "modernbert"])
+def test_where_models_work_between_matrices(family: str) -> None:
+    encoder = small_model(family)
+    linears = encoder_linears(encoder)
+    found = between(encoder, linears, 2, 16)
+    kinds = {kind_of(name): (own.activation, own.features == linears[name].in_features) for name, own in found.items()}
+    attention, reader, activation = {
+        "bert": ("attention.output.dense", "output.dense", "gelu"),
+        "distilbert": ("attention.out_lin", "ffn.lin2", "gelu"),
+        "albert": ("albert_layers.0.attention.dense", "albert_layers.0.ffn_output", "gelu_new"),
+        "modernbert": ("", "", ""),
+    }[family]
+    assert kinds == ({attention: ("", True), reader: (activation, True)} if reader else {})
+
+
 def test_searches_of_shapes_leave_them_out(tmp_path: Path) -> None:
     encoder, few = small_model("bert", head=False), ShapeSearch(formats=("low_rank", "cp"), orders=(2,), budgets=4)
     table = search_shapes(encoder, model(tmp_path, Clock(slow=99, product=1e-9, format="cp")), 32, few)
@@ -217,56 +233,6 @@ def test_searches_of_shapes_leave_them_out(tmp_path: Path) -> None:
         search_shapes(encoder, model(tmp_path), 32, few, workers=2)
     with pytest.raises(TypeError):
         pickle.dumps(model(tmp_path))
-
-
-def config(**options: Any) -> HeatConfig:
-    return HeatConfig(sequence_length=16, refine_steps=0, accelerator="cpu", **options)
-
-
-@pytest.fixture
-def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """What `accelerator="cpu"` reads instead of the time."""
-    own = Clock(product=1e-9, ragged=1.1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(machine, "measure_in", lambda *_: own)
-    return own
-
-
-@pytest.mark.parametrize("method", ["sensitivity", "uniform", "tensorly", "random", "manual"])
-def test_every_method_keeps_a_share_of_the_time(method: str, clock: Clock, tmp_path: Path) -> None:
-    compressor = HeatCompressor(small_model("bert"))
-    report = compressor.compress(config(rank_search=method, target_latency_ratio=0.8), BATCHES)
-    assert report.hardware is not None and report.hardware.ratio <= 0.8
-    assert report.accelerator == "cpu (torch)" and report.request["accelerator"] == "cpu"
-    assert HeatConfig(**{k: v for k, v in report.request.items() if k != "quant_method"}).accelerator == "cpu"
-    for tensor in report.tensors:
-        assert tensor.setting is None or tensor.hardware.now.seconds < tensor.hardware.dense.seconds  # type: ignore[union-attr]
-    assert "time of the matrices on cpu (torch)" in str(report)
-    assert list((tmp_path / "heat-hf").iterdir()), "kept in the user's cache folder"
-
-
-def test_ranks_that_do_not_gain_stay_dense(clock: Clock) -> None:
-    """Of rank 8, matrices of 24×24 are no faster; those of 48×24 are, by far."""
-    clock.product = 3e-9
-    report = HeatCompressor(small_model("bert")).compress(config(rank=8))
-    dense = [tensor for tensor in report.tensors if tensor.setting is None]
-    assert {(t.rows, t.columns) for t in dense} == {(24, 24)} and len(dense) < len(report.tensors)
-    assert f"{len(dense)} of {len(report.tensors)} matrices stay dense." in str(report)
-
-
-def test_ranks_that_gain_nowhere_are_refused(clock: Clock) -> None:
-    clock.slow = 9.0
-    for options in ({"rank": 8}, {"target_params_ratio": 0.6}, {"target_latency_ratio": 0.6}):
-        with pytest.raises(ValueError, match=r"no matrix would run faster on cpu \(torch\)|cannot be reached by this method"):
-            HeatCompressor(small_model("bert")).compress(config(**options))
-
-
-def test_energies_are_not_known(clock: Clock) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"target_edp_ratio needs energies, and the cost model cpu \(torch\) has none: use target_latency_ratio",
-    ):
-        HeatCompressor(small_model("bert")).compress(config(target_edp_ratio=0.5))
 
 
 @pytest.mark.parametrize(
@@ -292,19 +258,6 @@ def test_a_runtime_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
         cost_model("cpu", tmp_path, runtime="openvino")
 
 
-def test_on_the_command_line(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small_model("bert").save_pretrained(tmp_path / "bert")
-    command = ["compress", str(tmp_path / "bert"), "--accelerator", "cpu", "--sequence-length", "16", "--dry-run", "--json"]
-    assert main([*command, "--target-latency-ratio", "0.8"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["accelerator"] == "cpu (torch)" and clock.measured
-    assert 0.5 < report["total"]["hardware"]["seconds"] / report["total"]["hardware"]["dense_seconds"] <= 0.8
-    assert main([*command, "--target-latency-ratio", "0.8", "--precision", "int8"]) == 2
-    assert "precision must be float32 with runtime='torch', got 'int8'" in capsys.readouterr().err
-    assert main(["cost", "--matrix", "24x24", "--accelerator", "cpu"]) == 2
-    assert "'cpu' is this machine" in capsys.readouterr().err
-
-
 def test_products_and_plans_are_dense_layers(tmp_path: Path) -> None:
     mine, plan = model(tmp_path), low_rank(32).plan(TOKENS)
     assert mine.gemm(Gemm(TOKENS, *SIZE)) == mine.linear(SIZE, TOKENS)
@@ -327,7 +280,8 @@ def test_a_real_measurement(runtime: str, monkeypatch: pytest.MonkeyPatch) -> No
     size, threads = MatrixSize(64, 48), torch.get_num_threads()
     formats = ["low_rank", "pivoted", "fewer_outputs", "fewer_inputs", "shared_basis", "on_basis"]
     settings: list[Any] = [low_rank(16, size, format) for format in formats]
-    settings.append(TensorSetting("cp", TensorShape.parse("64:6x8", 64, 48), (8,)))
+    settings += [TensorSetting("cp", TensorShape.parse("64:6x8", 64, 48), (8,))]
+    settings += [Between(32, 1, "gelu", 2, 4), Between(4, 16, "", 2, 4)]
     for precision in RUNTIMES[runtime].precisions:
         timings = measure([(one, 8) for one in [size, *settings]], runtime, precision, threads=1)
         assert all(0 < timing.lower <= timing.median <= timing.upper and timing.spread >= 0 for timing in timings)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from heat_hf.hardware.between import Between
 from heat_hf.hardware.machine.graphs import by_hand, by_pytorch, quantize, write_stack
 from heat_hf.hardware.machine.layers import COPIED_TOKENS, Stack, copies
 
@@ -69,6 +70,21 @@ def test_other_formats_are_exported(tmp_path: Path) -> None:
     write_stack(own, tmp_path / "stack")
     (wanted,) = own(*own.inputs)
     np.testing.assert_allclose(outputs(tmp_path / "stack", own)[0], wanted.numpy(), atol=1e-4)
+
+
+def test_attention_is_what_an_exported_model_runs(tmp_path: Path) -> None:
+    """One operation with a mask, of three inputs; what it answers is what heads do with them."""
+    own = Stack(Between(3, 8, "", 2, 5), 10)
+    write_stack(own, tmp_path / "stack")
+    nodes = [node for node in onnx.load(tmp_path / "stack").graph.node if node.op_type == "Attention"]
+    assert len(nodes) == len(own.layers) == 16 and all(len(node.input) == 4 for node in nodes)
+    random = np.random.default_rng(0).normal(size=(3, 2, 5, 24)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(tmp_path / "stack"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {f"x{number}": random[number % 3] for number in range(48)})
+    query, key, value = (x.reshape(2, 5, 3, 8).transpose(0, 2, 1, 3) for x in random)
+    weights = np.exp(query @ key.swapaxes(-1, -2) / 8**0.5)
+    wanted = weights / weights.sum(-1, keepdims=True) @ value
+    np.testing.assert_allclose(found[-1], wanted.transpose(0, 2, 1, 3).reshape(2, 5, 24), atol=1e-5)
 
 
 def test_pivots_are_put_in_their_places_when_a_file_is_loaded(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from heat_hf.cli import main
 from heat_hf.hardware.machine.race import race
 from heat_hf.hardware.machine.runtimes import RUNTIMES
 from heat_hf.integrations.bench import Way, ways
+from heat_hf.integrations.int8 import in_int8
+from heat_hf.integrations.memory import peak_memory
+from heat_hf.reports.bench import Tokens
 
 Calls = Mapping[str, Callable[[], Any]]
 
@@ -59,7 +62,7 @@ def found(line: list[object], capsys: Any) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def test_dense_and_compressed_in_every_way(checkpoint: Path, track: Track, capsys: Any) -> None:
+def test_dense_and_compressed_in_every_way(checkpoint: Path, track: Track, capsys: Any, monkeypatch: Any) -> None:
     pytest.importorskip("onnxruntime")
     place, folder, data = checkpoint.parent, heat(checkpoint), checkpoint.parent / "labels.csv"
     before = {own.name for own in place.iterdir()}
@@ -76,13 +79,22 @@ def test_dense_and_compressed_in_every_way(checkpoint: Path, track: Track, capsy
         5,
     ]
     line += ["--task", "text-classification", "--data", data, "--output", place / "out", "--repeats", 3, "--threads", 1]
-    result = found(line, capsys)
+    asked: list[tuple[Any, ...]] = []
+
+    def peak(*what: Any) -> int:
+        asked.append((*what[:2], what[2].is_dir(), *what[3:]))
+        return len(asked)
+
+    monkeypatch.setattr(bench_module, "peak_memory", peak)
+    result = found([*line, "--memory"], capsys)
     ways = [("torch", "float32"), ("torch", "int8"), ("onnxruntime", "float32"), ("onnxruntime", "int8")]
     entries = result["entries"]
     assert [(own["model"], own["runtime"], own["precision"]) for own in entries] == [
         (str(model), *way) for model in (checkpoint, folder) for way in ways
     ]
     assert track.shapes == [(1, 2), (3, 2)]
+    assert asked == [(*way, True, 1, [(1, 5), (3, 5)]) for way in ways] * 2, "every model is in a folder still"
+    assert [own["memory"] for own in entries] == list(range(1, 9))
     assert [own["times"][1]["ratio"] for own in entries] == [2.0**-number for number in range(8)]
     assert [own["times"][0]["seconds"] for own in entries] == [8.0 * 2.0**-number for number in range(8)]
     sizes = [own["bytes"] for own in entries]
@@ -95,6 +107,14 @@ def test_dense_and_compressed_in_every_way(checkpoint: Path, track: Track, capsy
     assert json.loads((place / "out" / "bench.json").read_text()) == result
     assert (place / "out" / "bench.png").is_file()
     assert {own.name for own in place.iterdir()} == before | {"out"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says it")
+def test_memory_is_what_a_model_adds(checkpoint: Path) -> None:
+    """More for longer inputs, whose attention has more to hold; nothing is known of what cannot be loaded."""
+    few, many = (peak_memory("torch", "float32", checkpoint, 1, [Tokens(size, 32)]) for size in (1, 4096))
+    assert few is not None and many is not None and 0 < few < many - 4096 * 32 * 24 * 4
+    assert peak_memory("torch", "float32", checkpoint / "nowhere", 1, [Tokens(1, 32)]) is None
 
 
 def test_openvino_runs_beside_the_others(checkpoint: Path, track: Track, capsys: Any) -> None:
@@ -135,7 +155,7 @@ def test_ways(only_torch: None) -> None:
 def test_linears_of_low_rank_multiply_in_int8(checkpoint: Path) -> None:
     model = transformers.AutoModel.from_pretrained(heat(checkpoint)).eval()
     ids = torch.arange(1, 7)[None]
-    small = bench_module._dynamic(model)
+    small = in_int8(model)
     with torch.inference_mode():
         apart = float((small(input_ids=ids)[0] - model(input_ids=ids)[0]).abs().max())
     assert 0 < apart < 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from conftest import small_model
 
+import heat_hf
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.linears import encoder_linears, head_groups
+from heat_hf.encoders.linears import BLOCKS, encoder_linears
+from heat_hf.encoders.together import head_groups, narrowed
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.machine.graphs import OPSET
+from heat_hf.integrations.exporting import written
 from heat_hf.integrations.onnx import OnnxModel, export_onnx
-from heat_hf.search.ranks.widths import narrowed
 
 SENTENCES = ["A man is playing a guitar.", "Two dogs run along the beach while it rains.", "The market fell today.", "No."]
 
@@ -163,3 +167,44 @@ def test_exporting_is_quiet(model: Any, tokenizer: Any, tmp_path: Path, caplog: 
         export_onnx(model, tokenizer, tmp_path / "out")
     assert not [own for own in caplog.records if own.name.startswith("torch.onnx")]
     assert not [own for own in recwarn if "axis" in str(own.message) or "training mode" in str(own.message)]
+
+
+class Words:
+    """A tokenizer of small models: numbers for words, whatever they are."""
+
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __call__(self, texts: list[str], **_: Any) -> transformers.BatchEncoding:
+        counts = torch.tensor([len(text.split()) for text in texts])
+        mask = (torch.arange(int(counts.max())) < counts[:, None]).long()
+        return transformers.BatchEncoding({"input_ids": 5 * mask + mask.cumsum(1), "attention_mask": mask})
+
+    def save_pretrained(self, folder: Path) -> None:
+        """There are no files."""
+
+
+@pytest.mark.parametrize("family", [family for family in BLOCKS if family != "bert"])
+def test_every_family_runs(family: str, tmp_path: Path) -> None:
+    """`place` compares what the file gives with the model's outputs."""
+    with written(small_model(family, head=False), Words()) as graph:
+        graph.place(OnnxModel, tmp_path / "out")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_runs_is_fused(whole: bool, minilm: str, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Attention and GELU are an operation each; additions stay apart from layer norms, whose joint kernel takes far longer."""
+    own = transformers.AutoModel.from_pretrained(minilm).eval() if whole else model
+    path, blocks = export_onnx(own, tokenizer, tmp_path / "out"), own.config.num_hidden_layers
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized").graph.node)
+    assert kinds["Attention"] == kinds["BiasGelu"] == blocks
+    assert kinds["LayerNormalization"] == kinds["Sum"] == 2 * blocks + 1
+    assert not {"SkipLayerNormalization", "Softmax", "IsNaN", "Erf"} & set(kinds)
+
+
+def test_a_file_says_nothing_of_the_machine_it_was_written_on(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    content = export_onnx(model, tokenizer, tmp_path / "out").read_bytes()
+    assert str(Path(heat_hf.__file__).parent).encode() not in content
+    assert str(Path(transformers.__file__).parent).encode() not in content

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -111,11 +113,43 @@ def test_torchao_after_training_adapters() -> None:
     assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_B" in name)
 
 
-def test_one_model_with_both() -> None:
-    """Of a mixed model, the low-rank layers are quantized, the others are as they were."""
-    quantization = pytest.importorskip("torchao.quantization")
-    model = compressed("cp")
+WAYS = {  # full names of functions, and their arguments after the model
+    "torchao.quantization.quantize_": lambda package: (package.Int8WeightOnlyConfig(),),
+    "optimum.quanto.quantize": lambda package: (package.qint8,),
+    "torch.ao.quantization.quantize_dynamic": lambda _: ({nn.Linear}, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("tool", WAYS)
+@pytest.mark.parametrize("decomposition", ["cp", "tucker", "ttm", "monarch"])
+def test_what_is_left_as_it_was_is_told(tool: str, decomposition: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Formats without linears inside: their cores are as they were, and a warning says so."""
+    package, _, name = tool.rpartition(".")
+    module = pytest.importorskip(package)
+    model, quantize = compressed(decomposition), getattr(module, name)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    model = quantize(model, *WAYS[tool](module)) or model
     for name, layer in factorized_layers(model).items():
         assert all(torch.equal(core, before[f"{name}.core_{number}"]) for number, core in enumerate(layer.cores))
+    assert f"{tool} quantizes linears, and 12 factorized layers ({decomposition}) hold none" in caplog.text
+    caplog.clear()
+    for other in (small_model("bert"), compressed("pivoted")):
+        quantize(other, *WAYS[tool](module))
+    assert "hold none" not in caplog.text
+
+
+@pytest.mark.parametrize("tool", WAYS)
+def test_quantized_layers_are_not_saved_as_a_folder_that_cannot_be_loaded(tool: str, tmp_path: Path) -> None:
+    package, _, name = tool.rpartition(".")
+    module = pytest.importorskip(package)
+    model = compressed()
+    model = getattr(module, name)(model, *WAYS[tool](module)) or model
+    with pytest.raises(ValueError, match=r"query cannot be saved as it is, see \S+query\.(left|right)\.\S+: .* quantize after"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_is_imported_first() -> None:
+    """Another library's module that has taken the function already gets the one that tells."""
+    program = "from torch.ao.quantization import quantize_dynamic\nimport heat_hf\nassert hasattr(quantize_dynamic, '_heat_hf')"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -17,7 +17,17 @@ import pytest
 import torch
 from conftest import small_model, token_ids
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, EncoderDecoderModel, PreTrainedModel
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    EncoderDecoderModel,
+    PreTrainedModel,
+)
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
 from heat_hf.encoders.linears import factorized_layers
@@ -53,6 +63,59 @@ def test_a_copy_is_saved_and_loads_bit_by_bit(how: str, tmp_path: Path) -> None:
     assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
     assert (tmp_path / "heat_model.safetensors").stat().st_mode & 0o044
     loaded.half().float()
+
+
+def test_given_weights_are_saved(tmp_path: Path) -> None:
+    """As accelerate and Trainer hand them over, gathered from everywhere, where the model itself holds a part."""
+    model, wanted = compressed(), compressed()
+    with torch.no_grad():
+        for parameter in wanted.parameters():
+            parameter.mul_(1.5)
+    quantizer = model.hf_quantizer
+    model.save_pretrained(tmp_path, state_dict=wanted.state_dict())
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(token_ids()).logits, wanted(token_ids()).logits)
+    assert model.hf_quantizer is quantizer
+    config = AutoConfig.from_pretrained(tmp_path)
+    given = BertForSequenceClassification.from_pretrained(None, config=copy.deepcopy(small_model("bert").config), state_dict={})
+    assert not factorized_layers(given)
+    with pytest.raises(TypeError, match="NoneType"):  # Transformers' own
+        AutoModelForSequenceClassification.from_pretrained(None, config=config, state_dict=model.state_dict())
+
+
+ODD: dict[str, Callable[[Any], Any]] = {
+    "left.weight_mask": lambda linear: prune.l1_unstructured(linear, "weight", 0.5),
+    "left.parametrizations": parametrizations.weight_norm,
+    "left.weight_u": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> None:
+    model = compressed()
+    query = model.bert.encoder.layer[1].attention.self.query
+    ODD[name](query.left)
+    with pytest.raises(ValueError, match=r"layer\.1\.attention\.self\.query cannot be saved as it is, see \S+left\.\S+: make"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    if name == "left.weight_mask":
+        prune.remove(query.left, "weight")
+        model.save_pretrained(tmp_path / "model")
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+        assert torch.equal(loaded(token_ids()).logits, model(token_ids()).logits)
+
+
+def test_a_head_of_another_size(tmp_path: Path) -> None:
+    model = compressed()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"other extents than .* num_labels: pass ignore_mismatched_sizes=True to begin"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+    assert loaded(token_ids()).logits.shape == (3, 5)
+    assert torch.equal(loaded.bert(token_ids())[0], model.bert(token_ids())[0])
+    loaded.save_pretrained(tmp_path / "five")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "five")
+    assert torch.equal(again(token_ids()).logits, loaded(token_ids()).logits)
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoint-3", "sharded"])

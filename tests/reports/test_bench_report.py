@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def test_text_and_data() -> None:
     }  # fmt: skip
     assert [(own["sequence_length"], own["runtime"]) for own in data["use"]] == [(32, "onnxruntime"), (128, "torch")]
     assert report(scored=False).to_dict()["metric"] is None
-    assert "spearman" not in str(report(scored=False))
+    assert "spearman" not in str(report(scored=False)) and "memory" not in text
+    told = str(BenchReport([replace(own, memory=3 * 2**20) for own in report().entries], "spearman"))
+    assert "memory, MiB" in told and " 3 " in told
 
 
 def test_a_narrow_terminal_gets_medians_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,5 +138,6 @@ def _named(column: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = " ".join(f"{kind}{error}".split())
         raise ValueError(f"the references in column {column!r} are not what the task takes: {reason:.200}") from error

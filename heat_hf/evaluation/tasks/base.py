@@ -108,6 +108,27 @@ class Task(ABC):
         return difference if self.percent else 100 * difference
 
 
+def class_of(model: Model, label: Any) -> int:  # noqa: ANN401
+    """Number of a model's class.
+
+    Args:
+        model: with a head that classifies.
+        label: its name, or the number itself.
+
+    Raises:
+        ValueError: for anything else, as the -1 that test splits have where others have labels.
+    """
+    from heat_hf.encoders.values import shown
+
+    config: Any = model.config
+    names = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+    number: Any = names.get(label) if isinstance(label, str) else label
+    if number not in range(config.num_labels):
+        known = shown(", ".join(names)) if isinstance(label, str) else f"0 to {config.num_labels - 1}"
+        raise ValueError(f"{shown(label)} is no class of the model, which has {known}")
+    return int(number)
+
+
 def quoted(name: str) -> str:
     """A name as a string of Python, in double quotes and one line."""
     return json.dumps(name, ensure_ascii=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Columns, Second, Task
+from heat_hf.evaluation.tasks.base import Columns, Second, Task, class_of
 
 if TYPE_CHECKING:
     from heat_hf.evaluation.tasks.base import Model, Tokenizer
@@ -35,11 +35,9 @@ class TextClassification(Task):
         """Numbers of the classes; names are those of the model's.
 
         Raises:
-            KeyError: for another name.
+            ValueError: as `class_of`.
         """
-        config: Any = model.config
-        numbers = {str(name): int(number) for name, number in (config.label2id or {}).items()}
-        return [numbers[label] if isinstance(label, str) else label for label in references]
+        return [class_of(model, label) for label in references]
 
     def labels(self, rows: Any, columns: Columns) -> list[str]:  # noqa: ANN401
         """Names of the classes: the data set's, or the numbers in it."""

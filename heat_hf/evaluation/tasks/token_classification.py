@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.evaluation.tasks.base import Columns, Second, Task
+from heat_hf.evaluation.tasks.base import Columns, Second, Task, class_of
 
 if TYPE_CHECKING:
     from heat_hf.evaluation.tasks.base import Model, Tokenizer
@@ -43,9 +43,13 @@ class TokenClassification(Task):
         return tags
 
     def references(self, model: Model, references: list[Any]) -> list[list[str]]:
-        """Names of the tags; numbers are those of the model's classes."""
+        """Names of the tags; numbers are those of the model's classes.
+
+        Raises:
+            ValueError: as `class_of`.
+        """
         names = _class_names(model)
-        return [[tag if isinstance(tag, str) else names[tag] for tag in row] for row in references]
+        return [[names[class_of(model, tag)] for tag in row] for row in references]
 
     def encode(self, rows: Any, columns: Columns, tokenizer: Tokenizer, max_length: int, stride: int) -> Any:  # noqa: ANN401
         """Token ids, and each word's tag at its first token."""

@@ -10,17 +10,23 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from heat_hf.formats import SHARED, Rank, TensorShape, get_format
 from heat_hf.formats.setting import MACS_PER_ELEMENT, Execution, TensorSetting
+from heat_hf.hardware.between import Between
 from heat_hf.hardware.machine.measuring import Measure, beside
+
+if TYPE_CHECKING:
+    from heat_hf.hardware.machine.layers import Subject
 
 UNIT = 16  # numbers of a vector register, at most; ranks that are multiples fill it
 SHARES = (0.02, 0.06, 0.12, 0.2, 0.3, 0.42, 0.56, 0.74, 1.0, 1.45)  # of the dense parameters, at which ranks are measured
 FOLDED = (0.02, 0.12, 0.42, 1.0)  # likewise, of shapes of more than two modes
 RAGGED = (0.1, 0.25, 0.6)  # likewise, of ranks that are no multiples
+UNITS = (1 / 12, 1 / 6, 1 / 3, 1 / 2, 3 / 4, 1)  # parts of all neurons or heads, at which what is between layers is measured
 RAGGED_BY = 5  # as many below a multiple
 
 
@@ -35,8 +41,8 @@ class Curve:
     """A format's time by its work.
 
     Attributes:
-        works: of the measured ranks, ascending.
-        shares: their times, as fractions of the dense layer's.
+        works: of the measured ranks, ascending; or numbers of units of what is between layers.
+        shares: their times, as fractions of the dense layer's, or of the peer's.
         ragged: factor of ranks that are no multiples of `UNIT`.
         rough: how rough the race was, see `beside`.
     """
@@ -72,6 +78,14 @@ class Curve:
             share / curve.of_work(work(setting, tokens)) for setting, share in zip(ragged, shares[len(even) :], strict=True)
         ]
         return cls(curve.works, curve.shares, max(1.0, statistics.median(factors)) if factors else 1.0, rough)
+
+    @classmethod
+    def by_units(cls, work: Between, peer: tuple[Subject, int], measure: Measure) -> Curve:
+        """Measure what is between layers, for some numbers of its units, beside a peer."""
+        counts = sorted({max(1, round(part * work.units)) for part in UNITS})
+        subjects = [(replace(work, units=count), work.batch_size * work.sequence_length) for count in counts]
+        shares, rough = beside(peer, subjects, measure)
+        return cls(tuple(counts), tuple(shares), 1.0, rough)
 
     @cached_property
     def _rising(self) -> list[float]:

@@ -15,6 +15,7 @@ from heat_hf.formats.plan import ContractionPlan
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.shared import MEMBERS
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.between import Between
 from heat_hf.hardware.cost import Cost, NoGainError
 from heat_hf.hardware.disk import Disk
 from heat_hf.hardware.gemm import Gemm
@@ -26,7 +27,7 @@ from heat_hf.hardware.spec import CPU
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-FILE = "machine-2.sqlite"  # the number changes with what is measured, and how
+FILE = "machine-3.sqlite"  # the number changes with what is measured, and how
 ANCHOR = MatrixSize(768, 768), 128  # the dense layer and its tokens that all others are timed beside
 LEAST_GAIN = 0.03  # of the dense layer's time: less is not told from nothing
 
@@ -98,6 +99,12 @@ class MachineModel(CostModel):
     def linear(self, size: MatrixSize, tokens: int) -> Cost:
         """Of a dense layer."""
         return Cost(self.anchor * self._recall(f"dense {size} {tokens}", float, lambda: repr(self._beside(size, tokens))))
+
+    def between(self, work: Between, units: int) -> Cost:
+        """Of so many neurons or heads, by what some numbers of them take."""
+        key = f"{work} {work.batch_size}x{work.sequence_length}"
+        curve = self._recall(key, Curve.from_json, lambda: Curve.by_units(work, ANCHOR, self._measure).to_json())
+        return Cost(self.anchor * curve.of_work(units))
 
     def execution(self, setting: TensorSetting, tokens: int) -> tuple[ContractionPlan, Cost]:
         """The plan by which the layer runs, and what it takes.

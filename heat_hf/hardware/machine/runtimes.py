@@ -66,8 +66,7 @@ class Torch(Runtime):
 
         def run() -> None:
             with torch.inference_mode(), torch_threads(threads):
-                for layer, x in zip(stack.layers, stack.inputs, strict=True):
-                    layer(x)
+                stack(*stack.inputs)
 
         return run
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from heat_hf.encoders.linears import attention_groups
+from heat_hf.encoders.together import attention_groups
 from heat_hf.formats import LowRank, TensorShape
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.shared import MEMBERS, shared_losses

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from heat_hf.formats.setting import Settings
     from heat_hf.search.ranks.allocation import BudgetKind
-    from heat_hf.search.ranks.space import Costs, Settings
+    from heat_hf.search.ranks.space import Costs
 
 TARGETS: dict[str, BudgetKind] = {
     "target_params_ratio": "parameters",

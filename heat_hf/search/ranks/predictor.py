@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,7 +64,8 @@ class AccuracyPredictor:
 
         Raises:
             ValueError: for fewer than 20 networks, other numbers of both, or an accuracy that is not finite.
-            UntrustedPredictorError: if Spearman's correlation on the held-out networks is below `LEAST_CORRELATION`.
+            UntrustedPredictorError: if all held-out networks are alike, or Spearman's correlation on them is below
+                `LEAST_CORRELATION`.
         """
         from scipy.stats import kendalltau, spearmanr
         from sklearn.ensemble import RandomForestRegressor
@@ -81,10 +81,16 @@ class AccuracyPredictor:
         forest.fit(self.features(table[fitted]), targets[fitted])
         self._forest = forest
         predicted, measured = self.predict(table[held]), targets[held]
-        constant = len(set(measured)) < 2 or len(set(predicted)) < 2
-        spearman = math.nan if constant else float(spearmanr(measured, predicted).statistic)
-        kendall = math.nan if constant else float(kendalltau(measured, predicted).statistic)
-        if not spearman >= LEAST_CORRELATION:  # also if it is NaN
+        for name, values in (("score", measured), ("were predicted", predicted)):
+            if len(set(values)) < 2:
+                self._forest = None
+                raise UntrustedPredictorError(
+                    f"the accuracy predictor has nothing to tell apart: all {count} held-out networks {name} {values[0]:.4f}; "
+                    f"evaluate more networks (now {len(targets)}), on more rows, or train the SuperNet longer"
+                )
+        spearman = float(spearmanr(measured, predicted).statistic)
+        kendall = float(kendalltau(measured, predicted).statistic)
+        if spearman < LEAST_CORRELATION:
             self._forest = None
             raise UntrustedPredictorError(
                 f"the accuracy predictor's rank correlation on {count} held-out networks is {spearman:.2f}, below "

@@ -8,22 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heat_hf.encoders.between import between
+from heat_hf.encoders.linears import runs
 from heat_hf.formats import Rank, TensorShape, get_format
-from heat_hf.formats.setting import Execution, TensorSetting
+from heat_hf.formats.setting import Execution, Settings, TensorSetting
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.between import Between
 from heat_hf.hardware.cost import Cost, MisfitError, NoGainError
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.ranks.allocation import BudgetKind, Option
 from heat_hf.search.shapes.ranks import choose_ranks
 
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
 Array = NDArray[np.float64]
 Choice = NDArray[np.int64]
-Settings = Mapping[str, TensorSetting | None]
 BUDGETS = 16  # sizes of a tensor, see `choose_ranks`
 
 
@@ -34,10 +40,27 @@ class Matrix:
     Attributes:
         size: extents M and N.
         runs: how often a forward pass uses it.
+        reads: what was done with what it reads; None where the model does nothing that could become less.
     """
 
     size: MatrixSize
     runs: int = 1
+    reads: Between | None = None
+
+
+def matrices_of(
+    model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch_size: int, sequence_length: int
+) -> dict[str, Matrix]:
+    """The tensors to choose for of a model.
+
+    Args:
+        model: dense.
+        linears: its layers to choose for, by name.
+        batch_size: sequences of a forward pass.
+        sequence_length: tokens of each.
+    """
+    reads = between(model, linears, batch_size, sequence_length)
+    return {name: Matrix(MatrixSize.of(linear), runs(model.config, name), reads.get(name)) for name, linear in linears.items()}
 
 
 @dataclass(frozen=True)
@@ -96,6 +119,7 @@ class Costs:
         self.tokens = tokens
         self.model = model
         self._runs: dict[TensorSetting | MatrixSize, Cost] = {}
+        self._between: dict[tuple[Between, int], Cost | None] = {}
 
     @property
     def model_name(self) -> str | None:
@@ -103,7 +127,9 @@ class Costs:
         return None if self.model is None else self.model.name
 
     def one_run(self, name: str, setting: TensorSetting | None) -> Cost | None:
-        """One run of one tensor; None as a setting is the dense matrix, as a result the lack of a cost model.
+        """One run of one tensor, with what was done with what it reads, where that counts.
+
+        None as a setting is the dense matrix, as a result the lack of a cost model.
 
         Raises:
             MisfitError: if it has no mapping onto the accelerator.
@@ -114,7 +140,19 @@ class Costs:
         if what not in self._runs:
             cost = self.model.linear if isinstance(what, MatrixSize) else self.model.setting
             self._runs[what] = cost(what, self.tokens)  # type: ignore[arg-type]
-        return self._runs[what]
+        before = self.between(name, setting)
+        return self._runs[what] if before is None else self._runs[what] + before
+
+    def between(self, name: str, setting: TensorSetting | None = None) -> Cost | None:
+        """What was done with what one run of one tensor reads; None where that is nothing, or does not count."""
+        work = self.matrices[name].reads
+        if work is None or self.model is None:
+            return None
+        narrower = setting is not None and setting.format == "fewer_inputs"
+        key = work, setting.rank[0] // work.size if narrower else work.units  # type: ignore[union-attr]
+        if key not in self._between:
+            self._between[key] = self.model.between(*key)
+        return self._between[key]
 
     def or_dense(self, name: str, setting: TensorSetting) -> TensorSetting | None:
         """A setting, or None for the dense matrix where the cost model says that this is as fast."""

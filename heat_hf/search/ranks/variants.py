@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.linears import resolve_names, weights_digest
-from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.setting import Settings, TensorSetting
 from heat_hf.hardware.cost import EDP
 from heat_hf.search.ranks.budgets import TARGETS, Budget
 from heat_hf.search.ranks.methods import MIXED, RankSearch
 from heat_hf.search.ranks.problem import Problem
-from heat_hf.search.ranks.space import Settings
 
 if TYPE_CHECKING:
     from torch import nn

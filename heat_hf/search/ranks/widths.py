@@ -14,10 +14,8 @@ from typing import Any, cast
 import numpy as np
 from tqdm.auto import tqdm
 
-from heat_hf.encoders.linears import head_groups, inner_pairs
-from heat_hf.formats import TensorShape
+from heat_hf.encoders.together import narrowed, width_groups
 from heat_hf.formats.narrowed import Neurons
-from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.search.ranks.groups import Joint, fits
 from heat_hf.search.ranks.problem import Problem
@@ -35,12 +33,10 @@ def width_options(problem: Problem) -> dict[tuple[str, ...], dict[Joint, float]]
     Args:
         problem: with statistics and gradients.
     """
-    pairs, heads = inner_pairs(problem.model, problem.linears), head_groups(problem.model, problem.linears)
-    groups = dict.fromkeys(pairs.items(), 1) | heads
     found = {}
-    for names, size in tqdm(groups.items(), desc="Widths", unit="group"):
+    for names, size in tqdm(width_groups(problem.model, problem.linears).items(), desc="Widths", unit="group"):
         neurons = MatrixSize.of(problem.linears[names[-1]]).columns
-        widths = _widths(neurons, max(problem.units, default=8)) if names not in heads else [*range(size, neurons, size)]
+        widths = _widths(neurons, max(problem.units, default=8)) if len(names) == 2 else [*range(size, neurons, size)]
         if widths:
             found[names] = _options(problem, names, widths, size)
     return found
@@ -55,12 +51,6 @@ def _options(problem: Problem, names: tuple[str, ...], widths: Sequence[int], si
     sizes = [MatrixSize.of(problem.linears[name]) for name in names]
     options = {narrowed(sizes, width): neurons.lost(width) for width in widths}
     return {settings: loss for settings, loss in options.items() if fits(problem.costs, names, settings)}
-
-
-def narrowed(sizes: Sequence[MatrixSize], width: int) -> Joint:
-    """Joint of matrices with so many neurons between the last one and all others."""
-    names = (*["fewer_outputs"] * (len(sizes) - 1), "fewer_inputs")
-    return tuple(TensorSetting(name, TensorShape.matrix(*size), (width,)) for name, size in zip(names, sizes, strict=True))
 
 
 def _widths(neurons: int, unit: int) -> list[int]:

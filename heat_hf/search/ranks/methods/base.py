@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from heat_hf.formats import Rank, TensorShape
-    from heat_hf.formats.setting import TensorSetting
+    from heat_hf.formats.setting import Settings, TensorSetting
     from heat_hf.formats.size import MatrixSize
     from heat_hf.search.ranks.budgets import Budget
     from heat_hf.search.ranks.problem import Problem
-    from heat_hf.search.ranks.space import Settings
 
 
 @dataclass(frozen=True)

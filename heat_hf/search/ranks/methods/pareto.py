@@ -76,14 +76,16 @@ def _options(problem: Problem, size: MatrixSize, candidates: Sequence[Candidate]
     """All matrices of a size as one tensor: figures as fractions of the dense network's."""
     from heat_hf.search.ranks.allocation import Option
 
-    count = sum(matrix.size == size for matrix in problem.costs.matrices.values())
-    dense = problem.costs.dense.cost
+    own = {name: matrix.runs for name, matrix in problem.costs.matrices.items() if matrix.size == size}
+    count, dense = len(own), problem.costs.dense.cost
     assert dense is not None
+    others = {name: cost for name in own if (cost := problem.costs.between(name)) is not None}  # in the dense figure, too
+    more = sum(own[name] * cost.seconds for name, cost in others.items())
     return [
         Option(
             count * candidate.error**2,
             None if candidate.energy_pJ is None or dense.energy_pJ is None else runs * candidate.energy_pJ / dense.energy_pJ,
-            runs * candidate.seconds / dense.seconds,
+            (runs * candidate.seconds + more) / dense.seconds,
             count * candidate.parameters,
         )
         for candidate in candidates

@@ -1,0 +1,140 @@
+"""From a dense sentence encoder to static embeddings: STS-B's Spearman against sentences a second, tokenizing included.
+
+The static models are distilled from the same encoder by model2vec, which is no dependency: pip install 'model2vec[distill]'
+
+    python -m benchmarks.frontier --dense FOLDER --students NAME=FOLDER … --test FILE --output FILE --figure FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from scipy.stats import spearmanr
+
+import heat_hf  # noqa: F401
+from benchmarks.provenance import provenance
+from heat_hf.encoders.rows import load_rows
+from heat_hf.evaluation.tasks import evaluate_task
+from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
+from heat_hf.hardware.machine.race import race
+from heat_hf.integrations.exported import EXPORTED
+from heat_hf.integrations.exporting import written
+from heat_hf.reports.figures.style import COLOURS, save_figure, tidy_axes
+from heat_hf.search.shapes.pareto import pareto_front
+from recipes.evidence import write_json
+
+WAYS = (("torch", False), ("onnxruntime", False), ("onnxruntime", True), ("openvino", False), ("openvino", True))
+DIMENSIONS = (64, 256)  # of the static models' embeddings
+SENTENCES = 128  # of a race, in batches of 32
+CALIBRATION = 200
+
+Encode = Callable[[Sequence[str]], Any]
+
+
+def encoders(folder: str, scratch: Path, rows: Any) -> dict[str, tuple[float, Encode]]:
+    """A model in every one of `WAYS`: its score, and what encodes sentences."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    texts = rows["sentence1"][:CALIBRATION]
+    calibration = [dict(tokenizer([text], return_tensors="pt", truncation=True, max_length=128)) for text in texts]
+    found = {}
+    with written(model, tokenizer) as graph:
+        for runtime, int8 in WAYS:
+            own: Any = model
+            if runtime in EXPORTED:
+                place = scratch / f"{runtime}-{int8}"
+                graph.place(EXPORTED[runtime], place, int8, calibration)
+                own = EXPORTED[runtime](place, torch.get_num_threads()).eval()
+            score = evaluate_task(own, tokenizer, "sentence-similarity", rows)["spearman"]
+
+            def encode(sentences: Sequence[str], own: Any = own) -> Any:
+                with torch.inference_mode():
+                    return sentence_embeddings(own, tokenizer, sentences, 32)
+
+            found[f"{runtime} {'int8' if int8 else 'float32'}"] = score, encode
+    return found
+
+
+def static(folder: str, rows: Any) -> dict[str, tuple[float, Encode]]:
+    """Static models of the encoder's tokens."""
+    from model2vec.distill import distill
+
+    found = {}
+    for size in DIMENSIONS:
+        model = distill(folder, pca_dims=size)
+        first, second = (model.encode(list(rows[name])) for name in ("sentence1", "sentence2"))
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        similar = (first * second).sum(1) / np.maximum(lengths, 1e-12)
+        found[f"{size} dimensions"] = float(spearmanr(similar, rows["score"]).statistic), model.encode
+    return found
+
+
+def measured(models: Mapping[str, Mapping[str, tuple[float, Encode]]], sentences: Sequence[str], repeats: int) -> list[Any]:
+    """Every model's score, and sentences a second with quartiles, all in one race."""
+    flat = {(name, way): own for name, ways in models.items() for way, own in ways.items()}
+    print("timing", flush=True)
+    calls = {str(k): (lambda own=own: own[1](sentences)) for k, own in enumerate(flat.values())}
+    rates = [[len(sentences) / seconds for seconds in own] for own in race(calls, repeats).values()]
+    rows = []
+    for ((name, way), (score, _)), own in zip(flat.items(), rates, strict=True):
+        quartiles = statistics.quantiles(own, n=4, method="inclusive")
+        rows.append({"model": name, "runs in": way, "spearman": score, "rate": [float(f"{rate:.4g}") for rate in quartiles]})
+    kept = pareto_front([(-row["rate"][1], -row["spearman"]) for row in rows])
+    for row, keep in zip(rows, kept, strict=True):
+        row["undominated"] = bool(keep)
+        print(row, flush=True)
+    return rows
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Score over sentences a second, and the front."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    front = sorted((row for row in rows if row["undominated"]), key=lambda row: row["rate"][1])
+    axes.plot([row["rate"][1] for row in front], [row["spearman"] for row in front], color="grey", linewidth=1, zorder=1)
+    for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
+        own = [row for row in rows if row["model"] == name]
+        rates, scores = [row["rate"][1] for row in own], [row["spearman"] for row in own]
+        axes.scatter(rates, scores, label=name, c=COLOURS[number], edgecolors="black", linewidths=0.5, zorder=3)
+    for row in {row["model"]: row for row in front}.values():  # the fastest of each model
+        axes.annotate(row["runs in"], (row["rate"][1], row["spearman"]), (4, 5), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", xlabel="sentences a second", ylabel="Spearman on STS-B test")
+    axes.legend(frameon=False)
+    tidy_axes(axes)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dense", required=True)
+    parser.add_argument("--students", nargs="+", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--test", type=Path, required=True, help="rows with sentence1, sentence2, score")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/frontier.json"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/figures/frontier.png"))
+    args = parser.parse_args()
+    rows = load_rows(args.test)
+    folders = {"dense": args.dense} | dict(student.split("=", 1) for student in args.students)
+    with tempfile.TemporaryDirectory() as scratch:
+        models = {name: encoders(folder, Path(scratch) / str(k), rows) for k, (name, folder) in enumerate(folders.items())}
+        models["static"] = static(args.dense, rows)
+        found = measured(models, rows["sentence2"][:SENTENCES], args.repeats)
+    command = "python -m benchmarks.frontier --dense FOLDER --students NAME=FOLDER … --test FILE --output FILE --figure FILE"
+    about = provenance(command, "torch", "onnxruntime", "openvino", "model2vec")
+    about |= {"threads": torch.get_num_threads(), "repeats": args.repeats}
+    write_json(args.output, {**about, "rows": found})
+    draw(found, args.figure)
+
+
+if __name__ == "__main__":
+    main()

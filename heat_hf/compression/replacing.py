@@ -1,0 +1,59 @@
+"""Factorized layers of what was reached, and a model with them as one that Transformers saves and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from heat_hf.compression.refinement import Kept
+from heat_hf.compression.reporting import Reached
+from heat_hf.encoders.config import FactorizedConfig
+from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import Settings
+from heat_hf.reports.compression import CompressionReport
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def layers_of(linears: Mapping[str, nn.Linear], reached: Mapping[str, Reached], tokens: int) -> dict[str, FactorizedLinear]:
+    """The layers that take the place of linears, by name.
+
+    Args:
+        linears: dense, by name.
+        reached: what was found for each.
+        tokens: for which contraction paths are chosen.
+    """
+    return {
+        name: FactorizedLinear.from_linear(linears[name], result.setting, result.factorization, tokens)
+        for name, result in reached.items()
+        if result.setting is not None and result.factorization is not None
+    }
+
+
+def kept_of(reached: Mapping[str, Reached]) -> Kept:
+    """The neurons that stay, of layers that lose some."""
+    return {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
+
+
+def attach(model: PreTrainedModel, settings: Settings, tokens: int, report: CompressionReport) -> None:
+    """Make a model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only.
+
+    Args:
+        model: with the factorized layers in place.
+        settings: of all matrices.
+        tokens: for which contraction paths were chosen.
+        report: of the compression.
+    """
+    config = FactorizedConfig(
+        tensors={name: setting for name, setting in settings.items() if setting is not None},
+        tokens=tokens,
+        accelerator=report.accelerator,
+        heat_version=report.heat_version,
+    )
+    quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
+    quantizer.report = report
+    quantizer.attach(model)

@@ -1,0 +1,79 @@
+"""Peak memory of a model in a runtime: what it adds to a process that has only imported what runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from heat_hf.reports.bench import Tokens
+
+PROCESS = Path("/proc/self")
+PEAK, NOW = "VmHWM", "VmRSS"  # lines of Linux's status of a process
+
+
+def peak_memory(runtime: str, precision: str, folder: Path, threads: int, sizes: Sequence[Tokens]) -> int | None:
+    """Bytes that loading a model and a forward pass of each size take at most, in a process of its own.
+
+    Args:
+        runtime: a name of `RUNTIMES`.
+        precision: "float32" or "int8".
+        folder: an exported model's; for PyTorch, of the model itself.
+        threads: that it may use.
+        sizes: of forward passes.
+
+    Returns:
+        None where the system does not say: on others than Linux, or if the model cannot be loaded from the folder alone.
+    """
+    if not (PROCESS / "clear_refs").exists():
+        return None
+    line = [runtime, precision, str(folder), str(threads), *(str(number) for size in sizes for number in size)]
+    done = subprocess.run([sys.executable, "-m", __name__, *line], capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def _status(line: str) -> int:
+    (found,) = (own for own in (PROCESS / "status").read_text().splitlines() if own.startswith(line))
+    return int(found.split()[1]) * 1024
+
+
+def _loader(runtime: str, precision: str, folder: str, threads: int) -> Callable[[], Any]:
+    """What loads the model; all that it imports is imported now."""
+    import torch
+    from transformers import AutoConfig
+
+    import heat_hf  # noqa: F401
+    from heat_hf.encoders.linears import model_class_of
+    from heat_hf.integrations.exported import EXPORTED
+    from heat_hf.integrations.int8 import in_int8
+
+    torch.set_num_threads(threads)
+    if runtime in EXPORTED:
+        EXPORTED[runtime].require_packages()
+        return lambda: EXPORTED[runtime](folder, threads).eval()
+    own = model_class_of(AutoConfig.from_pretrained(folder))
+    if precision == "int8":
+        return lambda: in_int8(own.from_pretrained(folder)).eval()
+    return lambda: own.from_pretrained(folder).eval()
+
+
+def main() -> None:
+    """What runs in the process of its own: prints a number."""
+    import torch
+
+    runtime, precision, folder, threads, *numbers = sys.argv[1:]
+    load = _loader(runtime, precision, folder, int(threads))
+    inputs = [torch.ones(int(a), int(b), dtype=torch.long) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
+    before = _status(NOW)
+    (PROCESS / "clear_refs").write_text("5")  # the peak so far is forgotten
+    model = load()
+    with torch.inference_mode():
+        for ids in inputs:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    print(_status(PEAK) - before)
+
+
+if __name__ == "__main__":
+    main()
