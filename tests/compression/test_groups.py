@@ -175,7 +175,6 @@ def test_what_is_incomplete_is_refused_before_work(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from heat_hf.compression.job import Job
 
     model = small_model("bert")
     expected = said(model)
@@ -184,7 +183,7 @@ def test_an_error_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) ->
         assert hooks(model) == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Job, "_attach", fail)
+    monkeypatch.setattr("heat_hf.compression.job.attach", fail)
     with pytest.raises(KeyboardInterrupt):
         factorize(model, HeatConfig(**OPTIONS, target_params_ratio=0.5, refine_steps=2), batches(), settings_of(model))
     assert not hooks(model) and torch.equal(said(model), expected)

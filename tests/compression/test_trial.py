@@ -113,7 +113,7 @@ def test_weights_that_are_elsewhere() -> None:
 
 
 def test_an_error_while_layers_are_put_in_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heat_hf.compression.job.Job._attach", lambda *_: 1 / 0)
+    monkeypatch.setattr("heat_hf.compression.job.attach", lambda *_: 1 / 0)
     model = small_model("bert")
     dense = dict(model.named_modules())
     with pytest.raises(ZeroDivisionError):

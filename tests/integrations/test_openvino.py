@@ -121,7 +121,7 @@ def test_what_lies_in_a_folder_chooses_the_runtime(tmp_path: Path, monkeypatch: 
     assert load_exported("nowhere/at/all") is None
     opened: list[Any] = []
     for kind in EXPORTED.values():
-        monkeypatch.setattr(kind, "__init__", lambda self, folder: opened.append((type(self), folder)))
+        monkeypatch.setattr(kind, "__init__", lambda self, folder, _: opened.append((type(self), folder)))
         path = tmp_path / kind.__name__ / kind.file
         path.parent.mkdir(parents=True)
         path.touch()
