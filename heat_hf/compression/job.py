@@ -28,6 +28,7 @@ from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.linears import by_block, encoder_linears, swap_module
 from heat_hf.encoders.statistics import Statistics
+from heat_hf.evaluation.quality import Quality
 from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.hardware import CostModel
@@ -60,6 +61,7 @@ class Job:
         given_statistics: statistics collected before; used instead of collecting them.
         given_cost_model: what settings are costed by; None for the one of the request's accelerator.
         training: for methods that train.
+        given_answers: of the dense model to the rows that the finished one is measured on; None to ask it.
     """
 
     model: PreTrainedModel
@@ -68,6 +70,7 @@ class Job:
     given_statistics: Statistics | None = None
     given_cost_model: CostModel | None = None
     training: Training | None = None
+    given_answers: Quality | None = None
 
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
@@ -253,12 +256,21 @@ class Job:
                 record.save(output)
         return record
 
+    @cached_property
+    def _unrefined(self) -> HeatConfig:
+        return replace(self.config, refine_steps=0)
+
+    @cached_property
+    def _unrefined_answers(self) -> Quality | None:
+        """The dense model's, asked once for the networks of all budgets."""
+        return answers(self.model, self.calibration, self._unrefined)
+
     def _expecting(self, network: Variant) -> Variant:
         """With what a copy of the model with these settings, not refined, diverges by; where losses and rows are known."""
         if network.loss is None or self.calibration is None:
             return network
-        config = replace(self.config, refine_steps=0)
-        job = replace(self, model=copy.deepcopy(self.model), config=config, given_statistics=self.statistics)
+        known = {"given_statistics": self.statistics, "given_answers": self._unrefined_answers}
+        job = replace(self, model=copy.deepcopy(self.model), config=self._unrefined, **known)  # type: ignore[arg-type]
         fidelity = job.factorize(network).fidelity
         return network if fidelity is None else replace(network, expected_divergence=fidelity.measured)
 
@@ -287,7 +299,7 @@ class Job:
                 for name, result in projection.reached(names, statistics):
                     reached[name] = result
                     progress.update()
-        dense = answers(self.model, self.calibration, self.config)  # statistics have shown that it runs
+        dense = self.given_answers or answers(self.model, self.calibration, self.config)  # statistics have shown that it runs
         report = self._report(reached, self.calibration_rows)
         if report.few_tokens:
             logger.warning(report.few_tokens)
