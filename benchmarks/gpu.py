@@ -26,7 +26,7 @@ from transformers import AutoConfig
 import heat_hf  # noqa: F401 - registers the models
 from benchmarks.alternatives import encoder_of, fewer_blocks
 from benchmarks.provenance import provenance
-from heat_hf.evaluation.tasks import TASKS
+from heat_hf.encoders.linears import model_class_of
 from recipes.evidence import write_json
 
 ROWS, TOKENS = (1, 8, 32, 128, 256), (32, 128)
@@ -40,10 +40,8 @@ Pass = Callable[..., Any]
 
 
 def read(folder: str, device: str) -> Any:
-    """A model in bfloat16, with its head if it has one that a task is known for."""
-    architecture = (AutoConfig.from_pretrained(folder).architectures or [""])[0]
-    heads = [task.model_class for task in TASKS.values() if task.head and architecture.endswith(task.head)]
-    model_class = heads[0] if heads else TASKS["sentence-similarity"].model_class
+    """A model in bfloat16, of the class that its configuration names."""
+    model_class = model_class_of(AutoConfig.from_pretrained(folder))
     return model_class.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from heat_hf.encoders.batches import data_digest
 from heat_hf.encoders.checkpoints.storage import atomic_file, writing
 from heat_hf.encoders.linears import tensors_digest
+from heat_hf.formats.setting import settings_to_dict
 from heat_hf.search.journal import Journal
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def refined_blocks(
         "model": tensors_digest(model.state_dict().values()),
         "calibration": data_digest(batches),
         "request": config.to_dict(),
-        "settings": {name: None if setting is None else setting.to_dict() for name, setting in settings.items()},
+        "settings": settings_to_dict(settings),
     }
     with Journal(Path(output).absolute(), key, overwrite=True) as journal:
         yield RefinedBlocks(journal.folder)

@@ -125,6 +125,11 @@ Settings = Mapping[str, TensorSetting | None]
 """What matrices got, by name; None for what stays dense."""
 
 
+def settings_to_dict(settings: Settings) -> dict[str, Any]:
+    """As JSON."""
+    return {name: None if setting is None else setting.to_dict() for name, setting in settings.items()}
+
+
 @lru_cache(maxsize=4096)  # a SuperNet's layers change their ranks in every step
 def _plan(setting: TensorSetting, tokens: int, path: Path) -> ContractionPlan:
     codec, shape = setting.codec, setting.shape

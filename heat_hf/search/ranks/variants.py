@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.linears import resolve_names, weights_digest
-from heat_hf.formats.setting import Settings, TensorSetting
+from heat_hf.formats.setting import Settings, TensorSetting, settings_to_dict
 from heat_hf.hardware.cost import EDP
 from heat_hf.search.ranks.budgets import TARGETS, Budget
 from heat_hf.search.ranks.methods import MIXED, RankSearch
@@ -80,8 +80,7 @@ class Variant:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if self.measure == EDP:
             del data["measure"]
-        settings = {name: None if setting is None else setting.to_dict() for name, setting in self.settings.items()}
-        return {**data, "settings": settings}
+        return {**data, "settings": settings_to_dict(self.settings)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Variant:
