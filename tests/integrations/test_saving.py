@@ -165,6 +165,18 @@ def test_a_composite_is_saved_with_its_layers(tmp_path: Path) -> None:
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())["encoder"]
 
 
+def test_an_encoder_becomes_a_decoder_whose_cross_attention_is_new(tmp_path: Path) -> None:
+    encoder = small_model("bert").base_model
+    HeatCompressor(encoder).compress(HeatConfig(rank=4))
+    encoder.save_pretrained(tmp_path / "encoder")
+    both = EncoderDecoderModel.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "encoder").eval()
+    assert len(factorized_layers(both)) == 2 * len(factorized_layers(encoder))
+    both.save_pretrained(tmp_path / "both")
+    loaded = EncoderDecoderModel.from_pretrained(tmp_path / "both").eval()
+    inputs = {"input_ids": token_ids(), "decoder_input_ids": token_ids()}
+    assert torch.equal(loaded(**inputs).logits, both(**inputs).logits)
+
+
 def test_a_dense_model_of_a_compressed_ones_configuration_is_saved_dense(tmp_path: Path) -> None:
     source = compressed()
     dense = AutoModelForSequenceClassification.from_config(source.config).eval()

@@ -77,8 +77,8 @@ def require_unchanged(files: Sequence[str], saved: str | None) -> None:
 def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
     """Make sure that tensors came from the checkpoint, where Transformers would make them up and only log it.
 
-    Those of the factorized blocks always; all, where the class is the one that was saved. Others may have other heads, and
-    headless ones a pooler that the saved one was built without. A head whose tensors have other extents begins anew, where
+    Those of the factorized blocks always; all, where the class is the one that was saved. Others may have other heads, a
+    decoder the cross attention that an encoder was saved without, and headless ones a pooler. A head whose tensors have other extents begins anew, where
     `ignore_mismatched_sizes` says so.
 
     Args:
@@ -92,6 +92,8 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
     blocks = {_numberless(block_of(name)) for name in layers}
     same = type(model).__name__ in (model.config.architectures or ())
     for name, parameter in model.named_parameters():
+        if not same and ".crossattention." in name and not any(other in names for other in _spellings(model, name)):
+            continue
         of_blocks = any(name.startswith(f"{layer}.") for layer in layers) or _numberless(block_of(name)) in blocks
         if not of_blocks and (not same or name.startswith("pooler.")):
             continue
