@@ -21,17 +21,16 @@ from scipy.stats import spearmanr
 
 import heat_hf  # noqa: F401
 from benchmarks.provenance import provenance
+from heat_hf.encoders.checkpoints.sentence_encoder import sentence_encoder
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 from heat_hf.hardware.machine.race import race
-from heat_hf.integrations.exported import EXPORTED
-from heat_hf.integrations.exporting import written
+from heat_hf.integrations.bench import Loaded, runners, ways
 from heat_hf.reports.figures.style import COLOURS, save_figure, tidy_axes
 from heat_hf.search.shapes.pareto import pareto_front
 from recipes.evidence import write_json
 
-WAYS = (("torch", False), ("onnxruntime", False), ("onnxruntime", True), ("openvino", False), ("openvino", True))
 DIMENSIONS = (64, 256)  # of the static models' embeddings
 SENTENCES = 128  # of a race, in batches of 32
 CALIBRATION = 200
@@ -40,26 +39,21 @@ Encode = Callable[[Sequence[str]], Any]
 
 
 def encoders(folder: str, scratch: Path, rows: Any) -> dict[str, tuple[float, Encode]]:
-    """A model in every one of `WAYS`: its score, and what encodes sentences."""
+    """A model in every way that is installed: its score, and what encodes sentences."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     texts = rows["sentence1"][:CALIBRATION]
     calibration = [dict(tokenizer([text], return_tensors="pt", truncation=True, max_length=128)) for text in texts]
+    loaded = Loaded(model, tokenizer, sentence_encoder(folder), calibration)
     found = {}
-    with written(model, tokenizer) as graph:
-        for runtime, int8 in WAYS:
-            own: Any = model
-            if runtime in EXPORTED:
-                place = scratch / f"{runtime}-{int8}"
-                graph.place(EXPORTED[runtime], place, int8, calibration)
-                own = EXPORTED[runtime](place, torch.get_num_threads()).eval()
-            score = evaluate_task(own, tokenizer, "sentence-similarity", rows)["spearman"]
+    for way, runner in runners(loaded, ways(None, None, calibration=True)[0], scratch, torch.get_num_threads()):
+        score = evaluate_task(runner.model, tokenizer, "sentence-similarity", rows)["spearman"]
 
-            def encode(sentences: Sequence[str], own: Any = own) -> Any:
-                with torch.inference_mode():
-                    return sentence_embeddings(own, tokenizer, sentences, 32)
+        def encode(sentences: Sequence[str], own: Any = runner.model) -> Any:
+            with torch.inference_mode():
+                return sentence_embeddings(own, tokenizer, sentences, 32)
 
-            found[f"{runtime} {'int8' if int8 else 'float32'}"] = score, encode
+        found[" ".join(way)] = score, encode
     return found
 
 

@@ -144,7 +144,7 @@ def bench(
     with torch_threads(threads), temporary_directory() as folder:
         made = {}
         for number, (name, loaded) in enumerate(tqdm(models.items(), desc="Exporting", unit="model")):
-            for way, runner in _runners(loaded, found, folder / str(number), threads):
+            for way, runner in runners(loaded, found, folder / str(number), threads):
                 made[name, way] = runner
             if memory and any(way.runtime == "torch" for way in found):
                 loaded.model.save_pretrained(folder / str(number) / "torch")
@@ -158,24 +158,32 @@ def bench(
     ]
 
 
-class _Runner(NamedTuple):
+class Runner(NamedTuple):
+    """A model made to run in one way.
+
+    Attributes:
+        model: called like one of Transformers.
+        bytes: of its weights on disk.
+        folder: where it is; of PyTorch's, where it would be.
+    """
+
     model: Any
     bytes: int
     folder: Path
 
 
-def _runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: int) -> Iterator[tuple[Way, _Runner]]:
+def runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: int) -> Iterator[tuple[Way, Runner]]:
     """A model in every way; it is written as ONNX once."""
     with _graph(loaded, found) as graph:
         for way in found:
             if way.runtime == "torch":
                 model = in_int8(loaded.model) if way.precision == "int8" else loaded.model
-                yield way, _Runner(model.eval(), _saved_bytes(model), folder / "torch")
+                yield way, Runner(model.eval(), _saved_bytes(model), folder / "torch")
             else:
                 kind, place = EXPORTED[way.runtime], folder / "-".join(way)
                 assert graph is not None
                 graph.place(kind, place, way.precision == "int8", loaded.calibration)
-                yield way, _Runner(kind(place, threads).eval(), exported_bytes(kind, place), place)
+                yield way, Runner(kind(place, threads).eval(), exported_bytes(kind, place), place)
 
 
 @contextmanager
