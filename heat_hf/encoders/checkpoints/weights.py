@@ -77,9 +77,9 @@ def require_unchanged(files: Sequence[str], saved: str | None) -> None:
 def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
     """Make sure that tensors came from the checkpoint, where Transformers would make them up and only log it.
 
-    Those of the factorized blocks always; all, where the class is the one that was saved. Others may have other heads, a decoder
-    the cross attention that an encoder was saved without, and headless ones a pooler. A head whose tensors have other extents
-    begins anew, where `ignore_mismatched_sizes` says so.
+    Those of the factorized blocks always; all, where the class is the one that was saved. Others may have other heads, a
+    decoder the cross attention that an encoder was saved without, and headless ones a pooler. A head whose tensors have other
+    extents begins anew, where `ignore_mismatched_sizes` says so.
 
     Args:
         model: after loading.
