@@ -27,7 +27,7 @@ from benchmarks.untrained import sentences
 from heat_hf import HeatConfig, Statistics
 from heat_hf.compression.job import Job
 from heat_hf.encoders.batches import calibration_batches
-from heat_hf.encoders.linears import encoder_linears, swap_module
+from heat_hf.encoders.linears import encoder_linears, swap_modules
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.hardware.machine import MachineModel
@@ -110,11 +110,12 @@ def kept(settings: Settings, loss: float) -> dict[str, Any]:
 
 def shaped(model: Any, settings: Mapping[str, dict[str, Any] | None]) -> Any:
     """A copy of a model with layers of these settings, their weights random."""
-    other = copy.deepcopy(model)
+    other, swapped = copy.deepcopy(model), {}
     for name, own in settings.items():
         if own is not None:
             (layer,) = Stack(TensorSetting.from_dict(own), COPIED_TOKENS).layers
-            swap_module(other, other.get_submodule(name), layer)
+            swapped[other.get_submodule(name)] = layer
+    swap_modules(other, swapped)
     return other.eval()
 
 

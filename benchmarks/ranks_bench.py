@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from heat_hf import HeatConfig, TensorSetting, TensorShape, decompose
 from heat_hf.compression.job import Job
 from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batches
-from heat_hf.encoders.linears import encoder_linears, swap_module
+from heat_hf.encoders.linears import encoder_linears, swap_modules
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.quality import Quality
 from heat_hf.formats.decomposition import Factorization, balanced
@@ -84,12 +84,13 @@ class Bench:
 
     def model_of(self, settings: dict, loss_aware: bool = True) -> torch.nn.Module:
         """The dense model with these settings, projected on the calibration data."""
-        model = copy.deepcopy(self.dense)
+        model, swapped = copy.deepcopy(self.dense), {}
         for name, linear in encoder_linears(model).items():
             setting = settings[name]
             if setting is not None:
                 found = self.projection(name, linear, setting, loss_aware)
-                swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, found, TOKENS))
+                swapped[linear] = FactorizedLinear.from_linear(linear, setting, found, TOKENS)
+        swap_modules(model, swapped)
         return model
 
     def projection(self, name: str, linear: torch.nn.Linear, setting: TensorSetting, loss_aware: bool) -> Factorization:

@@ -26,7 +26,7 @@ from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
-from heat_hf.encoders.linears import by_block, encoder_linears, swap_module
+from heat_hf.encoders.linears import by_block, encoder_linears, swap_modules
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.formats.decomposition import require_finite
@@ -307,13 +307,11 @@ class Job:
         try:
             report = self._refine(report, layers, kept_of(reached), done)
             report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
-            for name, layer in layers.items():
-                swap_module(self.model, self.linears[name], layer)
+            swap_modules(self.model, {self.linears[name]: layer for name, layer in layers.items()})
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
             attach(self.model, settings, self.config.tokens, report)
         except BaseException:
-            for name, layer in layers.items():
-                swap_module(self.model, layer, self.linears[name])
+            swap_modules(self.model, {layer: self.linears[name] for name, layer in layers.items()})
             raise
         return report
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.refinement import held_out
 from heat_hf.encoders.batches import Batch, model_inputs, sequences
-from heat_hf.encoders.linears import swap_module
+from heat_hf.encoders.linears import swap_modules
 from heat_hf.encoders.moments import padding_mask
 from heat_hf.evaluation.quality import Quality
 from heat_hf.formats.layer import FactorizedLinear
@@ -49,8 +49,7 @@ def with_output_errors(
     """
     if not batches or all(layer.setting.codec.tokenwise for layer in layers.values()):
         return report
-    for name, layer in layers.items():
-        swap_module(model, layer, linears[name])
+    swap_modules(model, {layer: linears[name] for name, layer in layers.items()})
     errors = _output_errors(model, linears, layers, batches)
     tensors = (dataclasses.replace(tensor, output_error=errors.get(tensor.name)) for tensor in report.tensors)
     return dataclasses.replace(report, tensors=tuple(tensors))

@@ -22,7 +22,7 @@ from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
-from heat_hf.encoders.linears import by_block, swap_module
+from heat_hf.encoders.linears import by_block, swap_modules
 from heat_hf.encoders.moments import InputMoments, padding_mask
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import narrowed_errors
@@ -166,8 +166,7 @@ class _Refiner:
         with tqdm(total=total, desc="Refining", unit="pass", disable=not groups) as bar:
             for name, names in groups.items():
                 moments = self._dense(name, names, bar)
-                for one in names:
-                    swap_module(self.blocks.modules[name], self.linears[one], self.layers[one])
+                swap_modules(self.blocks.modules[name], {self.linears[one]: self.layers[one] for one in names})
                 reached.append(self._refine(name, names, bar))
                 for one in names:
                     self.errors[one] = self._errors(one, moments[one])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.encoders.batches import Batch, model_inputs
-from heat_hf.encoders.linears import swap_module
+from heat_hf.encoders.linears import swap_modules
 from heat_hf.formats import LowRank, StrassenTile, TensorShape
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
@@ -41,15 +41,13 @@ def require_runs(model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch
             return
         layers = {name: _stand_in(linear, tile) for name, linear in linears.items()}
         try:
-            for name, linear in linears.items():
-                swap_module(model, linear, layers[name])
+            swap_modules(model, {linear: layers[name] for name, linear in linears.items()})
             with torch.no_grad():
                 model(**inputs)
         except Exception as error:
             raise ValueError(_reason(type(model).__name__, layers, error)) from error
         finally:
-            for name, linear in linears.items():
-                swap_module(model, layers[name], linear)
+            swap_modules(model, {layers[name]: linear for name, linear in linears.items()})
     finally:
         model.train(training)
 

@@ -138,18 +138,23 @@ def kind_of(name: str) -> str:
     return name[len(block_of(name)) :].lstrip(".") or name
 
 
-def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is in the model, shared uses included; modules around them do for them what they need.
+def swap_modules(model: nn.Module, pairs: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules wherever others are in the model, shared uses included; modules around them do for them what they need.
 
     Those beside a basis project their input, and a base model of layers on tiles says which tokens are padding.
+
+    Args:
+        model: in which `pairs` are swapped in one walk.
+        pairs: old module → new one; old ones that are not there are passed over.
     """
     for parent in list(model.modules()):
-        for child, module in list(parent.named_children()):
-            if module is old:
-                setattr(parent, child, new)
-                # Some models initialize a child's `weight` from its parent; loaded cores need no initialization.
-                parent._is_hf_initialized = True  # type: ignore[assignment]
-                hook_projection(parent)
+        swapped = {child: pairs[module] for child, module in parent._modules.items() if module is not None and module in pairs}
+        for child, new in swapped.items():
+            setattr(parent, child, new)
+        if swapped:
+            # Some models initialize a child's `weight` from its parent; loaded cores need no initialization.
+            parent._is_hf_initialized = True  # type: ignore[assignment]
+            hook_projection(parent)
     hook_tokens(model)
 
 

@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
-from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_module
+from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_modules
 from heat_hf.encoders.together import require_together
 from heat_hf.formats.layer import FactorizedLinear
 
@@ -49,17 +49,21 @@ class HeatQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if not self.pre_quantized:
             return model
+        from transformers.initialization import no_init_weights
+
         tensors = self.quantization_config.tensors
         settings = {name: tensors[saved] for saved, name in resolve_names(model, tensors).items()}
         require_together(model, settings)
+        swapped: dict[nn.Module, nn.Module] = {}
         for name, setting in settings.items():
             linear = cast(nn.Linear, model.get_submodule(name))
             setting.shape.require(linear.out_features, linear.in_features)
-            with torch.device("meta"):
+            with torch.device("meta"), no_init_weights():
                 layer = FactorizedLinear(
                     setting, linear.bias is not None, self.quantization_config.tokens, dtype=linear.weight.dtype
                 )
-            swap_module(model, linear, layer)
+            swapped[linear] = layer
+        swap_modules(model, swapped)
         self._files = kwargs.get("checkpoint_files") or ()
         self._names = saved_names(model, self._files)
         return model
@@ -79,8 +83,7 @@ class HeatQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         layers = factorized_layers(model)
-        for name, layer in layers.items():
-            swap_module(model, layer, layer.to_linear(basis_of(layers, name)))
+        swap_modules(model, {layer: layer.to_linear(basis_of(layers, name)) for name, layer in layers.items()})
         return model
 
     def attach(self, model: PreTrainedModel) -> None:

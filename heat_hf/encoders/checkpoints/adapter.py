@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heat_hf.encoders.linears import model_class_of, swap_module
+from torch import nn
+
+from heat_hf.encoders.linears import model_class_of, swap_modules
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "adapter_model.safetensors"
@@ -110,12 +112,14 @@ def merge(model: Any, name: str = "the model's adapter") -> Any:  # noqa: ANN401
         if not hasattr(model, "merge_and_unload") or model.active_peft_config.is_prompt_learning:
             raise ValueError(f"{name} is {model.active_peft_config.peft_type.value}, which cannot be merged: LoRA can")
         return model.merge_and_unload(safe_merge=True)
-    for module in list(model.modules()):
+    swapped: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge(safe_merge=True)
-            swap_module(model, module, module.get_base_layer())  # type: ignore[arg-type]
+            swapped[module] = module.get_base_layer()  # type: ignore[index]
         elif isinstance(module, AuxiliaryTrainingWrapper):
-            swap_module(model, module, module.modules_to_save[module.active_adapters[0]])
+            swapped[module] = module.modules_to_save[module.active_adapters[0]]
+    swap_modules(model, swapped)
     del model.peft_config
     model._hf_peft_config_loaded = False
     return model

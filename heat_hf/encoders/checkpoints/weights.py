@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,17 +24,19 @@ CHUNK = 2**20
 
 
 def checksum(files: Iterable[str | Path]) -> str:
-    """CRC-32 of weights files, one after the other by their names, as eight hexadecimal digits.
+    """XXH3 of weights files, one after the other by their names, as sixteen hexadecimal digits.
 
     It is to notice damage, as that of a disk, and costs a small part of loading. Whoever changes files on purpose can change
     it, too.
     """
-    value = 0
+    import xxhash
+
+    value = xxhash.xxh3_64()
     for file in sorted(map(Path, files), key=lambda path: path.name):
         with file.open("rb") as stream:
             while chunk := stream.read(CHUNK):
-                value = zlib.crc32(chunk, value)
-    return f"{value:08x}"
+                value.update(chunk)
+    return value.hexdigest()
 
 
 def saved_names(model: PreTrainedModel, files: Sequence[str]) -> frozenset[str]:
@@ -69,7 +70,7 @@ def require_unchanged(files: Sequence[str], saved: str | None) -> None:
     """Raise ValueError if weights files are not those whose `checksum` was saved; None: it is not known."""
     if saved is not None and files and checksum(files) != saved:
         raise ValueError(
-            f"{files[0]}: the weights are not those that were saved (CRC-32 {checksum(files)} instead of {brief(saved)}): they "
+            f"{files[0]}: the weights are not those that were saved (XXH3 {checksum(files)} instead of {brief(saved)}): they "
             "are damaged, or were changed without save_pretrained"
         )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm.auto import tqdm
 
 from heat_hf.encoders.checkpoints.storage import atomic_file
-from heat_hf.encoders.linears import swap_module
+from heat_hf.encoders.linears import swap_modules
 from heat_hf.encoders.resuming import newest_checkpoint
 from heat_hf.formats import Rank, TensorShape, get_format
 from heat_hf.formats.decomposition import decompose, rank_errors
@@ -52,7 +52,7 @@ def supernet_space(problem: Problem, shapes: Mapping[MatrixSize, TensorShape], a
 
 def supernet_model(problem: Problem, space: RankSpace) -> PreTrainedModel:
     """A copy of the model whose tensors have, for each rank index, the largest rank of the space."""
-    model = copy.deepcopy(problem.model)
+    model, swapped = copy.deepcopy(problem.model), {}
     for name in problem.linears:
         linear: Any = model.get_submodule(name)
         settings = [setting for setting in space.options[name] if setting is not None]
@@ -61,7 +61,8 @@ def supernet_model(problem: Problem, space: RankSpace) -> PreTrainedModel:
         setting = replace(settings[-1], format=codec.name, rank=codec.clip_rank(shape, largest))
         moments = () if problem.statistics is None else problem.statistics.moments(name, problem.loss_aware)
         factorization = decompose(codec, linear.weight, shape, setting.rank, problem.solver, *moments)
-        swap_module(model, linear, FactorizedLinear.from_linear(linear, setting, factorization, problem.costs.tokens))
+        swapped[linear] = FactorizedLinear.from_linear(linear, setting, factorization, problem.costs.tokens)
+    swap_modules(model, swapped)
     return model
 
 
