@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from heat_hf.cli import bench, compress, cost, distill, evaluate, export, push, report, search
+from heat_hf.cli import batch, bench, compress, cost, distill, evaluate, export, push, report, search
+from heat_hf.cli.options import Parser
 from heat_hf.encoders.checkpoints.names import package_version
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 130, 141, 143
@@ -31,14 +31,6 @@ class Terminated(BaseException):
     """SIGTERM, so that what is half written is removed on the way out, as after Ctrl-C."""
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are raised, to be told in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError."""
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
 @dataclass(frozen=True)
 class Verb:
     """A subcommand: its help line, its arguments, and what it does."""
@@ -49,6 +41,7 @@ class Verb:
 
 
 VERBS = {
+    "batch": Verb("compress many checkpoints to many budgets", batch.add_arguments, batch.run),
     "bench": Verb("time models side by side in the runtimes of this machine", bench.add_arguments, bench.run),
     "compress": Verb("factorize a checkpoint's encoder linears", compress.add_arguments, compress.run),
     "cost": Verb("what a product, a matrix or a model costs on an accelerator", cost.add_arguments, cost.run),

@@ -15,6 +15,7 @@ from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import RANK_SEARCHES
 
 if TYPE_CHECKING:
+    from heat_hf.reports.compression import CompressionReport
     from heat_hf.search.ranks.variants import Variant
 
 
@@ -63,6 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compress a checkpoint, or print the plan."""
+    report = compressed(args)
+    show(args, report.to_dict(), str(report))
+    if not args.dry_run:
+        print(f"saved to {args.output}; load it with: import heat_hf, then AutoModel….from_pretrained", file=sys.stderr)
+    return 0
+
+
+def compressed(args: argparse.Namespace) -> CompressionReport:
+    """The same, with nothing printed."""
     from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.encoders.checkpoints.storage import check_target
 
@@ -78,15 +88,10 @@ def run(args: argparse.Namespace) -> int:
     compressor = HeatCompressor.from_pretrained(args.model, **loading(args))
     statistics = statistics_of(args, compressor, config, rows)
     if args.dry_run:
-        report = compressor.plan(config, rows, variant, statistics=statistics)
-    else:
-        sharding = {"max_shard_size": args.max_shard_size} if args.max_shard_size else {}
-        given = {"statistics": statistics, "variant": variant, **sharding}
-        report = compressor.compress(config, rows, args.output, args.overwrite, **given)
-    show(args, report.to_dict(), str(report))
-    if not args.dry_run:
-        print(f"saved to {args.output}; load it with: import heat_hf, then AutoModel….from_pretrained", file=sys.stderr)
-    return 0
+        return compressor.plan(config, rows, variant, statistics=statistics)
+    sharding = {"max_shard_size": args.max_shard_size} if args.max_shard_size else {}
+    given = {"statistics": statistics, "variant": variant, **sharding}
+    return compressor.compress(config, rows, args.output, args.overwrite, **given)
 
 
 def _variant(args: argparse.Namespace) -> Variant | None:

@@ -6,11 +6,21 @@ import argparse
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES
 
 Group = argparse._ActionsContainer  # a parser, or a group of its arguments
+HELP = " (see "  # then where; ends a parser's errors
 LARGEST = 2**24  # of what is counted: rows, tokens, steps; more than any machine has the memory or the time for
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are raised, to be told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError."""
+        raise ValueError(f"{message}{HELP}{self.prog} --help)")
 
 
 def whole(least: int, most: int = LARGEST) -> Callable[[str], int]:
