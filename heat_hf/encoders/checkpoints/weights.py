@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,18 +90,30 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
         ValueError: if one did not; the message names it.
     """
     layers = factorized_layers(model)
-    blocks = {_numberless(block_of(name)) for name in layers}
-    same = type(model).__name__ in (model.config.architectures or ())
-    for name, parameter in model.named_parameters():
-        if not same and ".crossattention." in name and not any(other in names for other in _spellings(model, name)):
-            continue
-        of_blocks = any(name.startswith(f"{layer}.") for layer in layers) or _numberless(block_of(name)) in blocks
-        if not of_blocks and (not same or name.startswith("pooler.")):
-            continue
-        there = (parameter.is_meta or not of_blocks) and any(other in names for other in _spellings(model, name))
+    for name, parameter, of_blocks in _owed(model, layers, names):
+        there = (parameter.is_meta or not of_blocks) and _known(model, name, names)
         if not there and not getattr(parameter, "_is_hf_initialized", False):
             raise _damaged(model, name)
     _require_orders(model, layers, names)
+
+
+def _owed(
+    model: PreTrainedModel, layers: Iterable[str], names: Container[str]
+) -> Iterator[tuple[str, torch.nn.Parameter, bool]]:
+    """Tensors that a checkpoint must have, and whether each is of a factorized block."""
+    layers = list(layers)
+    blocks = {_numberless(block_of(name)) for name in layers}
+    same = type(model).__name__ in (model.config.architectures or ())
+    for name, parameter in model.named_parameters():
+        of_blocks = any(name.startswith(f"{layer}.") for layer in layers) or _numberless(block_of(name)) in blocks
+        if of_blocks and not same and ".crossattention." in name and not _known(model, name, names):
+            continue
+        if of_blocks or (same and not name.startswith("pooler.")):
+            yield name, parameter, of_blocks
+
+
+def _known(model: PreTrainedModel, name: str, names: Container[str]) -> bool:
+    return any(other in names for other in _spellings(model, name))
 
 
 def _require_orders(model: PreTrainedModel, layers: Mapping[str, FactorizedLinear], names: Container[str]) -> None:
@@ -109,7 +121,7 @@ def _require_orders(model: PreTrainedModel, layers: Mapping[str, FactorizedLinea
     for layer, module in layers.items():
         for kind, order in module.named_buffers(recurse=False):
             name = f"{layer}.{kind}"
-            if not any(other in names for other in _spellings(model, name)):
+            if not _known(model, name, names):
                 raise _damaged(model, name)
             whole = torch.arange(len(order), dtype=order.dtype, device=order.device)
             if not order.is_meta and not torch.equal(order.sort().values, whole):
