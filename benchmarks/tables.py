@@ -21,6 +21,7 @@ from benchmarks import runtimes
 from benchmarks import strassen_tables as tiles
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
+from benchmarks.vocabulary import table as vocabulary
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -293,6 +294,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "training_step": (machine.training_step, "training_step"),
     "serving": (machine.serving, "serving"),
     "tensorly_layers": (machine.tensorly_layers, "tensorly_layers"),
+    "vocabulary": (vocabulary, "vocabulary"),
     "step_cost": (distilled.step_cost, "distillation"),
     "tile_algorithms": (tiles.algorithms, "strassen_tile"),
     "tile_starts": (tiles.starts, "strassen_tile"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from heat_hf.encoders.checkpoints.hub import push_folder
     from heat_hf.encoders.rows import joined_texts
     from heat_hf.encoders.statistics import Statistics
+    from heat_hf.encoders.vocabulary import trim_vocabulary
     from heat_hf.evaluation.tasks import TASKS, Task, evaluate_task
     from heat_hf.formats import FORMATS, Format, MatrixSize, Solver, Subscripts, TensorShape
     from heat_hf.formats.decomposition import decompose
@@ -82,6 +83,7 @@ __all__ = [
     "push_folder",
     "report_page",
     "search_shapes",
+    "trim_vocabulary",
 ]
 _MODULES = {
     "heat_hf.compression.compressor": ("HeatCompressor",),
@@ -93,6 +95,7 @@ _MODULES = {
     "heat_hf.encoders.rows": ("joined_texts",),
     "heat_hf.evaluation.tasks": ("TASKS", "Task", "evaluate_task"),
     "heat_hf.encoders.statistics": ("Statistics",),
+    "heat_hf.encoders.vocabulary": ("trim_vocabulary",),
     "heat_hf.formats": ("FORMATS", "Format", "MatrixSize", "Solver", "Subscripts", "TensorShape"),
     "heat_hf.formats.decomposition": ("decompose",),
     "heat_hf.formats.layer": ("FactorizedLinear",),

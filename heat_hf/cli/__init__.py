@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from heat_hf.cli import batch, bench, compress, cost, distill, evaluate, export, push, report, search
+from heat_hf.cli import batch, bench, compress, cost, distill, evaluate, export, push, report, search, trim
 from heat_hf.cli.options import Parser
 from heat_hf.encoders.checkpoints.names import package_version
 
@@ -51,6 +51,7 @@ VERBS = {
     "push": Verb("push a compressed model to the Hub, with its card", push.add_arguments, push.run),
     "report": Verb("show what a compressed model's tensors got, or a cost table", report.add_arguments, report.run),
     "search": Verb("find tensorization shapes and ranks for a checkpoint", search.add_arguments, search.run),
+    "trim": Verb("leave a checkpoint with the tokens of a corpus", trim.add_arguments, trim.run),
 }
 
 

@@ -182,6 +182,27 @@ def load_rows(path: str | Path, rows: int | None = None) -> Dataset:
 JOINTS = (",", "and", "but", "though", "while")
 
 
+def texts_in(data: Dataset, name: str) -> list[str]:
+    """The texts in all columns, words of a list with spaces between.
+
+    Args:
+        data: as `load_rows` reads it.
+        name: of the data, for messages.
+
+    Raises:
+        ValueError: if no column has texts.
+    """
+    texts = []
+    for column in data.column_names:
+        for value in data[column]:
+            words = value if isinstance(value, list) else [value]
+            if words and all(isinstance(word, str) for word in words):
+                texts.append(" ".join(words))
+    if not texts:
+        raise ValueError(f"{name} has no texts: its columns are {', '.join(data.column_names)}")
+    return texts
+
+
 def joined_texts(texts: Sequence[str], count: int, seed: int = 0, least_words: int = 3) -> list[str]:
     """Unlabelled training texts, each two random ones with a comma or a conjunction between.
 

@@ -82,8 +82,6 @@ def save_pretrained(
         _describe(scratch, quantization)
         for name, content in ({} if checkpoint else _known_files(model, Path(folder).name)).items():
             (scratch / name).write_bytes(content)
-        for path in scratch.iterdir():  # safetensors writes files that only their owner may read
-            path.chmod(scratch.stat().st_mode & 0o666)
         _keep_others(Path(folder), scratch)
     model.config.quantization_config = quantization  # so that a configuration saved by itself still fits the folder
     if push:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from heat_hf.encoders.checkpoints.reading import read_json, require_regular, told, typed
+from heat_hf.encoders.checkpoints.reading import parse_json, read_json, require_regular, told, typed
 from heat_hf.encoders.values import shown
 
 MODULES = "modules.json"
@@ -65,6 +66,17 @@ def sentence_encoder(model: str | os.PathLike[str], **hub: Any) -> SentenceEncod
             if not path.is_dir():
                 files[str(path.relative_to(folder))] = _content(path)
     return SentenceEncoder(first["path"], files)
+
+
+def as_given(texts: Sequence[str], encoder: SentenceEncoder) -> list[str]:
+    """Texts as the Transformer is given them: also behind each of the checkpoint's prompts, and in lower case if it says so."""
+    settings: dict[str, Any] = {}
+    for name, content in encoder.files.items():
+        if name == ABOUT or fnmatch(name, ROOT_FILES[1]):
+            settings |= parse_json(content, name)
+    prompts = ["", *(prompt for prompt in (settings.get("prompts") or {}).values() if prompt)]
+    given = [f"{prompt}{text}" for prompt in prompts for text in texts]
+    return [*given, *map(str.lower, given)] if settings.get("do_lower_case") else given
 
 
 def _require_module(module: Any, folder: Path, nested: bool) -> None:  # noqa: ANN401

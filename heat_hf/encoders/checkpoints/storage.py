@@ -75,6 +75,9 @@ def atomic_directory(target: str | os.PathLike[str], overwrite: bool) -> Iterato
         temporary = scratch / path.name
         temporary.mkdir()
         yield temporary
+        readable = temporary.stat().st_mode & 0o666  # safetensors writes files that only their owner may read
+        for file in temporary.rglob("*.safetensors"):
+            file.chmod(readable)
         _replace(temporary, path, scratch / OLD, overwrite)
 
 
