@@ -1,4 +1,4 @@
-"""`heat-hf search ranks`, `compress --ranks` and `report ranks`, and the pictures they draw."""
+"""`heat-hf search ranks`, `compress --ranks` and `report` of what was found, and the pictures they draw."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_compress_with_a_variant(checkpoint: Path, record: Path, capsys: pytest.
 
 def test_report_ranks_draws(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = record.with_name("drawn")
-    assert main(["report", "ranks", str(record), "--output", str(drawn)]) == 0
+    assert main(["report", str(record), "--output", str(drawn)]) == 0
     assert "HEAT-a1" in capsys.readouterr().out
     assert [file.name for file in drawn.iterdir()] == ["ranks.png"]
 
@@ -87,8 +87,8 @@ def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     options = ["--rank-search", "supernet", "--eval-file", rows, "--steps", "2", "--subnets", "30", "--train-batch-size", "4"]
     assert main(search(checkpoint, *options, "--target-edp-ratio", "0.9", "--output", str(record))) == 0
     assert "predicted accuracy" in capsys.readouterr().out
-    assert main(["report", "ranks", str(record), "--output", str(checkpoint.parent / "drawn")]) == 0
-    assert {file.name for file in (checkpoint.parent / "drawn").iterdir()} == {"ranks.png", "fidelity.png"}
+    assert main(["report", str(record), "--output", str(checkpoint.parent / "drawn")]) == 0
+    assert {file.name for file in (checkpoint.parent / "drawn").iterdir()} == {"ranks.png", "figure-9.png"}
     assert not record.with_name("ranks.json.partial").exists()
 
 

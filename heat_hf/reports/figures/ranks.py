@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.hardware import units
+from heat_hf.reports.figures.grid import blocks_and_kinds, draw_grid
 from heat_hf.reports.figures.style import COLOURS, WIDEST, save_figure, tidy_axes
 from heat_hf.reports.ranks import RankRecord, rank_text
 
@@ -30,27 +29,15 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    names = list(record.variants[0].settings)
-    blocks = list(dict.fromkeys(map(block_of, names)))
-    kinds = list(dict.fromkeys(kind_of(name) for name in names))
+    blocks, kinds = blocks_and_kinds(record.variants[0].settings)
     wide = max(len(rank_text(s)) for v in record.variants for s in v.settings.values())
     cell = max(0.75, 0.09 * wide)
     width = max(7.0, 2.6 + cell * len(blocks))
     figure = Figure(figsize=(width, 1.2 + len(record.variants) * (0.9 + 0.34 * len(kinds))), layout="constrained")
     panels = figure.subplots(len(record.variants), 1, squeeze=False)[:, 0]
     for axes, variant in zip(panels, record.variants, strict=True):
-        shares = [[float("nan")] * len(blocks) for _ in kinds]
-        for name, setting in variant.settings.items():
-            row, column = kinds.index(kind_of(name)), blocks.index(block_of(name))
-            shares[row][column] = 1.0 if setting is None else setting.ratio
-            axes.text(
-                column, row, rank_text(setting), ha="center", va="center", fontsize=9,
-                color="black" if shares[row][column] > 0.45 else "white",
-            )  # fmt: skip
-        drawn = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(blocks)), [re.sub(r"\D*(\d+)$", r"\1", block) for block in blocks])
-        axes.set_yticks(range(len(kinds)), kinds)
-        axes.set_xlabel("block")
+        cells = {name: (1.0 if s is None else s.ratio, rank_text(s)) for name, s in variant.settings.items()}
+        drawn = draw_grid(axes, cells, 0, 1)
         axes.set_title(
             f"{variant.name}: {variant.measure} ×{variant.edp_ratio:.3f}, parameters ×{variant.params_ratio:.3f}"
             + ("" if variant.seconds is None else f", {units.TIME.of(variant.seconds):.0f} {units.TIME.name}"),
