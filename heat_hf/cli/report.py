@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from heat_hf.formats import TensorShape
     from heat_hf.formats.setting import TensorSetting
     from heat_hf.reports.compression import CompressionReport
+    from heat_hf.reports.networks import Network
+    from heat_hf.reports.ranks import RankRecord
 
 Page = Callable[[], str]
 Draw = Callable[[Path], object]
@@ -29,6 +31,8 @@ FIGURES = {
     "6": "a setting, FORMAT SHAPE RANK, or a compressed MODEL with --tensor NAME",
     "7": f"{TABLE}: heat-hf search shapes MODEL --output TABLE",
     "9": "what a SuperNet's search found: heat-hf search ranks MODEL --rank-search supernet --output RECORD",
+    "12": "a MODEL or RECORD, and others after --beside, with scores (heat-hf distill --eval-file) or divergences (heat-hf "
+    "compress --calibration-file)",
 }
 TOKENS = 128
 
@@ -46,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figures", nargs="+", choices=FIGURES, metavar="N", help=f"only these of the paper's: {', '.join(FIGURES)}"
     )
-    parser.add_argument("--beside", nargs="+", metavar="MODEL", help="other models of the same dense one, for the Pareto view")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        metavar="WHAT",
+        help="of the same dense model: other compressed models, or what other searches for ranks found",
+    )
     parser.add_argument("--tensor", metavar="NAME", help="of a compressed model, the contraction of this matrix alone")
     parser.add_argument(
         "--tokens", type=options.COUNT, metavar="N", help=f"of a contraction (default: the model's, or {TOKENS})"
@@ -78,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.figures and args.output is None:
         raise ValueError(f"--figures {' '.join(args.figures)} needs --output DIR to draw to")
+    if args.beside and args.output is None:
+        raise ValueError("--beside puts others on a page and its figures: give --output DIR, too")
     report = _report(args)
     pages, figures = _wanted(report, args)
     if args.output is not None:
@@ -111,10 +122,10 @@ def _report(args: argparse.Namespace) -> _Report:
         raise ValueError(f"name one model or file, or a setting as FORMAT SHAPE RANK, got {' '.join(args.what)!r}")
     (what,) = args.what
     kind = _kind(what)
-    if kind != MODEL:
-        _refuse(args, kind, "beside", "tensor", "tokens")
-        return {TABLE: _shapes, RECORD: _ranks}[kind](what)
-    return _model(args, what)
+    if kind == MODEL:
+        return _model(args, what)
+    _refuse(args, kind, "tensor", "tokens", *(["beside"] if kind == TABLE else []))
+    return _shapes(what) if kind == TABLE else _ranks(args, what)
 
 
 def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
@@ -179,8 +190,18 @@ def _shapes(path: str) -> _Report:
     return _Report(table_data(table), table_text(table), {"shapes.html": lambda: page(table)}, figures)
 
 
-def _ranks(path: str) -> _Report:
+def _ranks(args: argparse.Namespace, path: str) -> _Report:
+    from heat_hf.reports.networks import networks_of
     from heat_hf.reports.ranks import RankRecord
+
+    record = RankRecord.load(path)
+    others = [network for other in args.beside or () for network in _beside(record, other)]
+    subnets = [] if record.fidelity is None else record.fidelity.get("subnets", [])
+
+    def page() -> str:
+        from heat_hf.reports.rank_page import rank_page
+
+        return rank_page(record, others)
 
     def draw_map(file: Path) -> None:
         from heat_hf.reports.figures.ranks import draw_rank_map
@@ -189,16 +210,42 @@ def _ranks(path: str) -> _Report:
 
     def draw_9(file: Path) -> None:
         from heat_hf.reports.figures.ranks import draw_fidelity
+        from heat_hf.reports.networks import retrained_pairs
 
         assert record.fidelity is not None
         pairs = list(zip(record.fidelity["measured"], record.fidelity["predicted"], strict=True))
-        draw_fidelity(pairs, file, (record.fidelity["spearman"], record.fidelity["kendall"]))
+        draw_fidelity(pairs, file, (record.fidelity["spearman"], record.fidelity["kendall"]), retrained_pairs(record, others))
 
-    record = RankRecord.load(path)
-    figures = {("", "ranks.png"): draw_map}
+    figures: dict[tuple[str, str], Draw] = {("", "ranks.png"): draw_map}
     if record.fidelity is not None:
         figures["9", "figure-9.png"] = draw_9
-    return _Report(record.to_dict(), str(record), figures=figures)
+    figures |= _tradeoff(record.model, [*networks_of(record), *others], subnets)
+    return _Report(record.to_dict(), str(record), {"ranks.html": page}, figures)
+
+
+def _beside(record: RankRecord, other: str) -> list[Network]:
+    """The networks of another record of the same search, or a compressed model of the same dense one."""
+    from heat_hf.reports.compression import CompressionReport
+    from heat_hf.reports.networks import network_of, networks_of, require_of_search, require_same_search
+    from heat_hf.reports.ranks import RankRecord
+
+    if _kind(other) == RECORD:
+        found = RankRecord.load(other)
+        require_same_search(record, found, other)
+        return networks_of(found)
+    report = CompressionReport.from_pretrained(other)
+    require_of_search(record, report, other)
+    return [network_of(other, report)]
+
+
+def _tradeoff(
+    name: str, networks: Sequence[Network], subnets: Sequence[tuple[float, float]] = ()
+) -> dict[tuple[str, str], Draw]:
+    """Figure 12 of networks of one dense model, if there is anything to draw."""
+    from heat_hf.reports.figures.tradeoff import draw_tradeoff, panels_of
+
+    panels = panels_of(networks, subnets)
+    return {("12", "figure-12.png"): lambda file: draw_tradeoff(panels, file, name)} if panels else {}
 
 
 def _model(args: argparse.Namespace, model: str) -> _Report:
@@ -218,9 +265,21 @@ def _model(args: argparse.Namespace, model: str) -> _Report:
 
         return report_page(model, args.beside or ())
 
-    if args.beside and args.output is None:
-        raise ValueError("--beside puts models on the page of a MODEL: give --output DIR, too")
-    return _Report(report.to_dict(), str(report), {"report.html": page})
+    return _Report(report.to_dict(), str(report), {"report.html": page}, _beside_models(model, report, args.beside or ()))
+
+
+def _beside_models(model: str, report: CompressionReport, others: Sequence[str]) -> dict[tuple[str, str], Draw]:
+    """Figure 12 of compressed models of one dense model."""
+    from heat_hf.reports.compression import CompressionReport
+    from heat_hf.reports.model_page import require_comparable
+    from heat_hf.reports.networks import network_of
+
+    networks = [network_of(model, report)]
+    for other in others:
+        found = CompressionReport.from_pretrained(other)
+        require_comparable(report, found, other)
+        networks.append(network_of(other, found))
+    return _tradeoff(report.base_model, networks)
 
 
 def _setting_of(report: CompressionReport, name: str) -> TensorSetting:

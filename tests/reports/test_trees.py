@@ -52,7 +52,9 @@ def test_a_tree_has_every_operand_once_and_the_macs_of_its_plan(own: TensorSetti
         assert sum(node.macs for node in nodes if not node.once) == plan.macs
         assert sum(node.macs for node in nodes if node.once) == plan.precomputed_macs
         operands = sorted(node.indices for node in nodes if not node.operands)
-        assert len(operands) == 1 + len(own.core_shapes) and len({node.name for node in nodes if not node.operands}) == len(operands)
+        assert len(operands) == 1 + len(own.core_shapes) and len({node.name for node in nodes if not node.operands}) == len(
+            operands
+        )
 
 
 def test_what_is_always_run_from_left_to_right_is_shown_once() -> None:
@@ -75,4 +77,10 @@ def test_no_box_covers_another_and_none_is_cut(own: TensorSetting, monkeypatch: 
 
 
 def test_counts_are_short() -> None:
-    assert [short(count) for count in (7, 215_040, 55_265_280, 42_608_885_760, 2e13)] == ["7", "215 k", "55.3 M", "42.6 G", "20 T"]
+    assert [short(count) for count in (7, 215_040, 55_265_280, 42_608_885_760, 2e13)] == [
+        "7",
+        "215 k",
+        "55.3 M",
+        "42.6 G",
+        "20 T",
+    ]

@@ -27,10 +27,11 @@ _KEY = (
 
 @dataclass(frozen=True)
 class _Predicted:
-    """A predictor fitted to SubNets, and how well it fits those held out."""
+    """A predictor fitted to SubNets, how well it fits those held out, and (EDP of the dense network's, accuracy) of all."""
 
     predictor: AccuracyPredictor
     fidelity: Fidelity
+    subnets: list[tuple[float, float]]
 
 
 class SuperNet(RankSearch):
@@ -73,8 +74,9 @@ class SuperNet(RankSearch):
         }
 
     def fidelity(self, problem: Problem) -> Mapping[str, Any] | None:
-        """Rank correlations of the predictor on held-out SubNets."""
-        return asdict(self._predicted(problem).fidelity)
+        """Rank correlations of the predictor on held-out SubNets, and what was measured of all."""
+        predicted = self._predicted(problem)
+        return {**asdict(predicted.fidelity), "subnets": predicted.subnets}
 
     def _space(self, problem: Problem) -> RankSpace:
         from heat_hf.search.ranks.supernet_search import supernet_space
@@ -101,7 +103,9 @@ class SuperNet(RankSearch):
             choices = sample_subnets(supernet, arguments.subnets, problem.seed)
             accuracies = evaluate_subnets(supernet, choices, training.quality, problem.journal)
         predictor = AccuracyPredictor(space, problem.seed)
-        return _Predicted(predictor, predictor.fit(choices, accuracies))
+        fidelity, costs = predictor.fit(choices, accuracies), problem.costs
+        ratios = [costs.total(space.settings(choice)).objective_ratio(costs.dense) for choice in choices]
+        return _Predicted(predictor, fidelity, list(zip(ratios, accuracies, strict=True)))
 
 
 def _training(problem: Problem) -> Training:
