@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Page = Callable[[], str]
 Draw = Callable[[Path], object]
-TABLE, RECORD, MODEL = "a cost table", "what a search for ranks found", "a MODEL"
+TABLE, RECORD, MODEL, PARTIAL = "a cost table", "what a search for ranks found", "a MODEL", "an unfinished search"
 # Figures of the paper → what they are drawn of, with what makes it.
 FIGURES = {
     "2": f"{TABLE}: heat-hf search shapes MODEL --output TABLE",
@@ -31,6 +31,7 @@ FIGURES = {
     "6": "a setting, FORMAT SHAPE RANK, or a compressed MODEL with --tensor NAME",
     "7": f"{TABLE}: heat-hf search shapes MODEL --output TABLE",
     "9": "what a SuperNet's search found: heat-hf search ranks MODEL --rank-search supernet --output RECORD",
+    "11": "a SuperNet's search, and others --without some stabilizers after --beside, as RECORD or unfinished RECORD.partial",
     "12": "a MODEL or RECORD, and others after --beside, with scores (heat-hf distill --eval-file) or divergences (heat-hf "
     "compress --calibration-file)",
 }
@@ -124,6 +125,8 @@ def _report(args: argparse.Namespace) -> _Report:
     kind = _kind(what)
     if kind == MODEL:
         return _model(args, what)
+    if kind == PARTIAL:
+        raise ValueError(f"{what} is {PARTIAL}: go on with its search, or name it after --beside")
     _refuse(args, kind, "tensor", "tokens", *(["beside"] if kind == TABLE else []))
     return _shapes(what) if kind == TABLE else _ranks(args, what)
 
@@ -138,6 +141,8 @@ def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
 def _kind(what: str) -> str:
     """What a file is, by how it starts; of a missing one, by its name."""
     path = Path(what)
+    if path.name.endswith(".partial") and path.is_dir():
+        return PARTIAL
     if not path.is_file():
         return {".parquet": TABLE, ".json": RECORD}.get(path.suffix, MODEL)
     with path.open("rb") as file:
@@ -219,12 +224,33 @@ def _ranks(args: argparse.Namespace, path: str) -> _Report:
     figures: dict[tuple[str, str], Draw] = {("", "ranks.png"): draw_map}
     if record.fidelity is not None:
         figures["9", "figure-9.png"] = draw_9
+    figures |= _ablation(record, path, args.beside or ())
     figures |= _tradeoff(record.model, [*networks_of(record), *others], subnets)
     return _Report(record.to_dict(), str(record), {"ranks.html": page}, figures)
 
 
+def _ablation(record: RankRecord, path: str, others: Sequence[str]) -> dict[tuple[str, str], Draw]:
+    """Figure 11 of SuperNet's searches without some stabilizers, finished or not, if there are several."""
+    from heat_hf.reports.ablation import ablation, recipe_in, recipe_of, require_same_subnets
+    from heat_hf.reports.figures.ranks import draw_ablation
+    from heat_hf.reports.ranks import RankRecord
+
+    first = recipe_of(record, path)
+    files = [other for other in others if _kind(other) != MODEL]
+    found = [recipe_in(Path(other)) if _kind(other) == PARTIAL else recipe_of(RankRecord.load(other), other) for other in files]
+    recipes = [first, *(recipe for recipe in found if recipe is not None and recipe.label != first.label)] if first else []
+    if first is None or len(recipes) < 2:
+        return {}
+    for recipe in recipes[1:]:
+        require_same_subnets(first, recipe)
+    title = f"The same {len(first.accuracies)} SubNets after {first.steps} steps of training"
+    return {("11", "figure-11.png"): lambda file: draw_ablation(ablation(recipes), file, title)}
+
+
 def _beside(record: RankRecord, other: str) -> list[Network]:
     """The networks of another record of the same search, or a compressed model of the same dense one."""
+    if _kind(other) == PARTIAL:
+        return []
     from heat_hf.reports.compression import CompressionReport
     from heat_hf.reports.networks import network_of, networks_of, require_of_search, require_same_search
     from heat_hf.reports.ranks import RankRecord

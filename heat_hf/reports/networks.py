@@ -18,7 +18,7 @@ class Network:
 
     Attributes:
         name: of the variant, or of the model's folder.
-        series: how its ranks were found; of a compressed model, with whether it was trained.
+        series: how its ranks were found; and whether it is found alone, made, or trained.
         settings: of every matrix, by its name in the model without a head.
         edp_ratio: of all matrices, as a fraction of the dense ones'.
         params_ratio: likewise.
@@ -43,8 +43,8 @@ def networks_of(record: RankRecord) -> list[Network]:
     """The variants of a record."""
     return [
         Network(
-            v.name, _series(v.method, v.decomposition), v.settings, v.edp_ratio, v.params_ratio, v.expected_divergence,
-            v.predicted_accuracy,
+            v.name, f"{_series(v.method, v.decomposition)}, found", v.settings, v.edp_ratio, v.params_ratio,
+            v.expected_divergence, v.predicted_accuracy,
         )
         for v in record.variants
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def network_of(model: str | os.PathLike[str], report: CompressionReport) -> Netw
     series = _series(report.request.get("rank_search", "given"), report.request.get("decomposition", ""))
     return Network(
         model_name(model),
-        f"{series}, trained" if is_trained(model) else series,
+        f"{series}, {'trained' if is_trained(model) else 'made'}",
         {tensor.name: tensor.setting for tensor in report.tensors},
         None if cost is None else cost.ratio,
         report.params_ratio,

@@ -53,7 +53,11 @@ def page_data(record: RankRecord, beside: Sequence[Network] = ()) -> dict[str, A
             for v in record.variants
         ],
         "tensors": [_tensor(record, name) for name in first.settings],
-        "networks": [_network(network) for network in [*networks_of(record), *beside]],
+        "networks": [
+            {**_network(network), "own": own}
+            for own, some in ((True, networks_of(record)), (False, beside))
+            for network in some
+        ],
         "subnets": [] if fidelity is None else fidelity.get("subnets", []),
         "fidelity": None
         if fidelity is None

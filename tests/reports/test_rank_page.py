@@ -115,9 +115,9 @@ def test_panels_are_of_scores_divergences_and_subnets(supernet: RankRecord, unif
     networks = [network(folder) for folder in made]
     (scores,) = panels_of(networks)
     assert (scores.title, scores.label, scores.dense) == ("SST-2 validation, accuracy", "accuracy", 0.9)
-    assert [score for _, score in scores.methods["uniform"]] == [0.8, 0.81, 0.82]
+    assert [score for _, score in scores.methods["uniform, made"]] == [0.8, 0.81, 0.82]
     (subnets,) = panels_of(networks_of(supernet), SUBNETS)
-    assert set(subnets.methods) == {"random SubNets, measured", "supernet, predicted"}
+    assert set(subnets.methods) == {"random SubNets, measured", "supernet, found"}
     diverging = [dataclasses.replace(own, divergence=0.1) for own in networks_of(uniform)]
     assert [panel.label for panel in panels_of(diverging)] == [DIVERGENCE]
     assert panels_of(networks[:1]) == [] and panels_of(networks_of(uniform)) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from heat_hf.search.ranks.budgets import fit_share
 from heat_hf.search.ranks.evolution import Evolution
 from heat_hf.search.ranks.problem import Training
 from heat_hf.search.ranks.space import Costs
-from heat_hf.search.ranks.supernet import SuperNetArguments
+from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]
 LABELLED = [{"input_ids": token_ids(60, 6), "labels": torch.arange(60) % 2}]
@@ -64,10 +66,12 @@ class Size:
         return 0.5 + 0.4 * sum(shares) / len(shares)
 
 
-def by_supernet(output: Path | None = None, quality: object = None, **options: object) -> RankRecord:
+def by_supernet(
+    output: Path | None = None, quality: object = None, arguments: SuperNetArguments = ARGUMENTS, **options: object
+) -> RankRecord:
     return search_ranks(
         small_model("bert"), config("supernet", **options), BATCHES, output, rows=ROWS, collator=collate,
-        quality=quality or Size(), arguments=ARGUMENTS, evolution=EVOLUTION,
+        quality=quality or Size(), arguments=arguments, evolution=EVOLUTION,
     )  # fmt: skip
 
 
@@ -173,6 +177,29 @@ def test_supernet_search_end_to_end(tmp_path: Path) -> None:
     assert RankRecord.load(tmp_path / "ranks.json") == RankRecord.load(tmp_path / "ranks.json")
     assert [file.name for file in tmp_path.iterdir()] == ["ranks.json"]
     assert "Spearman" in str(record)
+
+
+def test_a_record_has_the_measured_subnets() -> None:
+    fidelity = by_supernet().fidelity
+    assert fidelity is not None and len(fidelity["subnets"]) == ARGUMENTS.subnets
+    ratios, accuracies = zip(*fidelity["subnets"], strict=True)
+    assert set(fidelity["measured"]) <= set(accuracies) and 0 < min(ratios) < max(ratios) < 1
+    assert accuracies[ratios.index(max(ratios))] == max(accuracies), "of this quality, the largest is the best"
+
+
+def test_stabilizers_that_are_left_out_are_not_used_and_belong_to_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, made = [], RankSuperNet.__init__
+
+    def noted(net: RankSuperNet, *given: Any, **named: Any) -> None:
+        made(net, *given, **named)
+        seen.append(net.stabilizers)
+
+    monkeypatch.setattr(RankSuperNet, "__init__", noted)
+    full = by_supernet()
+    less = by_supernet(arguments=replace(ARGUMENTS, without=["first_slices", "normalized_variance"]))
+    assert seen == [Stabilizers(), Stabilizers(first_slices=False, normalized_variance=False)]
+    assert "without" not in full.key["supernet"]
+    assert less.key == {**full.key, "supernet": {**full.key["supernet"], "without": ["first_slices", "normalized_variance"]}}
 
 
 def test_supernet_without_a_budget_takes_the_papers_objective() -> None:

@@ -51,8 +51,7 @@ def panels_of(networks: Sequence[Network], subnets: Points = ()) -> list[Panel]:
     panels.append(Panel("not trained", DIVERGENCE, diverging))
     if subnets:
         predicted = _by_series(networks, {id(n): n.predicted_accuracy for n in networks})
-        methods = {"random SubNets, measured": subnets, **{f"{name}, predicted": points for name, points in predicted.items()}}
-        panels.append(Panel("with the SuperNet's cores", "accuracy", methods))
+        panels.append(Panel("with the SuperNet's cores", "accuracy", {"random SubNets, measured": subnets, **predicted}))
     return [panel for panel in panels if sum(map(len, panel.methods.values())) > 1]
 
 

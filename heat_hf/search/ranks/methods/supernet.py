@@ -67,7 +67,8 @@ class SuperNet(RankSearch):
 
         training, arguments = _training(problem), _arguments(problem)
         return {
-            "supernet": {name: getattr(arguments, name) for name in _KEY},
+            "supernet": {name: getattr(arguments, name) for name in _KEY}
+            | ({"without": sorted(arguments.without)} if arguments.without else {}),
             "evolution": asdict(training.evolution or Evolution(seed=problem.seed)),
             "training": data_digest(training.rows),
             "evaluation": data_digest(getattr(training.quality, "batches", ())),
@@ -92,12 +93,13 @@ class SuperNet(RankSearch):
 
     def _predict(self, problem: Problem) -> _Predicted:
         from heat_hf.search.ranks.predictor import AccuracyPredictor
-        from heat_hf.search.ranks.supernet import RankSuperNet, sample_subnets
+        from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, sample_subnets
         from heat_hf.search.ranks.supernet_search import evaluate_subnets, supernet_model, train_supernet
 
         space, training, arguments = self._space(problem), _training(problem), _arguments(problem)
         assert problem.journal is not None
-        supernet = RankSuperNet(supernet_model(problem, space), space, seed=problem.seed)
+        stabilizers = Stabilizers(**dict.fromkeys(arguments.without, False))
+        supernet = RankSuperNet(supernet_model(problem, space), space, stabilizers, problem.seed)
         with _folder(problem.journal) as folder:
             train_supernet(supernet, problem.model, arguments, training.rows, training.collator, folder)
             choices = sample_subnets(supernet, arguments.subnets, problem.seed)
