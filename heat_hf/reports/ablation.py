@@ -58,7 +58,7 @@ def recipe_in(folder: Path) -> Recipe:
     key = read_key(folder / KEY_NAME)
     with told(folder, "is no unfinished search"):
         found = Journal(folder.with_suffix(""), key, overwrite=False).read(Measured)
-    if "supernet" not in key or not found:
+    if not key.get("supernet") or not found:
         raise ValueError(f"{folder} has no measured SubNets: go on with its search")
     return Recipe(folder.name, key, tuple(measured.accuracy for (measured,) in found.values()))
 
