@@ -131,4 +131,15 @@ class RankRecord:
             version = data.pop("version")
             if version != RECORD_VERSION:
                 raise ValueError(f"{file} is a rank record of version {version}, this is {RECORD_VERSION}: search again")
+            _require_figures(data["fidelity"])
             return cls(**{**data, "variants": tuple(map(Variant.from_dict, data["variants"]))})
+
+
+def _require_figures(fidelity: Mapping[str, Any] | None) -> None:
+    """Raise what `told` makes a sentence of if a record's fidelity is not what a search wrote."""
+    if fidelity is None:
+        return
+    pairs = [fidelity[name] for name in ("spearman", "kendall")], *zip(fidelity["measured"], fidelity["predicted"], strict=True)
+    for first, second in (*pairs, *fidelity.get("subnets", ())):
+        if not all(isinstance(value, (int, float)) for value in (first, second)):
+            raise ValueError(f"fidelity must hold numbers, got {first!r} and {second!r}")

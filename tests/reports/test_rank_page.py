@@ -158,6 +158,18 @@ def test_the_command_writes_page_and_figures(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"measured": [0.7]}, {"predicted": None}, {"subnets": [[0.1, "x"]]}, {"subnets": [0.1]}, {"spearman": None}],
+    ids=str,
+)
+def test_damaged_figures_are_refused(supernet: RankRecord, change: dict, tmp_path: Path) -> None:
+    file = tmp_path / "ranks.json"
+    dataclasses.replace(supernet, fidelity={**(supernet.fidelity or {}), **change}).save(file)
+    with pytest.raises(ValueError, match=r"ranks\.json"):
+        RankRecord.load(file)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 390])
