@@ -321,6 +321,7 @@ def _dense(args: argparse.Namespace, model: str, missing: OSError) -> _Report:
     """How close to low rank the matrices of a dense model are; `missing` says why it is no compressed one."""
     from heat_hf.compression.compressor import HeatCompressor
     from heat_hf.encoders.checkpoints.names import checkpoint_name
+    from heat_hf.encoders.checkpoints.reading import told
     from heat_hf.encoders.linears import encoder_linears
     from heat_hf.encoders.low_rankness import low_rankness
     from heat_hf.reports.low_rankness import low_rankness_data, low_rankness_text
@@ -331,7 +332,8 @@ def _dense(args: argparse.Namespace, model: str, missing: OSError) -> _Report:
         draw_low_rankness(name, matrices, path)
 
     try:
-        dense = HeatCompressor.from_pretrained(model).model
+        with told(model):
+            dense = HeatCompressor.from_pretrained(model).model
     except (OSError, ValueError) as error:
         raise missing from error
     _refuse(args, "a dense model", "beside", "tensor", "tokens")
