@@ -279,7 +279,7 @@ def test_compress_with_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[s
         (["report", "cp", "4x6", "2"], "SHAPE must be OUT:IN with an x between modes"),
         (["report", "cp", "4x0:6", "2"], "SHAPE must be OUT:IN with an x between modes"),
         (["report", "cp", "4:6", "0"], "rank"),
-        (["report", "cp", "4:6", "2", "--beside", "a"], "--beside is of no use for a setting"),
+        (["report", "cp", "4:6", "2", "--beside", "a", "--output", "t"], "--beside is of no use for a setting"),
         (
             ["compress", "{model}", "--rank-search", "pareto", "--cost-table", "no.parquet", "--dry-run"],
             "no cost table no.parq",
