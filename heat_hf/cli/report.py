@@ -141,7 +141,7 @@ def _refuse(args: argparse.Namespace, what: str, *names: str) -> None:
 def _kind(what: str) -> str:
     """What a file is, by how it starts; of a missing one, by its name."""
     path = Path(what)
-    if path.name.endswith(".partial") and path.is_dir():
+    if path.suffix == ".partial":
         return PARTIAL
     if not path.is_file():
         return {".parquet": TABLE, ".json": RECORD}.get(path.suffix, MODEL)

@@ -70,6 +70,8 @@ def test_the_command_draws_it(plain: RankRecord, tmp_path: Path, capsys: pytest.
     assert main([*command, "--beside", str(less)]) == 0
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["figure-11.png"]
     assert main(["report", str(less)]) == 2 and "is an unfinished search" in capsys.readouterr().err
+    assert main(["report", str(full), "--beside", str(tmp_path / "no.json.partial"), "--output", str(tmp_path / "no")]) == 2
+    assert "no.json.partial has no measured SubNets" in capsys.readouterr().err
     (less / "part-0.jsonl").unlink()
     assert main([*command, "--overwrite", "--beside", str(less)]) == 2
     assert "has no measured SubNets" in capsys.readouterr().err
