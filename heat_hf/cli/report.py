@@ -144,7 +144,7 @@ def _kind(what: str) -> str:
     if path.suffix == ".partial":
         return PARTIAL
     if not path.is_file():
-        return {".parquet": TABLE, ".json": RECORD}.get(path.suffix, MODEL)
+        return MODEL if path.is_dir() else {".parquet": TABLE, ".json": RECORD}.get(path.suffix, MODEL)
     with path.open("rb") as file:
         return TABLE if file.read(4) == b"PAR1" else RECORD
 

@@ -228,6 +228,8 @@ def test_report_of_a_dense_model(checkpoint: Path, capsys: pytest.CaptureFixture
     assert len(matrices) == 12 and {own["size"] for own in matrices.values()} == {"24x24", "24x48", "48x24"}
     assert all(own["errors"]["0.05"] > own["errors"]["0.5"] for own in matrices.values())
     assert [file.name for file in drawn.iterdir()] == ["figure-2c.png"]
+    named = checkpoint.rename(checkpoint.with_name("a.json"))
+    assert printed(["report", named], capsys)["matrices"] == matrices, "a folder is a model, whatever its name"
 
 
 def test_report_of_a_setting_and_of_a_matrix_of_a_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
