@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 from benchmarks.tables import RESULTS
-from heat_hf.reports.figures.ranks import draw_ablation, draw_fidelity, draw_tradeoff
+from heat_hf.reports.figures.ranks import draw_ablation, draw_fidelity
+from heat_hf.reports.figures.tradeoff import Panel, draw_tradeoff
 
 STAGES = {
     "outputs": "untrained, activation-aware projection",
@@ -30,7 +31,6 @@ def main() -> None:
         folder / "figure-9.png",
         (fidelity["spearman"], fidelity["kendall"]),
         [(row["accuracy"], row["predicted"]) for row in retrained],
-        data["retrained_spearman"],
     )
     ablation = data["ablation"]
     steps = next(iter(ablation.values()))["steps"]
@@ -46,7 +46,8 @@ def main() -> None:
     for methods in panels.values():  # of low rank, manual is uniform; folded ones lie far below and are in the table
         for method in [name for name in methods if name.startswith("manual")]:
             del methods[method]
-    draw_tradeoff(panels, "random", data["dense"], folder / "figure-12.png", f"{data['model']}, validation accuracy")
+    drawn = [Panel(label, "accuracy", methods, data["dense"]) for label, methods in panels.items()]
+    draw_tradeoff(drawn, folder / "figure-12.png", f"{data['model']}, validation accuracy")
 
 
 if __name__ == "__main__":

@@ -103,8 +103,7 @@ def ablation(bench: Bench) -> None:
         net, seconds = trained_supernet(bench, f"ablation-{name.replace(' ', '-')}", stabilizers, bench.args.ablation_steps)
         rng, scores = np.random.default_rng([bench.args.seed, 7]), []
         for number in range(bench.args.ablation_subnets):
-            slices = None if stabilizers.first_slices else np.random.default_rng([bench.args.seed, 8, number])
-            net.set(net.draw(rng), slices)
+            net.set(net.draw(rng), net.slices(number))
             scores.append(bench.quality.both(net.model))
         results[name] = {
             "accuracies": [a for a, _ in scores], "divergences": [d for _, d in scores], "seconds": seconds,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -101,3 +103,45 @@ def run_page(html: str, script: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+# What sticks out of the window or of its picture, and colours that a reader cannot tell from the page's.
+PROBE = """<script>addEventListener("load", () => {
+  const {scrollWidth, clientWidth} = document.documentElement, all = query => [...document.querySelectorAll(query)];
+  const within = (inner, outer) => inner.left >= outer.left - 1 && inner.right <= outer.right + 1
+    && inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1;
+  const box = element => element.getBoundingClientRect();
+  const light = colour => colour.match(/[0-9.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) / 765;
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  const contrast = (element, name) => Math.abs(light(getComputedStyle(element)[name]) - page);
+  const out = {wide: scrollWidth - clientWidth, marks: all("circle").length,
+    cells: all("#map td").filter(c => c.style.background).length, bars: all("#levels rect").length, title: document.title,
+    cut: all("svg text").filter(t => !within(box(t), box(t.ownerSVGElement))).map(t => t.textContent),
+    hidden: all(".bar span").filter(bar => !within(box(bar), box(bar.closest(".scroll")))).length,
+    dark: page < 0.5, faint: all("svg text").filter(t => !t.style.fill && contrast(t, "fill") < 0.4).length,
+    loud: all("svg g line").filter(line => contrast(line, "stroke") > 0.25).length};
+  document.body.textContent = JSON.stringify(out);
+}); addEventListener("error", event => { document.title = `error: ${event.message}`; });</script>"""
+# Of a page on which all is seen and nothing is cut.
+GOOD = {"wide": 0, "cut": [], "hidden": 0, "faint": 0, "loud": 0}
+
+
+def in_chromium(page: str, folder: Path, width: int, dark: bool) -> dict[str, Any]:
+    """What `PROBE` finds on a page in a headless Chromium, so many pixels wide, by night or by day."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium is installed: the page is not looked at in a browser")
+    # A window of Chromium is at least 500 pixels wide: a phone's page is looked at in a frame.
+    probed = escape(page.replace("<title>", f"{PROBE}<title>"))
+    frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{probed}"></iframe>'
+    relay = """<script>addEventListener("load", () => setTimeout(() => {
+      document.body.textContent = document.querySelector("iframe").contentDocument.body.textContent; }, 500));</script>"""
+    (folder / "page.html").write_text(f"<!DOCTYPE html><body>{frame}{relay}", encoding="utf-8")
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+    command = [chromium, "--headless=new", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={folder / 'profile'}"]
+    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=4000"]
+    command += ["--window-size=1400,1000", "--dump-dom", f"file://{folder / 'page.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    body = re.search(r"<body>(\{.*?\})</body>", done.stdout)
+    assert body is not None, done.stdout[-2000:]
+    return json.loads(unescape(body.group(1)))

@@ -83,7 +83,7 @@ def test_the_built_wheel_in_a_clean_environment(tmp_path: Path, minilm: str) -> 
     assert "36 matrices, before" in run(python.with_name("heat-hf"), *command, **options)
     assert "36 matrices, before" in run(python.with_name("optimum-cli"), "heat", "report", "out", **options)
     run(python.with_name("heat-hf"), "search", "shapes", minilm, "--formats", "low_rank", "--output", "t.parquet", **options)
-    run(python.with_name("heat-hf"), "report", "shapes", "t.parquet", "--output", "drawn", **options)
+    run(python.with_name("heat-hf"), "report", "t.parquet", "--output", "drawn", **options)
     assert "<svg" in (tmp_path / "drawn" / "shapes.html").read_text()
     run(python.with_name("heat-hf"), "report", "out", "--output", "page", **options)
     assert "Every matrix" in (tmp_path / "page" / "report.html").read_text()

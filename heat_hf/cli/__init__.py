@@ -49,7 +49,7 @@ VERBS = {
     "evaluate": Verb("score a model on labelled rows", evaluate.add_arguments, evaluate.run),
     "export": Verb("export a model to ONNX or OpenVINO, in float32 or int8", export.add_arguments, export.run),
     "push": Verb("push a compressed model to the Hub, with its card", push.add_arguments, push.run),
-    "report": Verb("show what a compressed model's tensors got, or a cost table", report.add_arguments, report.run),
+    "report": Verb("show what a model, a search or a layer has, and draw it", report.add_arguments, report.run),
     "search": Verb("find tensorization shapes and ranks for a checkpoint", search.add_arguments, search.run),
     "trim": Verb("leave a checkpoint with the tokens of a corpus", trim.add_arguments, trim.run),
 }

@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--subnets", type=options.COUNT, metavar="N", help="SubNets to evaluate (default: 200 for each core, said)"
     )
+    train.add_argument(
+        "--without", nargs="+", default=[], metavar="STABILIZER",
+        help="leave some out, to see what they are worth: first_slices, bounded_change, sandwich, normalized_variance",
+    )  # fmt: skip
     run = parser.add_argument_group("what is fed, and the hardware")
     options.add_tokens(run)
     options.add_accelerator(run, "hardware, cpu for this machine; ")
@@ -93,5 +97,6 @@ def _arguments(args: argparse.Namespace) -> SuperNetArguments:
         learning_rate=args.learning_rate,
         warmup_steps=max(1, args.steps // 10),
         subnets=subnets,
+        without=args.without,
         seed=args.seed,
     )

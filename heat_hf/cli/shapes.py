@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if os.environ.get("RANK", "0") == "0":
         show(args, table_data(table), table_text(table))
-        print(f"saved to {args.output}; draw it with: heat-hf report shapes {args.output} --output DIR", file=sys.stderr)
+        print(f"saved to {args.output}; draw it with: heat-hf report {args.output} --output DIR", file=sys.stderr)
     return 0
 
 

@@ -40,11 +40,11 @@ def report_page(model: str | os.PathLike[str], beside: Sequence[str | os.PathLik
 
 def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[str]] = ()) -> dict[str, Any]:
     """What the page shows; totals in the units of the report. See `report_page`."""
-    report, name = CompressionReport.from_pretrained(model), _name(model)
+    report, name = CompressionReport.from_pretrained(model), model_name(model)
     models = [_model(model, report)]
     for other in beside:
         other_report = CompressionReport.from_pretrained(other)
-        _require_comparable(report, other_report, other)
+        require_comparable(report, other_report, other)
         models.append(_model(other, other_report))
     origin = origin_of(report, name)
     return {
@@ -57,7 +57,7 @@ def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[
         "calibration_rows": report.calibration_rows,
         "version": report.heat_version,
         "colours": list(COLOURS),
-        "scores": _scores(model),
+        "scores": scores_of(model),
         "totals": _totals(report),
         "tensors": [_tensor(tensor, report.calibration_rows > 0) for tensor in report.tensors],
         "levels": _levels(report),
@@ -66,7 +66,7 @@ def page_data(model: str | os.PathLike[str], beside: Sequence[str | os.PathLike[
     }
 
 
-def _name(model: str | os.PathLike[str]) -> str:
+def model_name(model: str | os.PathLike[str]) -> str:
     """A folder's name without its path, a Hub id as it is."""
     return Path(model).absolute().name if Path(model).is_dir() else str(model)
 
@@ -81,7 +81,7 @@ def _beside_the_weights(model: str | os.PathLike[str], name: str) -> Path | None
     return None if file is None else Path(file)
 
 
-def _scores(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def scores_of(model: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """What a model's card says that it and the dense model reach."""
     path = _beside_the_weights(model, CARD_NAME)
     if path is None:
@@ -186,19 +186,25 @@ def _training(model: str | os.PathLike[str]) -> dict[str, Any] | None:
         return {"steps": typed(state, "global_step", int, default=0), "parts": parts, "stages": starts}
 
 
+def is_trained(model: str | os.PathLike[str]) -> bool:
+    """Whether a compressed model was distilled."""
+    return _beside_the_weights(model, STATE_NAME) is not None
+
+
 def _model(model: str | os.PathLike[str], report: CompressionReport) -> dict[str, Any]:
     cost = report.hardware
     return {
-        "name": _name(model),
+        "name": model_name(model),
         "edp": None if cost is None else cost.ratio,
         "params": report.params_ratio,
         "output_error": report.output_error,
-        "trained": _beside_the_weights(model, STATE_NAME) is not None,
-        "scores": {score["label"]: score["now"] for score in _scores(model)},
+        "trained": is_trained(model),
+        "scores": {score["label"]: score["now"] for score in scores_of(model)},
     }
 
 
-def _require_comparable(report: CompressionReport, other: CompressionReport, name: str | os.PathLike[str]) -> None:
+def require_comparable(report: CompressionReport, other: CompressionReport, name: str | os.PathLike[str]) -> None:
+    """Raise ValueError if a model has other matrices than the first, or is costed for another accelerator or tokens."""
     sizes = [[(tensor.name, tensor.rows, tensor.columns) for tensor in one.tensors] for one in (report, other)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"{name} has other matrices: put only models of the same dense model beside each other")

@@ -6,6 +6,14 @@ import json
 from importlib.resources import files
 from typing import Any
 
+SHARED = {
+    "__HEAD__": "head.html",
+    "__STYLE__": "base.css",
+    "__SCRIPT__": "base.js",
+    "__CHARTS_STYLE__": "charts.css",
+    "__CHARTS_SCRIPT__": "charts.js",
+}
+
 
 def fill(template: str, data: dict[str, Any]) -> str:
     """A page.
@@ -22,6 +30,6 @@ def fill(template: str, data: dict[str, Any]) -> str:
     # Inside a script element, "<" could end it or open a comment. Elsewhere than in JSON strings there is none.
     escaped = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     page = pages.joinpath(template).read_text(encoding="utf-8")
-    for placeholder, name in (("__HEAD__", "head.html"), ("__STYLE__", "base.css"), ("__SCRIPT__", "base.js")):
+    for placeholder, name in SHARED.items():
         page = page.replace(placeholder, pages.joinpath(name).read_text(encoding="utf-8").rstrip())
     return page.replace("__DATA__", escaped)

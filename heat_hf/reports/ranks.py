@@ -28,7 +28,8 @@ def rank_text(setting: TensorSetting | None) -> str:
     return rank if setting.format == "low_rank" else f"{setting.format} {rank}"
 
 
-def _budget(variant: Variant) -> str:
+def budget_text(variant: Variant) -> str:
+    """What was limited, and to what; nothing for the paper's objective."""
     if variant.target is None or variant.budget is None:
         return ""
     what, _, ratio = variant.target.removeprefix("target_").partition("_")
@@ -39,7 +40,7 @@ def _row(variant: Variant) -> tuple[str, ...]:
     """A variant's cells in the record's table."""
     return (
         variant.name,
-        _budget(variant),
+        budget_text(variant),
         f"{variant.edp_ratio:.4f}",
         f"{1 / variant.edp_ratio:.2f}×",
         f"{variant.params_ratio:.3f}",
@@ -59,7 +60,8 @@ class RankRecord:
         method: how ranks were found.
         key: what the result depends on: digests of weights and accelerator, tokens, options, seed.
         variants: from the smallest budget to the largest.
-        fidelity: of the accuracy predictor: rank correlations on held-out SubNets, measured and predicted accuracies.
+        fidelity: of the accuracy predictor: rank correlations on held-out SubNets, measured and predicted accuracies; and
+            `subnets`, of all SubNets the EDP as a fraction of the dense network's and the measured accuracy.
         seconds: what the search took, not counting earlier parts of an interrupted one.
     """
 
@@ -129,4 +131,15 @@ class RankRecord:
             version = data.pop("version")
             if version != RECORD_VERSION:
                 raise ValueError(f"{file} is a rank record of version {version}, this is {RECORD_VERSION}: search again")
+            _require_figures(data["fidelity"])
             return cls(**{**data, "variants": tuple(map(Variant.from_dict, data["variants"]))})
+
+
+def _require_figures(fidelity: Mapping[str, Any] | None) -> None:
+    """Raise what `told` makes a sentence of if a record's fidelity is not what a search wrote."""
+    if fidelity is None:
+        return
+    pairs = [fidelity[name] for name in ("spearman", "kendall")], *zip(fidelity["measured"], fidelity["predicted"], strict=True)
+    for first, second in (*pairs, *fidelity.get("subnets", ())):
+        if not all(isinstance(value, (int, float)) for value in (first, second)):
+            raise ValueError(f"fidelity must hold numbers, got {first!r} and {second!r}")

@@ -141,7 +141,7 @@ def test_sharded_output(checkpoint: Path) -> None:
         (["evaluate", "{model}", "--task", "text-classification", "--data", "x.csv"], "no data file x.csv"),
         (["evaluate", "{model}", "--task", "sentence-similarity", "--data", "{model}/../labels.csv"], "no column 'sentence1'"),
         (["evaluate", "{model}", "--task", "text-classification", "--data", "{model}/tokenizer.bin"], "no data file"),
-        (["report", "{model}"], "has no heat_report.json"),
+        (["report", "{model}/.."], "has no heat_report.json"),
     ],
 )
 def test_bad_input(checkpoint: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -207,12 +207,43 @@ def test_search_shapes(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_report_shapes_draws(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = printed(search_shapes(checkpoint), capsys)["sizes"]
     drawn = checkpoint.parent / "drawn"
-    command = ["report", "shapes", str(checkpoint.parent / "table.parquet"), "--output", str(drawn)]
+    command = ["report", str(checkpoint.parent / "table.parquet"), "--output", str(drawn)]
     assert main(command) == 0
     pictures = {f"figure-{number}-{size}.png" for number in (2, 7) for size in sizes}
     assert {file.name for file in drawn.iterdir()} == {"shapes.html", *pictures}
     assert main(command) == 2
     assert "is not empty; pass overwrite" in capsys.readouterr().err
+
+
+def test_report_draws_the_figures_asked_for(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(search_shapes(checkpoint)) == 0
+    drawn = checkpoint.parent / "drawn"
+    assert main(["report", str(checkpoint.parent / "table.parquet"), "--figures", "2", "--output", str(drawn)]) == 0
+    assert {file.name for file in drawn.iterdir()} == {f"figure-2-{size}.png" for size in ("24x24", "24x48", "48x24")}
+
+
+def test_report_of_a_dense_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = checkpoint.parent / "drawn"
+    matrices = printed(["report", checkpoint, "--output", drawn], capsys)["matrices"]
+    assert len(matrices) == 12 and {own["size"] for own in matrices.values()} == {"24x24", "24x48", "48x24"}
+    assert all(own["errors"]["0.05"] > own["errors"]["0.5"] for own in matrices.values())
+    assert [file.name for file in drawn.iterdir()] == ["figure-2c.png"]
+    named = checkpoint.rename(checkpoint.with_name("a.json"))
+    assert printed(["report", named], capsys)["matrices"] == matrices, "a folder is a model, whatever its name"
+
+
+def test_report_of_a_setting_and_of_a_matrix_of_a_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = checkpoint.parent / "drawn"
+    paper = printed(["report", "cp", "12x64:768", "280", "--output", drawn], capsys)
+    assert (paper["tokens"], paper["orders"]["optimal"]["macs"]) == (128, 55_265_280)
+    assert [file.name for file in drawn.iterdir()] == ["figure-6.png"]
+    out, report = compress(checkpoint, capsys)
+    tensor = report["tensors"][0]
+    own = printed(["report", out, "--tensor", tensor["name"]], capsys)
+    assert (own["setting"], own["tokens"]) == (tensor["setting"], report["tokens"])
+    assert printed(["report", out, "--tensor", tensor["name"], "--tokens", "7"], capsys)["tokens"] == 7
+    assert main(["report", str(out), "--tensor", "nowhere"]) == 2
+    assert f"got 'nowhere'; there are {tensor['name']} and 11 more" in capsys.readouterr().err
 
 
 def test_compress_with_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,11 +271,17 @@ def test_compress_with_a_table(checkpoint: Path, capsys: pytest.CaptureFixture[s
         ),
         (["search", "shapes", "{model}", "--output", "t", "--orders", "12"], "cannot be folded to order 12"),
         (["search", "shapes", "{model}", "--output", "t", "--accelerator", "tpu"], "tpu"),
-        (["report", "shapes"], "name a MODEL, or: shapes TABLE"),
-        (["report", "a", "b"], "name a MODEL, or: shapes TABLE, or: ranks RECORD, got 'a b'"),
-        (["report", "{model}", "--output", "t"], "has no heat_report.json"),
-        (["report", "shapes", "nowhere.parquet"], "no cost table nowhere.parquet"),
-        (["report", "shapes", "{model}/config.json"], "not a readable Parquet file"),
+        (["report", "a", "b"], "name one model or file, or a setting as FORMAT SHAPE RANK, got 'a b'"),
+        (["report", "nowhere.parquet"], "no cost table nowhere.parquet"),
+        (["report", "{model}/config.json"], "is damaged or no rank record"),
+        (["report", "{model}/..", "--output", "t"], "has no heat_report.json"),
+        (["report", "{model}", "--tensor", "x", "--output", "t"], "--tensor is of no use for a dense model"),
+        (["report", "{model}", "--figures", "2c"], "--figures 2c needs --output DIR to draw to"),
+        (["report", "{model}", "--figures", "2c", "7", "--output", "t"], "it needs a cost table: heat-hf search shapes"),
+        (["report", "cp", "4x6", "2"], "SHAPE must be OUT:IN with an x between modes"),
+        (["report", "cp", "4x0:6", "2"], "SHAPE must be OUT:IN with an x between modes"),
+        (["report", "cp", "4:6", "0"], "rank"),
+        (["report", "cp", "4:6", "2", "--beside", "a", "--output", "t"], "--beside is of no use for a setting"),
         (
             ["compress", "{model}", "--rank-search", "pareto", "--cost-table", "no.parquet", "--dry-run"],
             "no cost table no.parq",

@@ -1,4 +1,4 @@
-"""`heat-hf search ranks`, `compress --ranks` and `report ranks`, and the pictures they draw."""
+"""`heat-hf search ranks`, `compress --ranks` and `report` of what was found, and the pictures they draw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from conftest import small_model, token_ids
 
 from heat_hf.cli import main
 from heat_hf.encoders.linears import factorized_layers
-from heat_hf.reports.figures.ranks import draw_ablation, draw_fidelity, draw_rank_map, draw_tradeoff
+from heat_hf.reports.figures.ranks import draw_ablation, draw_fidelity, draw_rank_map
+from heat_hf.reports.figures.tradeoff import Panel, draw_tradeoff
 from heat_hf.reports.ranks import RankRecord
 
 SENTENCES = [
@@ -71,9 +72,9 @@ def test_compress_with_a_variant(checkpoint: Path, record: Path, capsys: pytest.
 
 def test_report_ranks_draws(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = record.with_name("drawn")
-    assert main(["report", "ranks", str(record), "--output", str(drawn)]) == 0
+    assert main(["report", str(record), "--output", str(drawn)]) == 0
     assert "HEAT-a1" in capsys.readouterr().out
-    assert [file.name for file in drawn.iterdir()] == ["ranks.png"]
+    assert {file.name for file in drawn.iterdir()} == {"ranks.html", "ranks.png", "figure-12.png"}
 
 
 def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +88,10 @@ def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     options = ["--rank-search", "supernet", "--eval-file", rows, "--steps", "2", "--subnets", "30", "--train-batch-size", "4"]
     assert main(search(checkpoint, *options, "--target-edp-ratio", "0.9", "--output", str(record))) == 0
     assert "predicted accuracy" in capsys.readouterr().out
-    assert main(["report", "ranks", str(record), "--output", str(checkpoint.parent / "drawn")]) == 0
-    assert {file.name for file in (checkpoint.parent / "drawn").iterdir()} == {"ranks.png", "fidelity.png"}
+    assert main(["report", str(record), "--output", str(checkpoint.parent / "drawn")]) == 0
+    assert {file.name for file in (checkpoint.parent / "drawn").iterdir()} == {
+        "ranks.html", "ranks.png", "figure-9.png", "figure-12.png",
+    }  # fmt: skip
     assert not record.with_name("ranks.json.partial").exists()
 
 
@@ -142,10 +145,10 @@ def test_pictures(tmp_path: Path) -> None:
     """They can be read, and are not empty; people looked at the ones in docs/figures."""
     points = [(0.8 + i / 100, 0.81 + i / 120) for i in range(10)]
     draw_fidelity(points, tmp_path / "a.png", (0.9, 0.8))
-    draw_fidelity(points, tmp_path / "b.png", (0.9, 0.8), points, 0.95)
+    draw_fidelity(points, tmp_path / "b.png", (0.9, 0.8), points)
     draw_ablation({"full": [0.8, 0.9, 0.85], "less": [0.7, 0.8, 0.75]}, tmp_path / "c.png", "title")
     method = {"searched": [(0.1, 0.8), (0.3, 0.9)], "random": points}
-    draw_tradeoff({"before": method, "after": method}, "random", 0.9, tmp_path / "d.png", "title")
+    draw_tradeoff([Panel("before", "accuracy", method, 0.9), Panel("after", "accuracy", method)], tmp_path / "d.png", "title")
     for name in "abcd":
         image = matplotlib.image.imread(tmp_path / f"{name}.png")
         assert image.shape[0] > 300

@@ -42,9 +42,12 @@ CHECKED = (  # by the verbs themselves, before anything is loaded
     ("distill m --teacher t --train-file f --output o --early-stopping-patience 2", "--eval-file"),
     ("distill m --teacher t --train-file f --output o --arguments nonsense=1", "--arguments"),
     ("export m --output o --runtime tensorrt", "--runtime"),
-    ("report a b c", "TABLE"),
-    ("report shapes no.parquet", "no.parquet"),
-    ("report ranks no.json", "no.json"),
+    ("report a b c", "FORMAT SHAPE RANK"),
+    ("report no.parquet", "no.parquet"),
+    ("report no.json", "no.json"),
+    ("report cp 2:a 3", "SHAPE"),
+    ("report cp 2:2 1 --figures 6", "--output"),
+    ("report cp 2:2 1 --figures 8", "--figures"),
     ("report m --beside n", "--beside"),
 )
 

@@ -11,7 +11,9 @@ import torch
 from conftest import small_model
 
 from heat_hf import CostTable, HeatCompressor, HeatConfig
-from heat_hf.reports.figures import distillation, ranks, shapes
+from heat_hf.encoders.low_rankness import LowRankness
+from heat_hf.formats.size import MatrixSize
+from heat_hf.reports.figures import distillation, low_rankness, ranks, shapes, tradeoff
 from heat_hf.reports.figures.style import WIDEST
 
 PAGE, LEAST, DPI = 748, 8.0, 130  # pixels
@@ -20,13 +22,15 @@ POINTS = [(0.1, 0.8), (0.2, 0.9), (0.3, 0.95)]
 METHODS = dict.fromkeys(("random", "sensitivity", "uniform"), POINTS)
 TOKENS = ["[CLS]", *["word"] * 15, "[SEP]"]
 MAPS = {name: torch.rand(2, 4, 17, 17) for name in ("dense", "not re-trained")}
+MATRICES = {f"layer.{i}.{kind}": LowRankness(MatrixSize(4, 4), (1.0, 0.5 / (i + 1), 0.0)) for i in range(24) for kind in "qkv"}
 LOSSES = [{"loss": 1.0, "divergence": 1 / step, "step": step, "stage": 1} for step in (1, 2)]
 DRAWN: dict[str, Callable[[Path], Any]] = {
-    "fidelity": lambda path: ranks.draw_fidelity(POINTS, path, (0.9, 0.8), POINTS, 0.9),
+    "fidelity": lambda path: ranks.draw_fidelity(POINTS, path, (0.9, 0.8), POINTS),
     "ablation": lambda path: ranks.draw_ablation(
         {"full recipe": [0.8, 0.9], "without it": [0.7, 0.8]}, path, "The same SubNets"
     ),
-    "trade-off": lambda path: ranks.draw_tradeoff({str(i): METHODS for i in range(3)}, "random", 0.98, path, "title"),
+    "trade-off": lambda path: tradeoff.draw_tradeoff([tradeoff.Panel("", "accuracy", METHODS, 0.98)] * 3, path, "title"),
+    "low-rankness": lambda path: low_rankness.draw_low_rankness("name", MATRICES, path),
     "attention": lambda path: distillation.draw_attention(MAPS, [(0, head) for head in range(4)], TOKENS, path),
     "training": lambda path: distillation.draw_training(LOSSES, path),
 }

@@ -18,19 +18,11 @@ from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.ranks.budgets import fit_share
-from heat_hf.search.ranks.evolution import Evolution
 from heat_hf.search.ranks.problem import Training
 from heat_hf.search.ranks.space import Costs
-from heat_hf.search.ranks.supernet import SuperNetArguments
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]
 LABELLED = [{"input_ids": token_ids(60, 6), "labels": torch.arange(60) % 2}]
-ROWS = [{"input_ids": row.tolist(), "attention_mask": [1] * 6} for row in token_ids(64, 6)]
-ARGUMENTS = SuperNetArguments(
-    max_steps=4, per_device_train_batch_size=4, save_steps=2, subnets=24, train_sampling_strategy="sequential", use_cpu=True,
-    disable_tqdm=True, logging_strategy="no", warmup_steps=1, least_share=0.15, largest_share=0.95,
-)  # fmt: skip
-EVOLUTION = Evolution(population=32, generations=5)
 
 
 def config(method: str = "sensitivity", **options: object) -> HeatConfig:
@@ -47,28 +39,6 @@ def search_ranks(
 
 def network_costs(model: torch.nn.Module, options: HeatConfig) -> Costs:
     return Job(model, options).costs
-
-
-def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
-
-
-class Size:
-    """A quality that only depends on how large a network is, so that the predictor can be trusted."""
-
-    calls = 0
-
-    def __call__(self, model: torch.nn.Module) -> float:
-        Size.calls += 1
-        shares = [layer.active.ratio for layer in factorized_layers(model).values()]
-        return 0.5 + 0.4 * sum(shares) / len(shares)
-
-
-def by_supernet(output: Path | None = None, quality: object = None, **options: object) -> RankRecord:
-    return search_ranks(
-        small_model("bert"), config("supernet", **options), BATCHES, output, rows=ROWS, collator=collate,
-        quality=quality or Size(), arguments=ARGUMENTS, evolution=EVOLUTION,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["sensitivity", "uniform", "tensorly", "manual", "random"])
@@ -165,55 +135,6 @@ def test_sensitivity_beats_uniform_in_what_it_minimizes() -> None:
     assert divergences["sensitivity"] < divergences["uniform"]
 
 
-def test_supernet_search_end_to_end(tmp_path: Path) -> None:
-    record = by_supernet(tmp_path / "ranks.json")
-    assert record.fidelity["spearman"] > 0.6
-    assert [v.predicted_accuracy for v in record.variants] == sorted(v.predicted_accuracy for v in record.variants)
-    assert all(v.edp_ratio <= v.budget for v in record.variants)
-    assert RankRecord.load(tmp_path / "ranks.json") == RankRecord.load(tmp_path / "ranks.json")
-    assert [file.name for file in tmp_path.iterdir()] == ["ranks.json"]
-    assert "Spearman" in str(record)
-
-
-def test_supernet_without_a_budget_takes_the_papers_objective() -> None:
-    dense, options = small_model("bert"), HeatConfig(rank_search="supernet", sequence_length=16)
-    job = {"rows": ROWS, "collator": collate, "quality": Size(), "arguments": ARGUMENTS, "evolution": EVOLUTION}
-    (variant,) = search_ranks(dense, options, BATCHES, **job).variants
-    assert variant.budget is None
-    assert variant.configure(HeatConfig(rank=3)).budget_name is None
-
-
-@pytest.mark.parametrize("stop", [1, 13, 24])
-def test_an_interrupted_search_goes_on(tmp_path: Path, stop: int) -> None:
-    """Stopped while SubNets are measured: the rest alone is measured then, and the result is the same."""
-    whole = by_supernet(tmp_path / "whole.json")
-
-    class Crash(Size):
-        left = stop
-
-        def __call__(self, model: torch.nn.Module) -> float:
-            Crash.left -= 1
-            if Crash.left < 0:
-                raise KeyboardInterrupt
-            return super().__call__(model)
-
-    output = tmp_path / "ranks.json"
-    if stop < 24:
-        with pytest.raises(KeyboardInterrupt):
-            by_supernet(output, Crash())
-        assert not output.exists()
-    Size.calls = 0
-    resumed = by_supernet(output)
-    assert Size.calls == 24 - (stop if stop < 24 else 0)
-    assert resumed.variants == whole.variants
-    assert resumed.fidelity == whole.fidelity
-    Size.calls = 0
-    assert by_supernet(output).variants == whole.variants  # only read
-    assert Size.calls == 0
-    with pytest.raises(ValueError, match="holds another search: its target_edp_ratio"):
-        by_supernet(output, target_edp_ratio=0.7)
-
-
 def test_a_record_belongs_to_its_data(tmp_path: Path) -> None:
     output, model = tmp_path / "ranks.json", small_model("bert")
     first = search_ranks(model, config(), BATCHES, output=output)
@@ -237,12 +158,6 @@ def test_a_finished_record_is_read_without_calibrating(tmp_path: Path, monkeypat
     assert search_ranks(model, config(), BATCHES, output=output).variants == first.variants
     with pytest.raises(ValueError, match="holds another search: its calibration"):
         search_ranks(model, config(), [{"input_ids": token_ids(25, 6)}], output=output)
-
-
-def test_an_untrusted_predictor_is_refused(tmp_path: Path) -> None:
-    noise = iter(torch.rand(1000, generator=torch.Generator().manual_seed(0)).tolist())
-    with pytest.raises(ValueError, match="rank correlation"):
-        by_supernet(quality=lambda model: next(noise))
 
 
 def test_quality_by_labels_and_by_agreement() -> None:

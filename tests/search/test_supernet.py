@@ -232,6 +232,7 @@ def test_bad_input() -> None:
         ({"subnets": 3}, "subnets must be at least 20"),
         ({"least_share": 0.9}, "least_share must be below largest_share"),
         ({"hidden_weight": -1.0}, "hidden_weight must not be negative"),
+        ({"without": ["sandwich", "bread"]}, "without must name some of first_slices, bounded_change, .* got 'bread'"),
     ):
         with pytest.raises(ValueError, match=message):
             SuperNetArguments(use_cpu=True, **change)

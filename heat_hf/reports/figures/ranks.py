@@ -1,14 +1,13 @@
-"""Pictures of Level 2: the ranks of a network, the predictor's fidelity, the SuperNet's ablation, accuracy against EDP."""
+"""Pictures of Level 2: the ranks of a network, the predictor's fidelity, the SuperNet's ablation."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heat_hf.encoders.linears import block_of, kind_of
 from heat_hf.hardware import units
+from heat_hf.reports.figures.grid import blocks_and_kinds, draw_grid
 from heat_hf.reports.figures.style import COLOURS, WIDEST, save_figure, tidy_axes
 from heat_hf.reports.ranks import RankRecord, rank_text
 
@@ -30,27 +29,15 @@ def draw_rank_map(record: RankRecord, path: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    names = list(record.variants[0].settings)
-    blocks = list(dict.fromkeys(map(block_of, names)))
-    kinds = list(dict.fromkeys(kind_of(name) for name in names))
+    blocks, kinds = blocks_and_kinds(record.variants[0].settings)
     wide = max(len(rank_text(s)) for v in record.variants for s in v.settings.values())
     cell = max(0.75, 0.09 * wide)
     width = max(7.0, 2.6 + cell * len(blocks))
     figure = Figure(figsize=(width, 1.2 + len(record.variants) * (0.9 + 0.34 * len(kinds))), layout="constrained")
     panels = figure.subplots(len(record.variants), 1, squeeze=False)[:, 0]
     for axes, variant in zip(panels, record.variants, strict=True):
-        shares = [[float("nan")] * len(blocks) for _ in kinds]
-        for name, setting in variant.settings.items():
-            row, column = kinds.index(kind_of(name)), blocks.index(block_of(name))
-            shares[row][column] = 1.0 if setting is None else setting.ratio
-            axes.text(
-                column, row, rank_text(setting), ha="center", va="center", fontsize=9,
-                color="black" if shares[row][column] > 0.45 else "white",
-            )  # fmt: skip
-        drawn = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(blocks)), [re.sub(r"\D*(\d+)$", r"\1", block) for block in blocks])
-        axes.set_yticks(range(len(kinds)), kinds)
-        axes.set_xlabel("block")
+        cells = {name: (1.0 if s is None else s.ratio, rank_text(s)) for name, s in variant.settings.items()}
+        drawn = draw_grid(axes, cells, 0, 1)
         axes.set_title(
             f"{variant.name}: {variant.measure} ×{variant.edp_ratio:.3f}, parameters ×{variant.params_ratio:.3f}"
             + ("" if variant.seconds is None else f", {units.TIME.of(variant.seconds):.0f} {units.TIME.name}"),
@@ -67,7 +54,6 @@ def draw_fidelity(
     path: str | Path,
     correlations: tuple[float, float],
     retrained: Points = (),
-    retrained_spearman: float = 0.0,
 ) -> None:
     """Draw predicted against measured accuracies (paper, Fig. 9): of held-out SubNets, and of re-trained ones if there are.
 
@@ -76,7 +62,6 @@ def draw_fidelity(
         path: PNG file to write.
         correlations: Spearman's and Kendall's of these.
         retrained: measured after re-training each SubNet alike, predicted.
-        retrained_spearman: Spearman's correlation of these.
 
     Raises:
         OSError: if the file cannot be written.
@@ -89,7 +74,10 @@ def draw_fidelity(
     _draw_pairs(panels[0], held_out, f"{len(held_out)} held-out SubNets: {note}", COLOURS[0])
     panels[0].set_xlabel("accuracy with the SuperNet's cores")
     if retrained:
-        _draw_pairs(panels[1], retrained, f"{len(retrained)} SubNets re-trained: Spearman {retrained_spearman:.3f}", COLOURS[1])
+        from scipy.stats import spearmanr
+
+        spearman = float(spearmanr(*zip(*retrained, strict=True)).statistic)
+        _draw_pairs(panels[1], retrained, f"{len(retrained)} networks re-trained: Spearman {spearman:.3f}", COLOURS[1])
         panels[1].set_xlabel("accuracy after re-training")
     save_figure(figure, path)
 
@@ -132,44 +120,4 @@ def draw_ablation(accuracies: Mapping[str, Sequence[float]], path: str | Path, t
     axes.set_xlabel("accuracy of SubNets")
     axes.set_title(title, fontsize=11)
     tidy_axes(axes)
-    save_figure(figure, path)
-
-
-def draw_tradeoff(panels: Mapping[str, Mapping[str, Points]], cloud: str, dense: float, path: str | Path, title: str) -> None:
-    """Draw accuracy against EDP of several methods, random settings as a cloud (paper, Fig. 12).
-
-    Args:
-        panels: title of a panel → method → (EDP as a fraction of the dense model's, accuracy).
-        cloud: the method drawn as a cloud.
-        dense: the dense model's accuracy.
-        path: PNG file to write.
-        title: of the whole.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 0.6 + 4.6 * len(panels)), layout="constrained")
-    methods = list(dict.fromkeys(name for by_method in panels.values() for name in by_method if name != cloud))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(methods)}
-    for axes, (name, by_method) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
-        if cloud in by_method:
-            axes.scatter(*zip(*by_method[cloud], strict=True), s=16, c="#9aa0aa", alpha=0.6, linewidths=0, label=cloud)
-        for number, method in enumerate(methods):
-            if method in by_method:
-                # Different markers and dashes: methods that find the same settings lie on top of each other.
-                style = {"marker": "osD^vP"[number % 6], "ms": 8 - number % 6, "ls": ("-", "--", ":")[number // 2 % 3]}
-                axes.plot(*zip(*sorted(by_method[method]), strict=True), lw=1.6, color=colours[method], label=method, **style)
-        axes.axhline(dense, color="black", lw=1, ls="--", label="dense")
-        axes.set_xscale("log")
-        ticks = [0.1, 0.15, 0.2, 0.3, 0.4]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_xlabel("EDP / that of the dense model")
-        axes.set_ylabel("accuracy")
-        axes.set_title(name, fontsize=11)
-        axes.legend(loc="lower right", frameon=False, fontsize=9)
-        tidy_axes(axes)
-    figure.suptitle(title, fontsize=12)
     save_figure(figure, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.hardware import units
-from heat_hf.reports.figures.style import WIDEST, save_figure, tidy_axes
+from heat_hf.reports.figures.style import WIDEST, log_axis, save_figure, tidy_axes
 from heat_hf.reports.shapes import (
     ANY,
     MEASURES,
@@ -26,7 +26,6 @@ from heat_hf.search.shapes.table import Candidate, CostTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
@@ -88,16 +87,6 @@ def _scatter(axes: Axes, table: CostTable, size: str, x: str, y: str, dense_x: f
         s=9, c=[colours[c.format] for c in points], alpha=alpha, linewidths=0,
     )  # fmt: skip
     tidy_axes(axes)
-
-
-def _log_axis(axis: Axis) -> None:
-    """Label a log axis with plain numbers, and with enough of them."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_front(axes: Axes, table: CostTable, best: Sequence[Candidate], x: str, y: str, dense_x: float = 1.0) -> None:
@@ -165,7 +154,7 @@ def _make_room(axes: Axes, labels: Sequence[Annotation], table: CostTable, size:
     least = min(x for x, y in logs if y < height)  # there is one: the dense layer
     left = min(min(x for x, _ in logs) - 0.1, (least - min(width, 0.8) * right) / (1 - min(width, 0.8)))
     axes.set_xlim(10**left, 10**right)
-    _log_axis(axes.xaxis)
+    log_axis(axes.xaxis)
 
 
 def _draw_shapes(axes: Axes, table: CostTable, size: str) -> None:
@@ -247,8 +236,8 @@ def _draw_space(axes: Axes, table: CostTable, size: str, best: Sequence[Candidat
     axes.set(xscale="log", yscale="log", xlabel=LABELS["latency"], ylabel=LABELS["energy"])
     axes.set_title("Energy, latency, error, ratio; outlined: on the front")
     tidy_axes(axes)
-    _log_axis(axes.xaxis)
-    _log_axis(axes.yaxis)
+    log_axis(axes.xaxis)
+    log_axis(axes.yaxis)
     axes.figure.colorbar(drawn, ax=axes, label=LABELS["error"], pad=0.01)
     marks = [axes.scatter([], [], s=_area(c), c="grey", label=f"ratio {c:g}") for c in (0.05, 0.2, 0.5, 1.0)]
     axes.legend(handles=[*marks, star], loc="upper left", framealpha=0.9)
@@ -295,7 +284,7 @@ def draw_figure_2(table: CostTable, size: str, path: str | Path) -> None:
         correlation = rank_correlation(points, MEASURES[name], MEASURES["EDP"])
         axes.set_xlabel(f"{LABELS[name]} (rank correlation with EDP {correlation:.3f})")
     panels[0].set_ylabel(LABELS["EDP"])
-    _log_axis(panels[0].yaxis)
+    log_axis(panels[0].yaxis)
     _legend(figure, panels[0], table, size, best=False)
     spread = f"MACs within {NEAR:.0%} of each other: EDPs up to {edp_spread(points):,.3g}× apart"
     figure.suptitle(f"{_title(table, size)}\n{len(points):,} candidates. {spread}", parse_math=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,9 @@ class Stabilizers:
     bounded_change: bool = True
     sandwich: bool = True
     normalized_variance: bool = True
+
+
+STABILIZERS = tuple(field.name for field in fields(Stabilizers))
 
 
 class RankSuperNet:
@@ -81,6 +84,10 @@ class RankSuperNet:
             variances.append(_variance(layer))
         layer.set_rank(None)
         return variances
+
+    def slices(self, number: int) -> np.random.Generator | None:
+        """What `set` takes for a numbered SubNet that is measured: random slices where the SuperNet was trained on such."""
+        return None if self.stabilizers.first_slices else np.random.default_rng([self.seed, 8, number])
 
     def draw(self, rng: np.random.Generator) -> Choice:
         """A random SubNet: of a random size, its tensors around that size."""
@@ -158,6 +165,7 @@ class SuperNetArguments(TeachingArguments):
         subnets: SubNets to evaluate for the accuracy predictor, held-out ones included; see `default_subnets`.
         least_share: parameters of the smallest options, as a fraction of the matrix's.
         largest_share: of the largest.
+        without: stabilizers that are left out, of `STABILIZERS`.
 
     Raises:
         ValueError: for a value that cannot work.
@@ -171,11 +179,15 @@ class SuperNetArguments(TeachingArguments):
     subnets: int = field(default_factory=default_subnets, metadata={"help": "SubNets to evaluate for the predictor"})
     least_share: float = field(default=0.06, metadata={"help": "smallest options, as a fraction of the parameters"})
     largest_share: float = field(default=0.8, metadata={"help": "largest options"})
+    without: list[str] = field(default_factory=list, metadata={"help": "stabilizers left out"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.least_share < self.largest_share <= 1:
             raise ValueError(f"least_share must be below largest_share, got {self.least_share} and {self.largest_share}")
+        unknown = [name for name in self.without if name not in STABILIZERS]
+        if unknown:
+            raise ValueError(f"without must name some of {', '.join(STABILIZERS)}, got {unknown[0]!r}")
         if self.subnets < 20:
             raise ValueError(f"subnets must be at least 20, a fifth of them is held out, got {self.subnets}")
         if self.hidden_weight < 0:

@@ -112,7 +112,7 @@ def evaluate_subnets(
     journal.wait()  # until every process knows what is left
     with journal.share(todo) as mine:
         for number in tqdm(mine, desc="Evaluating SubNets", unit="SubNet", disable=not journal.main):
-            supernet.set(choices[number])
+            supernet.set(choices[number], supernet.slices(number))
             measured[names[number]] = [Measured(quality(supernet.model))]
             journal.write(names[number], measured[names[number]])
     journal.wait()

@@ -27,10 +27,11 @@ _KEY = (
 
 @dataclass(frozen=True)
 class _Predicted:
-    """A predictor fitted to SubNets, and how well it fits those held out."""
+    """A predictor fitted to SubNets, how well it fits those held out, and (EDP of the dense network's, accuracy) of all."""
 
     predictor: AccuracyPredictor
     fidelity: Fidelity
+    subnets: list[tuple[float, float]]
 
 
 class SuperNet(RankSearch):
@@ -66,15 +67,17 @@ class SuperNet(RankSearch):
 
         training, arguments = _training(problem), _arguments(problem)
         return {
-            "supernet": {name: getattr(arguments, name) for name in _KEY},
+            "supernet": {name: getattr(arguments, name) for name in _KEY}
+            | ({"without": sorted(arguments.without)} if arguments.without else {}),
             "evolution": asdict(training.evolution or Evolution(seed=problem.seed)),
             "training": data_digest(training.rows),
             "evaluation": data_digest(getattr(training.quality, "batches", ())),
         }
 
     def fidelity(self, problem: Problem) -> Mapping[str, Any] | None:
-        """Rank correlations of the predictor on held-out SubNets."""
-        return asdict(self._predicted(problem).fidelity)
+        """Rank correlations of the predictor on held-out SubNets, and what was measured of all."""
+        predicted = self._predicted(problem)
+        return {**asdict(predicted.fidelity), "subnets": predicted.subnets}
 
     def _space(self, problem: Problem) -> RankSpace:
         from heat_hf.search.ranks.supernet_search import supernet_space
@@ -90,18 +93,21 @@ class SuperNet(RankSearch):
 
     def _predict(self, problem: Problem) -> _Predicted:
         from heat_hf.search.ranks.predictor import AccuracyPredictor
-        from heat_hf.search.ranks.supernet import RankSuperNet, sample_subnets
+        from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, sample_subnets
         from heat_hf.search.ranks.supernet_search import evaluate_subnets, supernet_model, train_supernet
 
         space, training, arguments = self._space(problem), _training(problem), _arguments(problem)
         assert problem.journal is not None
-        supernet = RankSuperNet(supernet_model(problem, space), space, seed=problem.seed)
+        stabilizers = Stabilizers(**dict.fromkeys(arguments.without, False))
+        supernet = RankSuperNet(supernet_model(problem, space), space, stabilizers, problem.seed)
         with _folder(problem.journal) as folder:
             train_supernet(supernet, problem.model, arguments, training.rows, training.collator, folder)
             choices = sample_subnets(supernet, arguments.subnets, problem.seed)
             accuracies = evaluate_subnets(supernet, choices, training.quality, problem.journal)
         predictor = AccuracyPredictor(space, problem.seed)
-        return _Predicted(predictor, predictor.fit(choices, accuracies))
+        fidelity, costs = predictor.fit(choices, accuracies), problem.costs
+        ratios = [costs.total(space.settings(choice)).objective_ratio(costs.dense) for choice in choices]
+        return _Predicted(predictor, fidelity, list(zip(ratios, accuracies, strict=True)))
 
 
 def _training(problem: Problem) -> Training:
