@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from tqdm.auto import tqdm
 
-from heat_hf.compression.config import HeatConfig
+from heat_hf.compression.config import JOINTLY, HeatConfig
 from heat_hf.compression.measuring import answers, expected, measured, with_output_errors
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import Kept, refine_blocks
-from heat_hf.compression.replacing import attach, kept_of, layers_of
+from heat_hf.compression.replacing import attach, kept_of, layers_of, replacing
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
-from heat_hf.encoders.linears import by_block, encoder_linears, swap_module
+from heat_hf.encoders.dropping import droppable, dropped_blocks
+from heat_hf.encoders.linears import by_block, encoder_linears
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
 from heat_hf.formats.decomposition import require_finite
@@ -155,7 +156,11 @@ class Job:
     def _problem(self) -> Problem:
         """The same without statistics: all that its key takes."""
         config = self.config
-        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "tile", "cost_table", "seed", "widths", "groups")
+        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "tile", "cost_table", "seed", *JOINTLY)
+        if config.blocks:
+            droppable(self.model, self.linears)
+            if not self.calibration:
+                raise ValueError("blocks=True needs the rows of a calibration_dataset, also beside statistics")
         return Problem(
             self.model,
             self.linears,
@@ -168,8 +173,8 @@ class Job:
             solver=config.solver,
             seed=config.seed,
             loss_aware=config.uses_gradients,
-            widths=config.widths,
-            groups=config.groups,
+            **{name: getattr(config, name) for name in JOINTLY},
+            calibration=self.calibration,
             table=self.table,
             training=self.training,
             key={"calibration": self._searched_digest(), **{name: getattr(config, name) for name in asked}},
@@ -304,17 +309,13 @@ class Job:
         if report.few_tokens:
             logger.warning(report.few_tokens)
         layers = layers_of(self.linears, reached, self.config.tokens)
-        try:
-            report = self._refine(report, layers, kept_of(reached), done)
+        gone = dropped_blocks(settings)
+        with replacing(self.model, self.linears, layers, gone) as replace_all:
+            report = self._refine(report, layers, kept_of(reached), gone, done)
             report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
-            for name, layer in layers.items():
-                swap_module(self.model, self.linears[name], layer)
+            replace_all()
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
             attach(self.model, settings, self.config.tokens, report)
-        except BaseException:
-            for name, layer in layers.items():
-                swap_module(self.model, layer, self.linears[name])
-            raise
         return report
 
     def _moments_by_group(self, names: Sequence[str]) -> Iterator[tuple[Sequence[str], Statistics | None]]:
@@ -332,11 +333,16 @@ class Job:
         return self._calibrated and self.given_statistics is None and by_layer
 
     def _refine(
-        self, report: CompressionReport, layers: Mapping[str, FactorizedLinear], kept: Kept, done: RefinedBlocks | None
+        self,
+        report: CompressionReport,
+        layers: Mapping[str, FactorizedLinear],
+        kept: Kept,
+        gone: Sequence[str],
+        done: RefinedBlocks | None,
     ) -> CompressionReport:
         """Refine the layers where there is calibration data, and report what they then are."""
         if not (self._calibrated and self.config.refine_steps):
             return report
         held = None if self._by_block else self.statistics
-        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, done)
+        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, gone, done)
         return refined_report(report, refined)

@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from heat_hf.encoders.checkpoints.names import METHOD, SOURCE, package_version
 from heat_hf.encoders.values import brief, shown, whole
+from heat_hf.formats import GONE
 from heat_hf.formats.setting import TensorSetting
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,10 @@ class FactorizedConfig(QuantizationConfigMixin):
 
 def _setting(name: str, setting: Any) -> TensorSetting:  # noqa: ANN401
     try:
-        return setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
+        read = setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
+        if read.format in GONE:
+            raise ValueError(f"a {read.format} matrix is in no model")
+        return read
     except (ValueError, TypeError) as error:
         raise ValueError(f"the quantization_config's setting of {shown(name)} is damaged: {brief(str(error))}") from error
 

@@ -31,14 +31,13 @@ class Sensitivity(RankSearch):
 
     def check(self, problem: Problem, budgets: Sequence[Budget]) -> None:
         """As every method; also that the smallest options keep each budget."""
-        from heat_hf.search.ranks.allocation import least_budget
         from heat_hf.search.ranks.evolution import require_within
 
         super().check(problem, budgets)
         curves = self._curves(problem)
         for budget in budgets:
             if budget.kind is not None and budget.limit is not None:
-                least, dense = least_budget(curves.priced, budget.kind), problem.costs.dense.of(budget.kind)
+                least, dense = curves.least(budget.kind), problem.costs.dense.of(budget.kind)
                 require_within(least, dense, budget.kind, budget.limit)
 
     def solve(self, problem: Problem, budget: Budget) -> Solution:
