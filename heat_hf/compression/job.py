@@ -22,7 +22,7 @@ from heat_hf.compression.refinement import Kept, refine_blocks
 from heat_hf.compression.replacing import attach, kept_of, layers_of, replacing
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
-from heat_hf.compression.trial import require_runs
+from heat_hf.compression.trial import require_parameters, require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
@@ -30,8 +30,8 @@ from heat_hf.encoders.dropping import droppable, dropped_blocks
 from heat_hf.encoders.linears import by_block, encoder_linears
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
-from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import Settings
 from heat_hf.hardware import CostModel
 from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compression import CompressionReport
@@ -77,11 +77,7 @@ class Job:
     def linears(self) -> dict[str, nn.Linear]:
         """The layers to choose for, by name; all of the model's parameters are finite."""
         linears = encoder_linears(self.model, self.config.modules, self.config.exclude)
-        for name, parameter in self.model.named_parameters():
-            module, _, kind = name.rpartition(".")
-            if parameter.is_meta:
-                raise ValueError(f"the {kind} of {module} is not in memory: load the model without offloading")
-            require_finite(f"the {kind} of {module}", parameter)
+        require_parameters(self.model)
         return linears
 
     @cached_property
@@ -175,6 +171,7 @@ class Job:
             loss_aware=config.uses_gradients,
             **{name: getattr(config, name) for name in JOINTLY},
             calibration=self.calibration,
+            diverges=self._diverges,
             table=self.table,
             training=self.training,
             key={"calibration": self._searched_digest(), **{name: getattr(config, name) for name in asked}},
@@ -271,13 +268,17 @@ class Job:
         return answers(self.model, self.calibration, self._unrefined)
 
     def _expecting(self, network: Variant) -> Variant:
-        """With what a copy of the model with these settings, not refined, diverges by; where losses and rows are known."""
+        """With what a copy of the model with these settings diverges by; where losses and rows are known."""
         if network.loss is None or self.calibration is None:
             return network
+        return replace(network, expected_divergence=self._diverges(network.settings))
+
+    def _diverges(self, settings: Settings) -> float | None:
+        """What a copy of the model, projected and not refined, diverges by on the calibration rows, if that is known."""
         known = {"given_statistics": self.statistics, "given_answers": self._unrefined_answers}
         job = replace(self, model=copy.deepcopy(self.model), config=self._unrefined, **known)  # type: ignore[arg-type]
-        fidelity = job.factorize(network).fidelity
-        return network if fidelity is None else replace(network, expected_divergence=fidelity.measured)
+        fidelity = job.factorize(Solution(settings)).fidelity
+        return None if fidelity is None else fidelity.measured
 
     def planned(self, chosen: Variant) -> CompressionReport:
         """The report of what factorizing would give."""

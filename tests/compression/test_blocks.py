@@ -151,9 +151,9 @@ def test_names_move_up() -> None:
 def test_a_block_that_says_nothing_goes(accelerator: str | None, more: dict[str, Any], tmp_path: Path) -> None:
     target = {"target_params_ratio": [0.3, 0.6]} if accelerator is None else {"target_edp_ratio": [0.45, 0.6]}
     options = {**OPTIONS, **more, **target, "accelerator": accelerator}
-    model, found = silent(deep_model(), 1), []
-    for blocks in (True, False):
-        found.append(HeatCompressor(model).search_ranks(HeatConfig(**options, blocks=blocks), batches()))
+    model = silent(deep_model(), 1)
+    configs = [HeatConfig(**options, blocks=blocks) for blocks in (True, False)]
+    found = [HeatCompressor(model).search_ranks(config, batches()) for config in configs]
     for ours, theirs in zip(found[0].variants, found[1].variants, strict=True):
         assert ours.loss < theirs.loss
         gone = {block_of(name) for name, setting in ours.settings.items() if setting and setting.format == "dropped"}

@@ -190,13 +190,16 @@ class _Solved:
         return [self.known[rank] for rank in ranks]
 
 
-def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[dict[str, TensorSetting | None], float]:
-    """The settings of all tensors with the least sum of losses within a budget. Exact.
+def allocate_ranks(
+    curves: Curves, kind: BudgetKind, budget: float, weight: float = 1.0
+) -> tuple[dict[str, TensorSetting | None], float]:
+    """The settings of all tensors with the least sum of losses within a budget. Exact, with one of the sets of blocks gone.
 
     Args:
         curves: the options and their losses.
         kind: "edp", "seconds" or "parameters" of the whole network.
         budget: in J·s, s, or a number.
+        weight: of what blocks lose beside what matrices lose.
 
     Returns:
         The settings, and the sum of their losses.
@@ -206,7 +209,8 @@ def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[dic
     """
     best: tuple[float, dict[str, TensorSetting | None]] | None = None
     failed: ValueError | None = None
-    for apart, left in curves.sets:
+    for measured, left in curves.sets:
+        apart = weight * measured
         if best is not None and apart >= best[0]:
             break  # as the rest: they lose more
         try:

@@ -11,7 +11,7 @@ from torch import nn
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import Solver, TensorShape
-from heat_hf.formats.setting import Execution
+from heat_hf.formats.setting import Execution, Settings
 from heat_hf.formats.size import MatrixSize
 from heat_hf.formats.strassen_tile import tiled
 from heat_hf.search.journal import Journal
@@ -65,6 +65,7 @@ class Problem:
         blocks: whether whole blocks may go.
         table: Level 1's cost table; None without one.
         calibration: batches of model inputs; None without.
+        diverges: what a copy of the model with some settings, projected, diverges by on calibration rows.
         statistics: C and G on calibration data; None without it.
         training: for the SuperNet; None without it.
         journal: keeps what a resumable search has done; None for others.
@@ -87,6 +88,7 @@ class Problem:
     blocks: bool = False
     table: CostTable | None = None
     calibration: Sequence[Batch] | None = None
+    diverges: Callable[[Settings], float | None] | None = None
     statistics: Statistics | None = None
     training: Training | None = None
     journal: Journal | None = None
