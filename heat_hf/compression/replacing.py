@@ -12,7 +12,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from heat_hf.compression.refinement import Kept
 from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.dropping import drop_blocks, dropped_blocks, renumbered
+from heat_hf.encoders.dropping import drop_blocks, dropped_blocks, renumbered, stood_for
 from heat_hf.encoders.linears import swap_module
 from heat_hf.formats import GONE
 from heat_hf.formats.layer import FactorizedLinear
@@ -92,6 +92,7 @@ def attach(model: PreTrainedModel, settings: Settings, tokens: int, report: Comp
         tensors={renumbered(name, gone): setting for name, setting in kept.items()},
         tokens=tokens,
         accelerator=report.accelerator,
+        blocks=stood_for(gone, model.config.num_hidden_layers) if gone else None,
         heat_version=report.heat_version,
     )
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)

@@ -98,6 +98,19 @@ def renumbered(name: str, gone: Collection[str]) -> str:
     return f"{place}.{int(number) - before}{name.removeprefix(block)}"
 
 
+def stood_for(gone: Collection[str], left: int) -> list[int]:
+    """Of the blocks before, the last that each that is left stands for: itself, or a gone one behind it.
+
+    Args:
+        gone: names of the blocks that went.
+        left: number of the blocks that are left.
+    """
+    numbers = {int(name.rpartition(".")[2]) for name in gone}
+    total = left + len(numbers)
+    kept = [number for number in range(total) if number not in numbers]
+    return [after - 1 for after in (*kept[1:], total)]
+
+
 def drop_blocks(model: PreTrainedModel, gone: Collection[str]) -> Callable[[], None]:
     """Take blocks out of a model, in place, and say so in its configuration.
 

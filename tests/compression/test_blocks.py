@@ -18,6 +18,7 @@ from grouped import OPTIONS, batches, said
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig, Statistics
 from heat_hf.compression.factorize import factorize
 from heat_hf.encoders.blocks import Blocks
+from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.dropping import drop_blocks, droppable, dropped_setting, renumbered
 from heat_hf.encoders.linears import block_of, by_block, encoder_linears, factorized_layers
 from heat_hf.formats import TensorShape
@@ -136,6 +137,66 @@ def test_adapters() -> None:
     after = said(adapted)
     assert not torch.equal(after, said(model))
     torch.testing.assert_close(said(adapted.merge_and_unload()), after, rtol=1e-4, atol=1e-5)
+
+
+def test_measured_divergences_weigh_less_where_losses_are_understated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice follows what a projected network is measured at: the more that is, the sooner blocks go."""
+    from heat_hf.compression.job import Job
+
+    config = HeatConfig(**OPTIONS, target_params_ratio=0.3, blocks=True, refine_steps=0)
+    numbers, asked = [], list[Any]()
+    for apart in (0.0, 1e6):
+        monkeypatch.setattr(Job, "_diverges", lambda job, settings, apart=apart: asked.append(settings) or apart)
+        report = HeatCompressor(silent(deep_model(blocks=6), 9)).compress(config, batches())
+        numbers.append(0 if report.dropped is None else len(report.dropped.blocks))
+    assert numbers[0] < numbers[1] and len(asked) == 2, "one network is projected to see"
+
+
+def test_each_block_that_is_left_learns_from_what_it_stands_for(tmp_path: Path) -> None:
+    from students import ROWS, arguments, collate, train
+
+    from heat_hf.distillation import DistillationTrainer
+
+    teacher = deep_model()
+    student = copy.deepcopy(teacher)
+    dropped(student, [1], rank=5)
+    student.save_pretrained(tmp_path / "student")
+    loaded = type(student).from_pretrained(tmp_path / "student")
+    for one in (student, loaded):
+        trainer = DistillationTrainer(one, teacher, arguments(tmp_path / "run", recipe="layers"), ROWS, collate)
+        assert list(trainer.taught) == [1, 2, 3], "four blocks are no multiple of three, and the first stands for the second"
+    before = said(loaded)
+    train(tmp_path / "run", loaded, teacher, recipe="two-stage", max_steps=4)
+    assert not torch.equal(said(loaded), before) and torch.isfinite(said(loaded)).all()
+    for gone, places in (((0,), [1, 2, 3]), ((3,), [0, 1, 3]), ((1, 2), [2, 3])):
+        other = copy.deepcopy(teacher)
+        dropped(other, gone, rank=5)
+        assert other.config.quantization_config.blocks == places
+    plain = copy.deepcopy(teacher)
+    dropped(plain, [1])
+    with pytest.raises(ValueError, match="must divide the teacher's"):
+        DistillationTrainer(plain, teacher, arguments(tmp_path / "run", recipe="layers"), ROWS, collate)
+
+
+@pytest.mark.parametrize("blocks", [[], [1, 1], [2, 1], [-1], ["1"], 3])
+def test_odd_numbers_of_blocks_are_refused(blocks: Any) -> None:
+    setting = {"format": "low_rank", "shape": [[4], [4]], "rank": [1]}
+    with pytest.raises(ValueError, match="blocks of the quantization_config must"):
+        FactorizedConfig(tensors={"a": setting}, blocks=blocks)  # type: ignore[dict-item]
+
+
+def test_export(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch_export = pytest.importorskip("onnxscript")
+    assert torch_export
+    model, inputs = deep_model(), (token_ids(), torch.ones_like(token_ids()))
+    dropped(model, [0, 2], rank=5)
+    with torch.no_grad():
+        torch.onnx.export(model, inputs, str(tmp_path / "model.onnx"), dynamo=True, input_names=["ids", "mask"])
+        expected = model(*inputs).logits
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    (found,) = session.run(None, {"ids": inputs[0].numpy(), "mask": inputs[1].numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_names_move_up() -> None:
