@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from heat_hf.encoders.blocks import Blocks
 from heat_hf.encoders.dropping import droppable
 from heat_hf.encoders.moments import spread
+from heat_hf.evaluation.forward import evaluating
 from heat_hf.evaluation.quality import Quality
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def block_losses(problem: Problem) -> Gone:
     """
     assert problem.calibration
     batches = [problem.calibration[number] for number in sorted(spread(problem.calibration, ROWS))]
-    blocks = Blocks.of(problem.model, problem.linears, batches[0])
+    with evaluating(problem.model):
+        blocks = Blocks.of(problem.model, problem.linears, batches[0])
     alone = [block for block in droppable(problem.model, problem.linears) if block in blocks.modules]
     most = min(len(alone), max(1, len(alone) // 2))
     quality, lost = Quality(problem.model, batches), dict[tuple[str, ...], float]()
