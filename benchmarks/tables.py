@@ -270,6 +270,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "readme": (readme, "distillation", "exported", "distilled"),
     "training_free": (training_free, "training_free"),
     "untrained": (untrained, "untrained"),
+    "blocks": (machine.blocks, "blocks"),
     "linear": (linear, "linear"),
     "cost_agreement": (costs.agreement, "cost"),
     "cost_figures": (costs.figures, "cost"),

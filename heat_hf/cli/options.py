@@ -121,11 +121,12 @@ def add_place(group: Group, prefix: str = "", of: str = "the model") -> None:
 
 
 def add_joint(group: Group) -> None:
-    """`--widths` and `--groups`: what several matrices get together."""
+    """`--widths`, `--groups` and `--blocks`: what several matrices get together."""
     group.add_argument(
         "--widths", action="store_true", help="also weigh fewer inner neurons of feed-forward networks, and fewer heads"
     )
     group.add_argument("--groups", action="store_true", help="also weigh one basis for the query, key and value of a block")
+    group.add_argument("--blocks", action="store_true", help="also weigh dropping whole Transformer blocks")
 
 
 def add_tiles(group: Group) -> None:

@@ -19,6 +19,7 @@ from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
 
 CALIBRATION_MEMORY = ("model", "layer")
+JOINTLY = ("widths", "groups", "blocks")  # what several matrices may get together
 
 
 @dataclass
@@ -82,6 +83,8 @@ class HeatConfig:
             for ModernBERT; no fewer heads for DeBERTa and MPNet.
         groups: whether the query, key and value of an attention block may also share a basis, likewise: their input is then
             multiplied with it once. Not for ALBERT, DeBERTa and ModernBERT.
+        blocks: whether whole Transformer blocks may go, likewise. What that costs is measured on calibration rows, set by set.
+            Not for ALBERT and ModernBERT.
         tile: t of "strassen_tile", 2, 3 or 4: tokens and features of a tile. Default: 4.
         initial_values: of "strassen_tile": "strassen", what least squares make of the algorithm of its name, fitted to each
             matrix and its inputs; "als", the same from random starts; "hadamard", characters of a group; "random".
@@ -120,6 +123,7 @@ class HeatConfig:
     refine_steps: int = 100
     widths: bool = False
     groups: bool = False
+    blocks: bool = False
     tile: int | None = None
     initial_values: str | None = None
 
@@ -140,7 +144,7 @@ class HeatConfig:
             raise ValueError(f"{search} finds the ranks: leave out rank, got {self.rank!r}")
         if self.shape is not None and not method.takes_shape:
             raise ValueError(f"{search} finds the shapes: leave out shape, got {self.shape!r}")
-        for name in ("widths", "groups"):
+        for name in JOINTLY:
             if getattr(self, name) and not method.mixes_formats:
                 raise ValueError(f"{name}=True needs rank_search='sensitivity', got {self.rank_search!r}")
         if self.decomposition == MIXED and not method.mixes_formats:
@@ -300,5 +304,6 @@ CHECKS: dict[str, fields.Check] = {
     "initial_values": fields.optional(fields.choice(lambda: STARTS)),
     "widths": fields.truth,
     "groups": fields.truth,
+    "blocks": fields.truth,
     "refine_steps": fields.number(0, fields.MOST_ITERATIONS),
 }

@@ -15,22 +15,23 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from tqdm.auto import tqdm
 
-from heat_hf.compression.config import HeatConfig
+from heat_hf.compression.config import JOINTLY, HeatConfig
 from heat_hf.compression.measuring import answers, expected, measured, with_output_errors
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import Kept, refine_blocks
-from heat_hf.compression.replacing import attach, kept_of, layers_of
+from heat_hf.compression.replacing import attach, kept_of, layers_of, replacing
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
-from heat_hf.compression.trial import require_runs
+from heat_hf.compression.trial import require_parameters, require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
-from heat_hf.encoders.linears import by_block, encoder_linears, swap_modules
+from heat_hf.encoders.dropping import droppable, dropped_blocks
+from heat_hf.encoders.linears import by_block, encoder_linears
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
-from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.setting import Settings
 from heat_hf.hardware import CostModel
 from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compression import CompressionReport
@@ -76,11 +77,7 @@ class Job:
     def linears(self) -> dict[str, nn.Linear]:
         """The layers to choose for, by name; all of the model's parameters are finite."""
         linears = encoder_linears(self.model, self.config.modules, self.config.exclude)
-        for name, parameter in self.model.named_parameters():
-            module, _, kind = name.rpartition(".")
-            if parameter.is_meta:
-                raise ValueError(f"the {kind} of {module} is not in memory: load the model without offloading")
-            require_finite(f"the {kind} of {module}", parameter)
+        require_parameters(self.model)
         return linears
 
     @cached_property
@@ -155,7 +152,11 @@ class Job:
     def _problem(self) -> Problem:
         """The same without statistics: all that its key takes."""
         config = self.config
-        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "tile", "cost_table", "seed", "widths", "groups")
+        asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "tile", "cost_table", "seed", *JOINTLY)
+        if config.blocks:
+            droppable(self.model, self.linears)
+            if not self.calibration:
+                raise ValueError("blocks=True needs the rows of a calibration_dataset, also beside statistics")
         return Problem(
             self.model,
             self.linears,
@@ -168,8 +169,9 @@ class Job:
             solver=config.solver,
             seed=config.seed,
             loss_aware=config.uses_gradients,
-            widths=config.widths,
-            groups=config.groups,
+            **{name: getattr(config, name) for name in JOINTLY},
+            calibration=self.calibration,
+            diverges=self._diverges,
             table=self.table,
             training=self.training,
             key={"calibration": self._searched_digest(), **{name: getattr(config, name) for name in asked}},
@@ -266,13 +268,17 @@ class Job:
         return answers(self.model, self.calibration, self._unrefined)
 
     def _expecting(self, network: Variant) -> Variant:
-        """With what a copy of the model with these settings, not refined, diverges by; where losses and rows are known."""
+        """With what a copy of the model with these settings diverges by; where losses and rows are known."""
         if network.loss is None or self.calibration is None:
             return network
+        return replace(network, expected_divergence=self._diverges(network.settings))
+
+    def _diverges(self, settings: Settings) -> float | None:
+        """What a copy of the model, projected and not refined, diverges by on the calibration rows, if that is known."""
         known = {"given_statistics": self.statistics, "given_answers": self._unrefined_answers}
         job = replace(self, model=copy.deepcopy(self.model), config=self._unrefined, **known)  # type: ignore[arg-type]
-        fidelity = job.factorize(network).fidelity
-        return network if fidelity is None else replace(network, expected_divergence=fidelity.measured)
+        fidelity = job.factorize(Solution(settings)).fidelity
+        return None if fidelity is None else fidelity.measured
 
     def planned(self, chosen: Variant) -> CompressionReport:
         """The report of what factorizing would give."""
@@ -304,15 +310,13 @@ class Job:
         if report.few_tokens:
             logger.warning(report.few_tokens)
         layers = layers_of(self.linears, reached, self.config.tokens)
-        try:
-            report = self._refine(report, layers, kept_of(reached), done)
+        gone = dropped_blocks(settings)
+        with replacing(self.model, self.linears, layers, gone) as replace_all:
+            report = self._refine(report, layers, kept_of(reached), gone, done)
             report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
-            swap_modules(self.model, {self.linears[name]: layer for name, layer in layers.items()})
+            replace_all()
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
             attach(self.model, settings, self.config.tokens, report)
-        except BaseException:
-            swap_modules(self.model, {layer: self.linears[name] for name, layer in layers.items()})
-            raise
         return report
 
     def _moments_by_group(self, names: Sequence[str]) -> Iterator[tuple[Sequence[str], Statistics | None]]:
@@ -330,11 +334,16 @@ class Job:
         return self._calibrated and self.given_statistics is None and by_layer
 
     def _refine(
-        self, report: CompressionReport, layers: Mapping[str, FactorizedLinear], kept: Kept, done: RefinedBlocks | None
+        self,
+        report: CompressionReport,
+        layers: Mapping[str, FactorizedLinear],
+        kept: Kept,
+        gone: Sequence[str],
+        done: RefinedBlocks | None,
     ) -> CompressionReport:
         """Refine the layers where there is calibration data, and report what they then are."""
         if not (self._calibrated and self.config.refine_steps):
             return report
         held = None if self._by_block else self.statistics
-        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, done)
+        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, gone, done)
         return refined_report(report, refined)

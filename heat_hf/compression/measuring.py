@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from heat_hf.compression.config import HeatConfig
-from heat_hf.compression.refinement import held_out
+from heat_hf.compression.refined_rows import held_out
 from heat_hf.encoders.batches import Batch, model_inputs, sequences
 from heat_hf.encoders.linears import swap_modules
 from heat_hf.encoders.moments import padding_mask

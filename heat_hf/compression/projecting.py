@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from heat_hf.compression.config import HeatConfig
 from heat_hf.compression.reporting import Reached
+from heat_hf.encoders.dropping import require_blocks
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.encoders.together import attention_groups, require_together, width_groups
-from heat_hf.formats import JOINT, OPERATORS, PAIRED, SHARED
+from heat_hf.formats import GONE, JOINT, OPERATORS, PAIRED, SHARED
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
 from heat_hf.formats.encoding import encode
 from heat_hf.formats.setting import Settings, TensorSetting
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def _require_calibration(settings: Settings) -> None:
     """Raise ValueError if a setting is of a format that cannot be found without calibration data."""
     for setting in settings.values():
-        if setting is not None and setting.format in JOINT:
+        if setting is not None and setting.format in PAIRED | SHARED:
             told = "which neurons or heads are missed" if setting.format in PAIRED else "which directions of their input matter"
             raise ValueError(f"{setting.format} needs a calibration_dataset: it tells {told}")
 
@@ -66,6 +67,7 @@ class Projection:
         if not calibrated:
             _require_calibration(settings)
         require_together(model, settings)
+        require_blocks(model, settings)
         return cls(linears, settings, width_groups(model, linears), attention_groups(model, linears), config)
 
     def reached(self, names: Sequence[str], statistics: Statistics | None) -> Iterator[tuple[str, Reached]]:
@@ -81,7 +83,9 @@ class Projection:
         for name in names:
             setting = self.settings[name]
             assert setting is not None
-            if setting.format in OPERATORS:
+            if setting.format in GONE:
+                yield name, Reached(setting)
+            elif setting.format in OPERATORS:
                 moment = None if statistics is None else statistics.tile_moments[name]
                 weight = self.linears[name].weight
                 yield name, Reached(setting, encode(weight, setting.shape, setting.rank, self.config.solver, moment))

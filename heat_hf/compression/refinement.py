@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from heat_hf.compression.config import HeatConfig
+from heat_hf.compression.refined_rows import few_batches, some_rows
 from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
-from heat_hf.encoders.linears import by_block, swap_modules
+from heat_hf.encoders.linears import by_block, dense_linears, swap_modules
 from heat_hf.encoders.moments import InputMoments, padding_mask
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats.decomposition import narrowed_errors
@@ -38,17 +39,9 @@ logger = logging.getLogger(__name__)
 
 RATE = 0.02  # of a core, in root mean squares of the core
 BIAS_RATE = 1e-3  # of a bias, in what the layer makes of inputs whose root mean square is 1
-HELD_OUT = 8  # one batch of so many is learned from by no block, and tells whether a block came closer
 LEAST_BATCHES = 2
 WARMUP = 0.1  # part of the steps
-MOST_TOKENS = 2**18  # whose hidden states are held, twice: 1.6 GB with 768 of them in float32
 STEP_PASSES = 3  # a step takes as long as so many forward passes of its rows: its own, and a backward pass of two
-STEP_TOKENS = 1024  # about so many, padding included, are learned from in a step; more make steps longer, hardly better
-
-
-def held_out(count: int) -> list[int]:
-    """Of so many batches, the numbers of those that nothing is learned from: one of eight."""
-    return [number for number in range(count) if number % HELD_OUT == min(HELD_OUT // 2, count - 1)]
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ def refine_blocks(
     config: HeatConfig,
     statistics: Statistics | None = None,
     kept: Kept | None = None,
+    gone: Collection[str] = (),
     done: RefinedBlocks | None = None,
 ) -> Refined:
     """Refine cores and biases of factorized layers, block by block; a block that would not get better stays as it was.
@@ -90,9 +84,11 @@ def refine_blocks(
             `seed` decides.
         statistics: of the linears, for the errors; None to take C of the tokens used, a block at a time.
         kept: neurons that stay, of layers that lose some.
+        gone: names of blocks that answer what they read, as they will not be there; the block before such ones is refined
+            towards what the last of them answers.
         done: where blocks are kept, and taken from that are there already.
     """
-    few, out = _few(batches or ())
+    few, out = few_batches(batches or ())
     if len(few) < LEAST_BATCHES:
         logger.warning(
             f"nothing is refined: that needs at least {LEAST_BATCHES} batches of calibration data, one of them held out"
@@ -101,8 +97,9 @@ def refine_blocks(
     training = model.training
     model.eval()
     try:
-        blocks = Blocks.of(model, layers, few[0])
-        groups = {name: names for name, names in by_block(layers).items() if name in blocks.modules}
+        blocks = Blocks.of(model, [*layers, *(dense_linears(model) if gone else ())], few[0])
+        inside = by_block(layers)
+        groups = {name: inside.get(name, []) for name in blocks.modules}
         left = len(layers) - sum(map(len, groups.values()))
         if left:
             logger.warning(
@@ -112,7 +109,7 @@ def refine_blocks(
         moments = None if statistics is None else statistics.second_moments
         generator = torch.Generator().manual_seed(config.seed)
         refiner = _Refiner(
-            blocks, linears, layers, few, out, config.refine_steps, generator, moments, kept or {},
+            blocks, linears, layers, few, out, config.refine_steps, generator, moments, kept or {}, gone,
             done or RefinedBlocks(),
         )  # fmt: skip
         reached = refiner.run(groups)
@@ -135,6 +132,7 @@ class _Refiner:
         generator: of the order of batches, and of rows where a batch has more than a step takes.
         moments: C of every linear's inputs, or None.
         kept: neurons that stay, of layers that lose some.
+        gone: names of blocks that will not be there.
         done: blocks that an interrupted refinement left, and those of this one.
         errors: of the layers refined so far.
         dense: number of a batch → hidden states that the dense model has at the boundary reached; empty before the first block.
@@ -150,6 +148,7 @@ class _Refiner:
     generator: torch.Generator
     moments: Mapping[str, Tensor] | None
     kept: Kept
+    gone: Collection[str]
     done: RefinedBlocks
     errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     dense: States = field(default_factory=dict)
@@ -161,11 +160,19 @@ class _Refiner:
         Args:
             groups: names of the layers of every block, in the order of a forward pass.
         """
-        total = len(groups) * (2 * len(self.batches) + 2 * len(self.held_out) + STEP_PASSES * self.steps)
+        refined = sum(map(bool, groups.values()))
+        total = refined * (2 * len(self.held_out) + STEP_PASSES * self.steps)
+        total += (2 * len(groups) - len(self.gone)) * len(self.batches)
         reached = []
         with tqdm(total=total, desc="Refining", unit="pass", disable=not groups) as bar:
-            for name, names in groups.items():
+            for name, *behind in _spans(groups, self.gone):
+                names = groups[name]
                 moments = self._dense(name, names, bar)
+                for other in behind:
+                    self.dense = self._replaced(other, self.dense, bar)
+                if not names:  # it stays dense, or is gone
+                    self.now = self.now if name in self.gone else self._replaced(name, self.now, bar)
+                    continue
                 swap_modules(self.blocks.modules[name], {self.linears[one]: self.layers[one] for one in names})
                 reached.append(self._refine(name, names, bar))
                 for one in names:
@@ -248,7 +255,7 @@ class _Refiner:
         masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=True) for p in parameters]
         optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], weight_decay=0.0)
         for step, number in enumerate(self._order()):
-            rows = _some_rows(self.batches[number], self.generator)
+            rows = some_rows(self.batches[number], self.generator)
             batch = {key: value[rows.to(value.device)] for key, value in self.batches[number].items()}
             before = self.now[number][rows] if number in self.now else None  # the first block has none
             with torch.enable_grad():
@@ -287,6 +294,17 @@ class _Refiner:
             yield learned[left.pop()]
 
 
+def _spans(blocks: Iterable[str], gone: Collection[str]) -> list[list[str]]:
+    """Each block with the gone ones behind it, the first ones by themselves."""
+    spans: list[list[str]] = []
+    for name in blocks:
+        if name in gone and spans:
+            spans[-1].append(name)
+        else:
+            spans.append([name])
+    return spans
+
+
 def _put(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Give parameters their values."""
     with torch.no_grad():
@@ -317,31 +335,3 @@ def _compared(answer: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Ten
     if mask is not None and mask.shape == target.shape[:2]:
         lost, whole = lost[mask.to(lost.device)], whole[mask.to(lost.device)]
     return lost.sum(), whole.sum()
-
-
-def _few(batches: Sequence[Batch]) -> tuple[list[Batch], list[int]]:
-    """So many of the batches, evenly spread, that their hidden states can be held: they are often sorted by length.
-
-    Returns:
-        The batches, and the places among them of those that are held out; these are held out of all batches, too.
-    """
-    # Padding is held, too.
-    whole = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
-    share = min(1.0, MOST_TOKENS / max(1, whole))
-    out = held_out(len(batches))
-    learned = [number for number in range(len(batches)) if number not in out]
-    chosen = sorted([*_spread(learned, share), *_spread(out, share)])
-    return [batches[number] for number in chosen], [place for place, number in enumerate(chosen) if number in out]
-
-
-def _spread(numbers: Sequence[int], share: float) -> list[int]:
-    """A share of some numbers, at least one of them, evenly spread."""
-    count = min(len(numbers), max(1, int(len(numbers) * share)))
-    return [numbers[(2 * i + 1) * len(numbers) // (2 * count)] for i in range(count)]
-
-
-def _some_rows(batch: Batch, generator: torch.Generator) -> Tensor:
-    """Places of rows of about `STEP_TOKENS` tokens together, padding included; at least one."""
-    rows, length = next(iter(batch.values())).shape[:2]
-    count = max(1, STEP_TOKENS // length)
-    return torch.arange(rows) if count >= rows else torch.randperm(rows, generator=generator)[:count]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -11,6 +12,9 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from heat_hf.compression.refinement import Kept
 from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.config import FactorizedConfig
+from heat_hf.encoders.dropping import drop_blocks, dropped_blocks, renumbered, stood_for
+from heat_hf.encoders.linears import swap_modules
+from heat_hf.formats import GONE
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import Settings
 from heat_hf.reports.compression import CompressionReport
@@ -34,6 +38,36 @@ def layers_of(linears: Mapping[str, nn.Linear], reached: Mapping[str, Reached], 
     }
 
 
+@contextmanager
+def replacing(
+    model: PreTrainedModel,
+    linears: Mapping[str, nn.Linear],
+    layers: Mapping[str, FactorizedLinear],
+    gone: Collection[str],
+) -> Iterator[Callable[[], None]]:
+    """What puts layers in the place of linears, and takes out blocks that go. After an error the model is as it was before.
+
+    Args:
+        model: dense; with some of the layers, too, once the block runs.
+        linears: by name.
+        layers: by the same names.
+        gone: names of the blocks that go.
+    """
+    restored = list[Callable[[], None]]()
+
+    def replace() -> None:
+        swap_modules(model, {linears[name]: layer for name, layer in layers.items()})
+        restored.append(drop_blocks(model, gone))
+
+    try:
+        yield replace
+    except BaseException:
+        for restore in restored:
+            restore()
+        swap_modules(model, {layer: linears[name] for name, layer in layers.items()})
+        raise
+
+
 def kept_of(reached: Mapping[str, Reached]) -> Kept:
     """The neurons that stay, of layers that lose some."""
     return {name: f.kept for name, r in reached.items() if (f := r.factorization) is not None and f.kept is not None}
@@ -43,15 +77,20 @@ def attach(model: PreTrainedModel, settings: Settings, tokens: int, report: Comp
     """Make a model one that Transformers saves and loads. A path on this machine says nothing elsewhere: names only.
 
     Args:
-        model: with the factorized layers in place.
-        settings: of all matrices.
+        model: with the factorized layers in place, and without the blocks that go.
+        settings: of all matrices, by the names before.
         tokens: for which contraction paths were chosen.
         report: of the compression.
     """
+    gone = dropped_blocks(settings)
+    kept = {name: setting for name, setting in settings.items() if setting is not None and setting.format not in GONE}
+    if not kept:  # a dense model with fewer blocks
+        return
     config = FactorizedConfig(
-        tensors={name: setting for name, setting in settings.items() if setting is not None},
+        tensors={renumbered(name, gone): setting for name, setting in kept.items()},
         tokens=tokens,
         accelerator=report.accelerator,
+        blocks=stood_for(gone, model.config.num_hidden_layers) if gone else None,
         heat_version=report.heat_version,
     )
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from heat_hf.compression.refinement import Refined
 from heat_hf.encoders.checkpoints.names import checkpoint_name, package_version
+from heat_hf.encoders.dropping import dropped_blocks
+from heat_hf.formats import GONE
 from heat_hf.formats.decomposition import Factorization
-from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.setting import Settings, TensorSetting
 from heat_hf.reports.card import inherited_license
 from heat_hf.reports.compared import Compared
 from heat_hf.reports.compression import CompressionReport, TensorReport
+from heat_hf.reports.dropping import Dropped
 from heat_hf.search.ranks.space import Costs
 
 if TYPE_CHECKING:
@@ -60,7 +63,18 @@ def report_of(
         calibration_rows=calibration_rows,
         heat_version=package_version(),
         request=request or {},
+        dropped=_dropped(model, {name: result.setting for name, result in reached.items()}),
     )
+
+
+def _dropped(model: PreTrainedModel, settings: Settings) -> Dropped | None:
+    gone = dropped_blocks(settings)
+    if not gone:
+        return None
+    whole = sum(parameter.numel() for block in gone for parameter in model.get_submodule(block).parameters())
+    matrices = sum(setting.dense_parameters for setting in settings.values() if setting and setting.format in GONE)
+    places = (model.get_submodule(place) for place in {block.rpartition(".")[0] for block in gone})
+    return Dropped(tuple(gone), sum(len(list(place.children())) for place in places), whole - matrices)
 
 
 def refined_report(report: CompressionReport, refined: Refined) -> CompressionReport:

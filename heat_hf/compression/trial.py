@@ -12,12 +12,26 @@ from torch import Tensor, nn
 from heat_hf.encoders.batches import Batch, model_inputs
 from heat_hf.encoders.linears import swap_modules
 from heat_hf.formats import LowRank, StrassenTile, TensorShape
+from heat_hf.formats.decomposition import require_finite
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.strassen_tile import tiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def require_parameters(model: PreTrainedModel) -> None:
+    """Make sure that all of a model's parameters are in memory, and finite.
+
+    Raises:
+        ValueError: naming one that is not.
+    """
+    for name, parameter in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        if parameter.is_meta:
+            raise ValueError(f"the {kind} of {module} is not in memory: load the model without offloading")
+        require_finite(f"the {kind} of {module}", parameter)
 
 
 def require_runs(model: PreTrainedModel, linears: Mapping[str, nn.Linear], batch: Batch | None = None, tile: int = 0) -> None:

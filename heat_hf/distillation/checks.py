@@ -11,16 +11,20 @@ from heat_hf.encoders.rows import require_rows
 from heat_hf.evaluation.tasks.token_classification import IGNORED
 
 
-def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  # noqa: ANN401
+def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> Sequence[int]:  # noqa: ANN401
     """Raise ValueError if the student's outputs and tokens are not the teacher's, or its blocks cannot be aligned with these.
 
     Args:
         student: its configuration.
         teacher: likewise.
         stages: of the recipe.
+
+    Returns:
+        Of the teacher's blocks, counted from 0, the one that each of the student's learns from: where blocks were dropped, the
+        last that it stands for, else evenly spaced ones, the last among them.
     """
     if all(stage.labels for stage in stages):
-        return
+        return ()
     same = {"vocab_size": "vocabularies", "num_labels": "numbers of labels"}
     if any(stage.hidden for stage in stages):
         same["hidden_size"] = "hidden sizes"
@@ -30,19 +34,25 @@ def check_models(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  
         learns, teaches = (getattr(config, name, None) for config in (student, teacher))
         if learns != teaches:
             raise ValueError(f"student and teacher have different {words}: {name} is {learns} and {teaches}")
-    _check_blocks(student, teacher, stages)
+    blocks = _taught_blocks(student, teacher, stages)
     learns, teaches = (_labels(config) for config in (student, teacher))
     if learns != teaches:
         raise ValueError(f"student and teacher name their labels differently: id2label is {learns} and {teaches}")
+    return blocks
 
 
-def _check_blocks(student: Any, teacher: Any, stages: Sequence[Stage]) -> None:  # noqa: ANN401
+def _taught_blocks(student: Any, teacher: Any, stages: Sequence[Stage]) -> Sequence[int]:  # noqa: ANN401
     learns, teaches = student.num_hidden_layers, teacher.num_hidden_layers
+    known: Sequence[int] = getattr(getattr(student, "quantization_config", None), "blocks", None) or ()
+    if len(known) == learns and known[-1] == teaches - 1:
+        return known
     if any(stage.attention or stage.hidden for stage in stages) and teaches % learns:
         raise ValueError(
             "num_hidden_layers of the student must divide the teacher's, so that every block learns from one: "
             f"{learns} and {teaches}"
         )
+    step = max(1, teaches // learns)
+    return range(step - 1, teaches, step)
 
 
 def _labels(config: Any) -> dict[int, str]:  # noqa: ANN401

@@ -14,26 +14,25 @@ from heat_hf.encoders.signals import Signal, attention_distance, divergence, hid
 
 
 def layer_losses(
-    stage: Stage, args: DistillationArguments, student: Any, teacher: Any, mask: Tensor | None  # noqa: ANN401
-) -> dict[str, Tensor]:  # fmt: skip
-    """Eq. 3, weighted: sums over blocks. A student with fewer blocks learns from evenly spaced ones, the last among them."""
+    stage: Stage,
+    args: DistillationArguments,
+    student: Any,  # noqa: ANN401
+    teacher: Any,  # noqa: ANN401
+    mask: Tensor | None,
+    places: Sequence[int],
+) -> dict[str, Tensor]:
+    """Eq. 3, weighted: sums over blocks. A student with fewer blocks learns from those of the teacher at some places."""
     losses: dict[str, Tensor] = {}
     if stage.attention:
-        apart = attention_distance(student.attentions, _spaced(teacher.attentions, len(student.attentions)), mask)
+        apart = attention_distance(student.attentions, [teacher.attentions[place] for place in places], mask)
         losses["attention"] = args.attention_weight * len(student.attentions) * apart
     hidden = args.hidden_weight_in(stage)
     if hidden:
         blocks = len(student.hidden_states) - 1
         embedded, *states = teacher.hidden_states
-        apart = hidden_distance(student.hidden_states, (embedded, *_spaced(states, blocks)), mask)
+        apart = hidden_distance(student.hidden_states, (embedded, *(states[place] for place in places)), mask)
         losses["hidden"] = hidden * blocks * apart
     return losses
-
-
-def _spaced(taught: Sequence[Tensor], blocks: int) -> Sequence[Tensor]:
-    """Of every block's answers, those of so many."""
-    step = len(taught) // blocks
-    return taught[step - 1 :: step]
 
 
 def output_losses(

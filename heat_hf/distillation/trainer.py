@@ -63,7 +63,7 @@ class DistillationTrainer(TeachingTrainer):
     ) -> None:
         args = args or DistillationArguments()
         asked = teacher if isinstance(teacher, Teacher) else Teacher(teacher, args.teacher_cache_gib)
-        check_models(model.config, asked.model.config, args.stages)
+        self.taught = check_models(model.config, asked.model.config, args.stages)
         if train_dataset is not None:
             check_data(train_dataset, model.config, args)
         _freeze(model, args)
@@ -146,7 +146,7 @@ class DistillationTrainer(TeachingTrainer):
             parts = {"own_loss": outputs.loss}
         else:
             target = self.teacher(given, rows, hidden, stage.attention)
-            parts = layer_losses(stage, self.args, outputs, target, given.get("attention_mask"))
+            parts = layer_losses(stage, self.args, outputs, target, given.get("attention_mask"), self.taught)
             if stage.logits:
                 student = unwrap_model(self.model)  # type: ignore[arg-type]
                 learned, taught = output_signals(outputs, given, student), output_signals(target, given, self.teacher.model)

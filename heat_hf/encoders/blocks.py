@@ -116,6 +116,14 @@ class Blocks:
         answer: Tensor = hidden_states(self.modules[name](*call.args, **call.kwargs))
         return answer
 
+    @contextmanager
+    def skipped(self, names: Iterable[str]) -> Iterator[None]:
+        """Let blocks answer what they read, as if they were not there."""
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(_answering(self.modules[name], None, self.more[name]))
+            yield
+
 
 def hidden_states(answer: Any) -> Any:  # noqa: ANN401
     """Those of a block's answer."""

@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from heat_hf.encoders.checkpoints.names import METHOD, SOURCE, package_version
 from heat_hf.encoders.values import brief, shown, whole
+from heat_hf.formats import GONE
 from heat_hf.formats.setting import TensorSetting
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class FactorizedConfig(QuantizationConfigMixin):
         tensors: module name → what the matrix got; at least one.
         tokens: tokens of a forward pass for which contraction paths are chosen; any number can be run.
         accelerator: name of the hardware that settings were chosen for, or costs reported for; None without.
+        blocks: of the dense model's blocks, counted from 0, the last that each block stands for; None where none was dropped.
         heat_version: version of heat_hf that factorized the model.
         weights_file: name of the weights file, if not the usual one. Set on saving.
         checksum: of the weights files, see `checkpoints.weights.checksum`; None: they are not compared. Set on saving.
@@ -41,6 +43,7 @@ class FactorizedConfig(QuantizationConfigMixin):
     tensors: dict[str, TensorSetting] = field(default_factory=dict)
     tokens: int = 128
     accelerator: str | None = None
+    blocks: list[int] | None = None
     heat_version: str | None = None
     weights_file: str | None = None
     checksum: str | None = None
@@ -54,6 +57,8 @@ class FactorizedConfig(QuantizationConfigMixin):
             )
         self.tensors = {name: _setting(name, setting) for name, setting in self.tensors.items()}
         whole("tokens of the quantization_config", self.tokens, 1, MOST_TOKENS)
+        if self.blocks is not None:
+            self.blocks = _rising("blocks of the quantization_config", self.blocks)
         for name in ("accelerator", "heat_version", "weights_file", "checksum"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -86,9 +91,21 @@ class FactorizedConfig(QuantizationConfigMixin):
         return (config, {}) if return_unused_kwargs else config
 
 
+def _rising(name: str, value: Any) -> list[int]:  # noqa: ANN401
+    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= MOST_TENSORS:
+        raise ValueError(f"{name} must be a list of numbers, got {shown(value)}")
+    numbers = [whole(f"a number of {name}", one, 0, MOST_TENSORS) for one in value]
+    if sorted(set(numbers)) != numbers:
+        raise ValueError(f"{name} must rise, got {shown(value)}")
+    return numbers
+
+
 def _setting(name: str, setting: Any) -> TensorSetting:  # noqa: ANN401
     try:
-        return setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
+        read = setting if isinstance(setting, TensorSetting) else TensorSetting.from_dict(setting)
+        if read.format in GONE:
+            raise ValueError(f"a {read.format} matrix is in no model")
+        return read
     except (ValueError, TypeError) as error:
         raise ValueError(f"the quantization_config's setting of {shown(name)} is damaged: {brief(str(error))}") from error
 

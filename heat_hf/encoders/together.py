@@ -17,7 +17,7 @@ from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.size import MatrixSize
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Of a block's feed-forward network, the linear that widens and the one that reads it, with an activation between them that
 # takes each neuron by itself. ModernBERT's multiplies neurons with each other.
@@ -74,20 +74,20 @@ def width_groups(model: PreTrainedModel, names: Iterable[str]) -> dict[tuple[str
 def _together(model: PreTrainedModel, names: Iterable[str], members: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
     """Those of the names that are a family's members within a block, where all of these are there."""
     known, groups = dict.fromkeys(names), dict[tuple[str, ...], None]()
-    for before, family in _encoders(model):
-        first, *others = members.get(family, ("",))
+    for before, config in encoders(model):
+        first, *others = members.get(config.model_type, ("",))
         found = (match for name in known if first and (match := re.fullmatch(f"({before}){re.escape(first)}", name)))
         groups |= dict.fromkeys((match[0], *(match[1] + other for other in others)) for match in found)
     return [group for group in groups if known.keys() >= set(group)]
 
 
-def _encoders(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
-    """What names in blocks start with, and the family, of the model and of every model inside it."""
+def encoders(model: PreTrainedModel) -> Iterator[tuple[str, PreTrainedConfig]]:
+    """What names in blocks match, and the configuration, of the model and of every model inside it, if its family is known."""
     for name, module in model.named_modules():
-        family = getattr(getattr(module, "config", None), "model_type", None)
-        if family in BLOCKS and hasattr(module, "base_model_prefix"):
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "model_type", None) in BLOCKS and hasattr(module, "base_model_prefix"):
             prefix = f"{name}." if name else ""
-            yield re.escape(prefix + base_prefix(module)) + BLOCKS[family], family
+            yield re.escape(prefix + base_prefix(module)) + BLOCKS[config.model_type], config
 
 
 def narrowed(sizes: Sequence[MatrixSize], width: int) -> tuple[TensorSetting, ...]:

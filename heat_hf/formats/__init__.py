@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from heat_hf.formats.base import Format, Rank, Subscripts
 from heat_hf.formats.cp import CP
+from heat_hf.formats.dropped import Dropped
 from heat_hf.formats.low_rank import LowRank
 from heat_hf.formats.monarch import Monarch
 from heat_hf.formats.narrowed import FewerInputs, FewerOutputs
@@ -21,7 +22,9 @@ PAIRED: dict[str, Format] = {format.name: format for format in (FewerOutputs(), 
 """Formats that two matrices get together."""
 SHARED: dict[str, Format] = {format.name: format for format in (SharedBasis(), OnBasis())}
 """Formats that query, key and value get together."""
-JOINT = PAIRED | SHARED
+GONE: dict[str, Format] = {format.name: format for format in (Dropped(),)}
+"""What all matrices of a block get together; no layer is ever made of it."""
+JOINT = PAIRED | SHARED | GONE
 OPERATORS: dict[str, Format] = {format.name: format for format in (StrassenTile(),)}
 """Formats that are no W′: they take several tokens at once, and are asked for, not searched."""
 
@@ -41,6 +44,7 @@ def get_format(name: str) -> Format:
 __all__ = [
     "CP",
     "FORMATS",
+    "GONE",
     "JOINT",
     "OPERATORS",
     "PAIRED",

@@ -81,8 +81,11 @@ class TensorSetting:
     def plan(self, tokens: int) -> ContractionPlan:
         """How y = x·W′ᵀ is computed for `tokens` rows of x, by the way of execution asked for.
 
-        Its operands are x, folded to (tokens, *in_modes), and the cores; its result is (tokens, *out_modes).
+        Its operands are x, folded to (tokens, *in_modes), and the cores; its result is (tokens, *out_modes). Without cores it
+        has no steps.
         """
+        if not self.core_shapes:  # there is nothing to do
+            return ContractionPlan("", {}, (), "optimal", ())
         if self.codec.path is not None:
             return _plan(self, tokens, self.codec.path)
         if self.execution == "contract":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
+from heat_hf.formats import GONE
 from heat_hf.formats.plan import ContractionPlan
 from heat_hf.formats.setting import Execution, TensorSetting
 from heat_hf.formats.size import MatrixSize
@@ -73,7 +74,9 @@ class CostModel(Protocol):
         return min(zip(plans, self.plans(plans), strict=True), key=lambda pair: pair[1].objective)
 
     def setting(self, setting: TensorSetting, tokens: int) -> Cost:
-        """The cost of a factorized layer, executed in the cheapest way."""
+        """The cost of a factorized layer, executed in the cheapest way; nothing where nothing is left of it."""
+        if setting.format in GONE:
+            return self.linear(setting.size, tokens) * 0
         return self.execution(setting, tokens)[1]
 
 

@@ -119,6 +119,7 @@ def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
         tensors={name: layer.setting for name, layer in layers.items()},
         tokens=next(iter(layers.values())).tokens,
         accelerator=_field(known, "accelerator"),
+        blocks=_field(known, "blocks"),
         heat_version=_field(known, "heat_version") or package_version(),
     )
 

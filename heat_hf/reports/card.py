@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from heat_hf.encoders.checkpoints.names import CARD_NAME, REPORT_NAME
 from heat_hf.evaluation.tasks import usage
+from heat_hf.formats import GONE
 from heat_hf.hardware.cost import EDP, TIME
 from heat_hf.reports.markdown import code, plain
 
@@ -90,7 +91,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
 
     base = origin.base_model or report.base_model
     task = origin.task or (evaluations[0].task if evaluations else "feature-extraction")
-    factorized = [t for t in report.tensors if t.setting is not None]
+    factorized = [t for t in report.tensors if t.setting is not None and t.setting.format not in GONE]
     cost = report.hardware
     card: ModelCard = ModelCard.from_template(
         _card_data(report, origin, evaluations, base, task),
@@ -101,6 +102,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         factorized=len(factorized),
         tensors=len(report.tensors),
         formats=", ".join(sorted(_formats(report))),
+        dropped="" if report.dropped is None else plain(str(report.dropped)),
         params_ratio=f"{report.params_ratio:.3f}",
         gain="" if cost is None else _gain(cost),
         error="‖W − W′‖/‖W‖"
@@ -193,7 +195,7 @@ def _tokenwise(tensor: TensorReport) -> bool:
 
 
 def _formats(report: CompressionReport) -> set[str]:
-    return {t.setting.format for t in report.tensors if t.setting is not None}
+    return {t.setting.format for t in report.tensors if t.setting is not None} - GONE.keys()
 
 
 def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) -> str:

@@ -19,11 +19,12 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cost import EDP, TIME, MisfitError
 from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compared import Compared
+from heat_hf.reports.dropping import Dropped
 from heat_hf.reports.fidelity import Fidelity
 from heat_hf.reports.refinement import Refinement
 from heat_hf.reports.text import text_table
 
-PARTS: Mapping[str, Any] = {"refinement": Refinement, "fidelity": Fidelity}
+PARTS: Mapping[str, Any] = {"dropped": Dropped, "refinement": Refinement, "fidelity": Fidelity}
 CHIP = "simba-l"  # the paper's accelerator
 MOST = 2**53  # of a whole number in a report: more than any model has parameters, and exact as a float
 
@@ -120,6 +121,7 @@ class CompressionReport:
         heat_version: version of heat_hf.
         request: the options that were asked for, as JSON; empty where it is not known.
         license: that the dense checkpoint's own card states, if it was in a folder.
+        dropped: Transformer blocks that went; None where all stay.
         refinement: of the Transformer blocks; None where none was refined.
         fidelity: how far the model's outputs are from the dense model's; None where nothing is known of it.
     """
@@ -134,6 +136,7 @@ class CompressionReport:
     heat_version: str = ""
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     license: str | None = None
+    dropped: Dropped | None = None
     refinement: Refinement | None = None
     fidelity: Fidelity | None = None
 
@@ -155,7 +158,8 @@ class CompressionReport:
     @property
     def compressed_model_parameters(self) -> int:
         """Parameters of the whole model after."""
-        return self.model_parameters - self.dense_parameters + self.parameters - sum(t.bias_lost for t in self.tensors)
+        others = sum(t.bias_lost for t in self.tensors) + (0 if self.dropped is None else self.dropped.others)
+        return self.model_parameters - self.dense_parameters + self.parameters - others
 
     @property
     def macs(self) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 from heat_hf.encoders.checkpoints.names import CARD_NAME, STATE_NAME
 from heat_hf.encoders.checkpoints.reading import read_json, require_readable, told, typed
 from heat_hf.encoders.linears import block_of, kind_of
+from heat_hf.formats import GONE
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import units
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
@@ -164,9 +165,10 @@ def _cascades(report: CompressionReport, costs: AnalyticModel) -> dict[str, Casc
     dense, now = [], []
     for tensor in report.tensors:
         before = costs.cascade_of(MatrixSize(tensor.rows, tensor.columns), report.tokens)
-        after = before if tensor.setting is None else costs.cascade_of(tensor.setting, report.tokens)
         dense += [before] * tensor.runs
-        now += [after] * tensor.runs
+        if tensor.setting is None or tensor.setting.format not in GONE:
+            after = before if tensor.setting is None else costs.cascade_of(tensor.setting, report.tokens)
+            now += [after] * tensor.runs
     return {"dense": join(dense), "now": join(now)}
 
 

@@ -25,7 +25,7 @@ def rank_text(setting: TensorSetting | None) -> str:
     if setting is None:
         return "dense"
     rank = "×".join(map(str, setting.rank))
-    return rank if setting.format == "low_rank" else f"{setting.format} {rank}"
+    return rank if setting.format == "low_rank" else f"{setting.format} {rank}".strip()
 
 
 def budget_text(variant: Variant) -> str:

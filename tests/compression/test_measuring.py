@@ -12,7 +12,7 @@ import torch
 from conftest import small_model, token_ids
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
-from heat_hf.compression.refinement import held_out
+from heat_hf.compression.refined_rows import held_out
 from heat_hf.encoders.batches import sequences
 from heat_hf.encoders.linears import encoder_linears, tensors_digest
 from heat_hf.evaluation.quality import Quality

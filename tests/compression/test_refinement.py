@@ -15,7 +15,7 @@ from conftest import FAMILIES, small_model, token_ids
 from torch import nn
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
-from heat_hf.compression import refinement
+from heat_hf.compression import refined_rows, refinement
 from heat_hf.compression.factorize import factorize
 from heat_hf.encoders.linears import factorized_layers, tensors_digest
 from heat_hf.encoders.statistics import Statistics
@@ -232,17 +232,17 @@ def test_errors_are_those_of_the_refined_cores(memory: str) -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "MOST_TOKENS", 2 * ROWS * LENGTH)
+    monkeypatch.setattr(refined_rows, "MOST_TOKENS", 2 * ROWS * LENGTH)
     data = batches()
-    few, out = refinement._few(data)
+    few, out = refined_rows.few_batches(data)
     assert len(few) == 2
-    assert [few[place] for place in out] == [data[refinement.held_out(len(data))[0]]]
+    assert [few[place] for place in out] == [data[refined_rows.held_out(len(data))[0]]]
     _, report = compressed()
     assert report.refinement is not None
 
 
 def test_a_step_learns_from_some_rows_of_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "STEP_TOKENS", 3 * LENGTH + 1)
+    monkeypatch.setattr(refined_rows, "STEP_TOKENS", 3 * LENGTH + 1)
     seen = []
 
     def compared(answer: torch.Tensor, target: torch.Tensor, batch: dict[str, torch.Tensor]) -> object:

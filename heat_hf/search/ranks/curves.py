@@ -11,17 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from heat_hf.encoders.dropping import dropped_setting
+from heat_hf.encoders.linears import block_of
 from heat_hf.formats import Format, Rank, Solver, TensorShape, get_format
 from heat_hf.formats.decomposition import rank_errors
 from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
-from heat_hf.search.ranks.allocation import BudgetKind, Option, allocate
+from heat_hf.search.ranks.allocation import BudgetKind, Option, allocate, least_budget
 from heat_hf.search.ranks.bases import basis_options
+from heat_hf.search.ranks.blocks import Gone, block_losses
 from heat_hf.search.ranks.groups import Group, Joint
 from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.ranks.space import RankSpace, priced_option, setting_options, undominated
@@ -36,11 +40,13 @@ class Curves:
         space: every tensor's options, the dense matrix included.
         losses: divergence that each option of each tensor causes; 0 for the dense matrix.
         joint: of several tensors each, settings that they can only get together, with their losses.
+        gone: sets of blocks that may go, with the divergence that this causes.
     """
 
     space: RankSpace
     losses: tuple[tuple[float, ...], ...]
     joint: Mapping[tuple[str, ...], Mapping[Joint, float]] = field(default_factory=dict)
+    gone: Gone = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -70,6 +76,17 @@ class Curves:
         """The groups' options for `allocate`."""
         return [[priced_option(*pair) for pair in zip(group.losses, group.footprints, strict=True)] for group in self.groups]
 
+    @cached_property
+    def sets(self) -> list[tuple[float, list[int]]]:
+        """What blocks may go, none to begin with: what is lost by that, and the places of the groups that are left."""
+        sets = [((), 0.0), *sorted(self.gone.items(), key=itemgetter(1))]
+        blocks = [block_of(group.names[0]) for group in self.groups]
+        return [(lost, [place for place, block in enumerate(blocks) if block not in gone]) for gone, lost in sets]
+
+    def least(self, kind: BudgetKind) -> float:
+        """The smallest budget that some choice keeps."""
+        return min(least_budget([self.priced[place] for place in left], kind) for _, left in self.sets)
+
 
 def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize], TensorShape]) -> Curves:
     """Every tensor's options and the loss of each.
@@ -94,7 +111,8 @@ def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize],
         joint |= width_options(problem)
     if problem.groups:
         joint |= basis_options(problem)
-    return Curves(RankSpace(problem.costs, options), tuple(losses), joint)
+    gone = block_losses(problem) if problem.blocks else {}
+    return Curves(RankSpace(problem.costs, options), tuple(losses), joint, gone)
 
 
 class _Roots:
@@ -172,13 +190,16 @@ class _Solved:
         return [self.known[rank] for rank in ranks]
 
 
-def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[dict[str, TensorSetting | None], float]:
-    """The settings of all tensors with the least sum of losses within a budget. Exact.
+def allocate_ranks(
+    curves: Curves, kind: BudgetKind, budget: float, weight: float = 1.0
+) -> tuple[dict[str, TensorSetting | None], float]:
+    """The settings of all tensors with the least sum of losses within a budget. Exact, with one of the sets of blocks gone.
 
     Args:
         curves: the options and their losses.
         kind: "edp", "seconds" or "parameters" of the whole network.
         budget: in J·s, s, or a number.
+        weight: of what blocks lose beside what matrices lose.
 
     Returns:
         The settings, and the sum of their losses.
@@ -186,9 +207,34 @@ def allocate_ranks(curves: Curves, kind: BudgetKind, budget: float) -> tuple[dic
     Raises:
         ValueError: if no choice keeps the budget; the message has the least that is reachable.
     """
-    chosen = allocate(curves.priced, kind, budget)
-    settings: dict[str, TensorSetting | None] = {}
-    for group, number in zip(curves.groups, chosen, strict=True):
+    best: tuple[float, dict[str, TensorSetting | None]] | None = None
+    failed: ValueError | None = None
+    for measured, left in curves.sets:
+        apart = weight * measured
+        if best is not None and apart >= best[0]:
+            break  # as the rest: they lose more
+        try:
+            lost, settings = _allocated(curves, left, kind, budget)
+        except ValueError as error:
+            failed = failed or error
+            continue
+        if best is None or apart + lost < best[0]:
+            best = apart + lost, settings
+    if best is None:
+        assert failed is not None
+        raise failed
+    matrices = curves.space.costs.matrices
+    return {name: best[1].get(name, dropped_setting(matrix.size)) for name, matrix in matrices.items()}, best[0]
+
+
+def _allocated(
+    curves: Curves, left: Sequence[int], kind: BudgetKind, budget: float
+) -> tuple[float, dict[str, TensorSetting | None]]:
+    """The least loss of some groups, by their places, and their tensors' settings."""
+    chosen = allocate([curves.priced[place] for place in left], kind, budget)
+    lost, settings = 0.0, dict[str, TensorSetting | None]()
+    for place, number in zip(left, chosen, strict=True):
+        group = curves.groups[place]
         settings |= zip(group.names, group.options[number], strict=True)
-    lost = sum(group.losses[number] for group, number in zip(curves.groups, chosen, strict=True))
-    return {name: settings[name] for name in curves.space.names}, float(lost)
+        lost += group.losses[number]
+    return lost, settings

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import Solver, TensorShape
-from heat_hf.formats.setting import Execution
+from heat_hf.formats.setting import Execution, Settings
 from heat_hf.formats.size import MatrixSize
 from heat_hf.formats.strassen_tile import tiled
 from heat_hf.search.journal import Journal
@@ -61,7 +62,10 @@ class Problem:
         loss_aware: whether projections weight errors by the model's gradients.
         widths: whether feed-forward networks may lose inner neurons instead, and attentions heads.
         groups: whether query, key and value may share a basis instead.
+        blocks: whether whole blocks may go.
         table: Level 1's cost table; None without one.
+        calibration: batches of model inputs; None without.
+        diverges: what a copy of the model with some settings, projected, diverges by on calibration rows.
         statistics: C and G on calibration data; None without it.
         training: for the SuperNet; None without it.
         journal: keeps what a resumable search has done; None for others.
@@ -81,7 +85,10 @@ class Problem:
     loss_aware: bool = True
     widths: bool = False
     groups: bool = False
+    blocks: bool = False
     table: CostTable | None = None
+    calibration: Sequence[Batch] | None = None
+    diverges: Callable[[Settings], float | None] | None = None
     statistics: Statistics | None = None
     training: Training | None = None
     journal: Journal | None = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from heat_hf.encoders.between import between
 from heat_hf.encoders.linears import runs
-from heat_hf.formats import Rank, TensorShape, get_format
+from heat_hf.formats import GONE, Rank, TensorShape, get_format
 from heat_hf.formats.setting import Execution, Settings, TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.between import Between
@@ -146,7 +146,7 @@ class Costs:
     def between(self, name: str, setting: TensorSetting | None = None) -> Cost | None:
         """What was done with what one run of one tensor reads; None where that is nothing, or does not count."""
         work = self.matrices[name].reads
-        if work is None or self.model is None:
+        if work is None or self.model is None or (setting is not None and setting.format in GONE):
             return None
         narrower = setting is not None and setting.format == "fewer_inputs"
         key = work, setting.rank[0] // work.size if narrower else work.units  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from heat_hf.search.ranks.methods.base import RankSearch, Solution
 
 if TYPE_CHECKING:
+    from heat_hf.formats.setting import Settings
     from heat_hf.search.ranks.budgets import Budget
     from heat_hf.search.ranks.curves import Curves
     from heat_hf.search.ranks.problem import Problem
@@ -22,6 +23,21 @@ def _competing(problem: Problem) -> list[str]:
     return [name for name, codec in FORMATS.items() if {name, codec.solved_as.name} & asked and not (rebuilt and codec.path)]
 
 
+def _weight(curves: Curves, settings: Settings, lost: float, apart: float) -> float:
+    """Of measured divergences beside losses to second order, which are smaller: what both are of one network says how much.
+
+    Args:
+        curves: with what blocks lose.
+        settings: of the network.
+        lost: its loss, blocks and matrices together.
+        apart: its divergence.
+    """
+    from heat_hf.encoders.dropping import dropped_blocks
+
+    blocks = curves.gone.get(tuple(dropped_blocks(settings)), 0.0)
+    return min(1.0, (lost - blocks) / max(apart - blocks, lost - blocks, 1e-300))
+
+
 class Sensitivity(RankSearch):
     """For every tensor a rank or width of its own, or none where it stays dense, by what `heat_hf.search.ranks.curves` says."""
 
@@ -31,22 +47,25 @@ class Sensitivity(RankSearch):
 
     def check(self, problem: Problem, budgets: Sequence[Budget]) -> None:
         """As every method; also that the smallest options keep each budget."""
-        from heat_hf.search.ranks.allocation import least_budget
         from heat_hf.search.ranks.evolution import require_within
 
         super().check(problem, budgets)
         curves = self._curves(problem)
         for budget in budgets:
             if budget.kind is not None and budget.limit is not None:
-                least, dense = least_budget(curves.priced, budget.kind), problem.costs.dense.of(budget.kind)
+                least, dense = curves.least(budget.kind), problem.costs.dense.of(budget.kind)
                 require_within(least, dense, budget.kind, budget.limit)
 
     def solve(self, problem: Problem, budget: Budget) -> Solution:
-        """Exact, within the options of every tensor."""
+        """Exact, within the options of every tensor and the sets of blocks that were measured."""
         from heat_hf.search.ranks.curves import allocate_ranks
 
         assert budget.kind is not None and budget.limit is not None
-        settings, lost = allocate_ranks(self._curves(problem), budget.kind, budget.limit)
+        curves = self._curves(problem)
+        settings, lost = allocate_ranks(curves, budget.kind, budget.limit)
+        apart = problem.diverges(settings) if curves.gone and problem.diverges is not None else None
+        if apart is not None:
+            settings, lost = allocate_ranks(curves, budget.kind, budget.limit, _weight(curves, settings, lost, apart))
         return Solution(settings, loss=lost)
 
     def _curves(self, problem: Problem) -> Curves:
