@@ -90,7 +90,7 @@ def wrong_lines() -> list[tuple[list[str], str]]:
             if action.choices:
                 lines.append(([*whole, option, "none-of-these"], option))
             if action.required:
-                lines.append((verb, "model" if complete(parser)[0] == "nowhere" else option))
+                lines.append((verb, option))
             if option == "--output":
                 lines += [([*whole, f"{option}={bad}"], option) for bad in ("", "  ", "taken/below", "taken/far/below", "a\0b")]
             lines += [([*whole, f"{option}={bad}"], option) for bad in NUMBERS if _refusable(action, bad)]
