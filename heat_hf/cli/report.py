@@ -333,7 +333,7 @@ def _dense(args: argparse.Namespace, model: str, missing: OSError) -> _Report:
 
     try:
         with told(model):
-            dense = HeatCompressor.from_pretrained(model).model
+            dense = HeatCompressor.from_pretrained(model, trust_remote_code=False).model
     except (OSError, ValueError) as error:
         raise missing from error
     _refuse(args, "a dense model", "beside", "tensor", "tokens")

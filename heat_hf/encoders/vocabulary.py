@@ -122,7 +122,7 @@ def _rebuilt(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any], places
                 file.unlink()
         (folder / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         _renumber_settings(folder / SETTINGS, places)
-        smaller: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        smaller: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     smaller.name_or_path = tokenizer.name_or_path
     return smaller
 

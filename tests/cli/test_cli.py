@@ -297,3 +297,16 @@ def test_bad_input_to_the_search(
     assert main([argument.format(model=checkpoint) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
     assert sorted(file.name for file in tmp_path.iterdir()) == before
+
+
+def test_report_asks_nobody_whether_a_checkpoints_code_may_run(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "code.Own", "AutoConfig": "code.Config"}
+    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "their-own"}))
+    (checkpoint / "code.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    assert main(["report", str(checkpoint)]) == 2
+    told = capsys.readouterr()
+    assert not told.out and told.err.startswith("heat-hf: ")
