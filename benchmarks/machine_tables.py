@@ -134,13 +134,13 @@ def training_step(data: dict[str, Any]) -> str:
 def blocks(data: dict) -> str:
     """The search with whole blocks as candidates and without, and blocks dropped evenly."""
     lines = [
-        "| data | within | what | blocks dropped | score | divergence | parameters | EDP gain | CPU time |",
+        "| data | within | what | blocks dropped, from 0 | score | divergence | parameters | EDP gain | CPU time |",
         "|---|---|---|---|---:|---:|---:|---:|---:|",
         *(f"| {name} | | dense | | {score:.4f} | | 1.00 | 1× | 1.00 |" for name, score in data["dense"].items()),
     ]
     order = list(data["dense"])
     for row in sorted(data["rows"], key=lambda row: (order.index(row["data"]), row["where"], -row["gain"])):
-        gone = ", ".join(str(number + 1) for number in row["gone"]) or "none"
+        gone = ", ".join(str(number) for number in row["gone"]) or "none"
         apart = "" if row.get("divergence") is None else f"{row['divergence']:.3f}"
         within = "" if row["structure"].endswith("evenly") else f"{row['where']} {row['gain']:g}"
         lines.append(
