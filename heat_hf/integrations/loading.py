@@ -25,6 +25,10 @@ OTHER_EXTENTS = (
     "has tensors of other extents than the model, as those of a head with another num_labels: pass "
     "ignore_mismatched_sizes=True to begin them anew"
 )
+OLD_VERSION = (
+    "has tensors of other extents than the model, which this version of Transformers cannot begin anew in a compressed model: "
+    "install a newer one, or load it with the saved num_labels"
+)
 HUB = ("cache_dir", "token", "revision", "subfolder")
 # Of what Transformers does not check itself, and heat_hf always saves.
 SAVED: Mapping[str, type] = {"architectures": list, "dtype": str, "model_type": str}
@@ -62,7 +66,8 @@ def from_pretrained(load: Callable[..., Any], cls: type, source: Any, *args: Any
     except Exception as error:
         if not _is_ours(source, kwargs):
             raise
-        reason: Exception = ValueError(f"{source} {OTHER_EXTENTS}") if "ignore_mismatched_sizes" in str(error) else error
+        other = OLD_VERSION if kwargs.get("ignore_mismatched_sizes") else OTHER_EXTENTS
+        reason: Exception = ValueError(f"{source} {other}") if "ignore_mismatched_sizes" in str(error) else error
         sentence = named(reason, source)
         if sentence is error:
             raise

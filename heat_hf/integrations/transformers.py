@@ -66,10 +66,14 @@ class HeatQuantizer(HfQuantizer):
         swap_modules(model, swapped)
         self._files = kwargs.get("checkpoint_files") or ()
         self._names = saved_names(model, self._files)
+        self._extents = {name: parameter.shape for name, parameter in model.named_parameters()}
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.pre_quantized:
+            if any(own.shape != self._extents.get(name, own.shape) for name, own in model.named_parameters()):
+                # As Transformers says it, whose older versions let a quantized model have the file's extents.
+                raise ValueError("ignore_mismatched_sizes")
             require_loaded(model, self._names)
             require_finite(model)
             require_unchanged(self._files, self.quantization_config.checksum)  # last: it says least of what is wrong
