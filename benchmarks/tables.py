@@ -301,6 +301,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "tile_starts": (tiles.starts, "strassen_tile"),
     "tile_costs": (tiles.costs, "strassen_tile"),
     "tile_steps": (tiles.steps, "strassen_tile"),
+    "tile_trained": (tiles.trained, "strassen_trained"),
 }
 
 
