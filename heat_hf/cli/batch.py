@@ -58,7 +58,7 @@ class Run:
 def run(args: argparse.Namespace) -> int:
     """Compress every model to every budget that is not there yet; a run that fails does not stop the others."""
     output = Path(args.output)
-    runs = list(read_runs(Path(args.runs), output))
+    runs = read_runs(Path(args.runs), output)
     journal = _journal(output, runs)
     failed: dict[str, str] = {}
     for one in runs:
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_runs(file: Path, output: Path) -> Iterator[Run]:
-    """The runs that a file asks for, models outermost; all are checked before the first is yielded.
+def read_runs(file: Path, output: Path) -> list[Run]:
+    """The runs that a file asks for, models outermost, all checked.
 
     Raises:
         OSError: if the file, or one that it names, cannot be read.
@@ -98,7 +98,7 @@ def read_runs(file: Path, output: Path) -> Iterator[Run]:
             if not isinstance(target, dict):
                 raise ValueError(f"{file}: budgets: {budget} must be options of compress, got {target!r}")
             runs.append(_run(where, model, str(budget), {**common, **own, **target}, output))
-    yield from runs
+    return runs
 
 
 def _asked(file: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,10 @@ def trim_vocabulary(
     """
     require_dense(model.config)
     content = _content(tokenizer)
-    kept = _kept(tokenizer, content, texts)
+    if not len(texts):
+        raise ValueError("there are no texts: give some that have the tokens which are to stay")
+    before = list(_ids(tokenizer, texts))
+    kept = sorted(_always(tokenizer, content).union(*before))
     embeddings: Any = model.get_input_embeddings()
     rows = len(embeddings.weight)
     if kept[-1] >= rows:
@@ -53,12 +56,10 @@ def trim_vocabulary(
     places = {old: new for new, old in enumerate(kept)}
     _require_same_padding(model, places)
     smaller = _rebuilt(tokenizer, content, places)
-    for first in range(0, len(texts), BATCH):
-        some = list(texts[first : first + BATCH])
-        for text, before, now in zip(some, _ids(tokenizer, some), _ids(smaller, some), strict=True):
-            if [places[token] for token in before] != now:
-                raise ValueError(f"with fewer tokens the tokenizer cuts {brief(text)!r} in another way: it cannot be trimmed")
-    _trim(model, kept)
+    for text, old, new in zip(texts, before, _ids(smaller, texts), strict=True):
+        if [places[token] for token in old] != new:
+            raise ValueError(f"with fewer tokens the tokenizer cuts {brief(text)!r} in another way: it cannot be trimmed")
+    _trim(model, places)
     return smaller
 
 
@@ -72,20 +73,16 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return content
 
 
-def _kept(tokenizer: PreTrainedTokenizerBase, content: Mapping[str, Any], texts: Sequence[str]) -> list[int]:
-    """Tokens that stay, in their order."""
-    if not len(texts):
-        raise ValueError("there are no texts: give some that have the tokens which are to stay")
-    kept = {token["id"] for token in content["added_tokens"]} | set(tokenizer.all_special_ids)
-    kept |= {number for token, number in _vocabulary(content).items() if len(token.strip(PIECES)) <= 1}
+def _always(tokenizer: PreTrainedTokenizerBase, content: Mapping[str, Any]) -> set[int]:
+    """Tokens that stay whatever the texts are: special ones, and those of one character."""
+    special = {token["id"] for token in content["added_tokens"]} | set(tokenizer.all_special_ids)
+    return special | {number for token, number in _vocabulary(content).items() if len(token.strip(PIECES)) <= 1}
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Tokens of each text."""
     for first in range(0, len(texts), BATCH):
-        kept.update(*_ids(tokenizer, list(texts[first : first + BATCH])))
-    return sorted(kept)
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-    return found
+        yield from tokenizer(list(texts[first : first + BATCH]), truncation=False, verbose=False)["input_ids"]
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
@@ -148,18 +145,17 @@ def _renumber_settings(file: Path, places: Mapping[int, int]) -> None:
     file.write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
-def _trim(model: PreTrainedModel, kept: Sequence[int]) -> None:
+def _trim(model: PreTrainedModel, places: Mapping[int, int]) -> None:
     """Rows of kept tokens first, the others cut off; numbers of special tokens in the configuration follow."""
-    order = torch.tensor(kept)
+    order = torch.tensor(list(places))
     layers = {id(layer): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None}
     moved: set[int] = set()  # weights that two layers share move once
     with torch.no_grad():
         for parameter in (own for layer in layers.values() for own in layer.parameters(recurse=False)):
             if parameter.data_ptr() not in moved:
-                parameter[: len(kept)] = parameter[order.to(parameter.device)]
+                parameter[: len(order)] = parameter[order.to(parameter.device)]
                 moved.add(parameter.data_ptr())
-    model.resize_token_embeddings(len(kept))
-    places = {old: new for new, old in enumerate(kept)}
+    model.resize_token_embeddings(len(places))
     for name, value in model.config.to_dict().items():
         if name.endswith("_token_id") and isinstance(value, int):
             setattr(model.config, name, places.get(value))
