@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from heat_hf.formats.decomposition import decompose, rank_errors
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.size import MatrixSize
 from heat_hf.search.journal import Journal
+from heat_hf.search.parallel import DECIMALS, handed_out, jobs
 from heat_hf.search.ranks.problem import Problem
 from heat_hf.search.ranks.space import Choice, RankSpace, setting_options, undominated
 from heat_hf.search.ranks.supernet import RankSuperNet, SuperNetArguments, SuperNetTrainer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS = "supernet.safetensors"
+PARTS = 8  # of what each job of joblib evaluates: what is done is kept part by part
 
 
 class Measured(NamedTuple):
@@ -105,16 +107,44 @@ def train_supernet(
 def evaluate_subnets(
     supernet: RankSuperNet, choices: Sequence[Choice], quality: Callable[[PreTrainedModel], float], journal: Journal
 ) -> list[float]:
-    """Quality of SubNets with the SuperNet's cores, those a journal has not got yet; each process takes a share."""
+    """Quality of SubNets with the SuperNet's cores, those a journal has not got yet; each process takes a share.
+
+    Within a process, `joblib.parallel_config` may hand them out.
+    """
     names = [",".join(map(str, choice)) for choice in choices]
     measured = journal.read(Measured)
     todo = [number for number, name in enumerate(names) if name not in measured]
     journal.wait()  # until every process knows what is left
-    with journal.share(todo) as mine:
-        for number in tqdm(mine, desc="Evaluating SubNets", unit="SubNet", disable=not journal.main):
-            supernet.set(choices[number], supernet.slices(number))
-            measured[names[number]] = [Measured(quality(supernet.model))]
+    with (
+        journal.share(todo) as mine,
+        tqdm(total=len(mine), desc="Evaluating SubNets", unit="SubNet", disable=not journal.main) as bar,
+    ):
+        for number, score in _scores(supernet, {number: choices[number] for number in mine}, quality):
+            measured[names[number]] = [Measured(score)]
             journal.write(names[number], measured[names[number]])
+            bar.update()
     journal.wait()
     measured |= journal.read(Measured)
     return [measured[name][0].accuracy for name in names]
+
+
+def _scores(
+    supernet: RankSuperNet, choices: Mapping[int, Choice], quality: Callable[[PreTrainedModel], float]
+) -> Iterator[tuple[int, float]]:
+    """Numbers of SubNets with their scores, as they come; several in one call elsewhere, since the SuperNet goes with them."""
+    numbers = list(choices)
+    parts = len(numbers) if jobs() == 1 else min(len(numbers), PARTS * jobs())
+    calls = [(supernet, {number: choices[number] for number in numbers[part::parts]}, quality) for part in range(parts)]
+    for scores in handed_out(_scored, calls):
+        yield from scores.items()
+
+
+def _scored(
+    supernet: RankSuperNet, choices: Mapping[int, Choice], quality: Callable[[PreTrainedModel], float]
+) -> dict[int, float]:
+    """Scores of some SubNets by their numbers."""
+    scores = {}
+    for number, choice in choices.items():
+        supernet.set(choice, supernet.slices(number))
+        scores[number] = round(quality(supernet.model), DECIMALS)
+    return scores

@@ -21,6 +21,7 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import cost_model
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.search.journal import Journal
+from heat_hf.search.parallel import jobs
 from heat_hf.search.shapes.space import ShapeSpace, check_orders, long_modes, shape_space
 from heat_hf.search.shapes.table import Candidate, CostTable, SizeInfo
 from heat_hf.search.shapes.worker import Row, Task, Worker, require_picklable, results
@@ -75,7 +76,7 @@ def search_shapes(
     search: ShapeSearch | None = None,
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
     cache: str | os.PathLike[str] | None = None,
     modules: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
@@ -84,7 +85,7 @@ def search_shapes(
 
     Under `accelerate launch` every process takes a part of the shapes; the table is the same for any number of processes and
     workers. What is done is kept in the folder OUTPUT.partial until the table is complete: a search that was interrupted goes
-    on from there, also with another number of processes.
+    on from there, also with another number of processes. joblib hands the shapes out, so its backends may be clusters.
 
     Args:
         model: a dense model.
@@ -93,7 +94,7 @@ def search_shapes(
         search: what to search.
         output: Parquet file to write. If it is there already, from the same search of the same weights, it is returned.
         overwrite: whether to replace another table there, and what is left of another search.
-        workers: processes to start on this machine; more than 1 needs a main module that may be imported again.
+        workers: processes; None for what `joblib.parallel_config` says, 1 where it says nothing.
         cache: folder in which mappings are kept for other searches.
         modules: which linears, see `encoder_linears`.
         exclude: which not.
@@ -103,10 +104,10 @@ def search_shapes(
             pickled for other processes.
     """
     search = search or ShapeSearch()
-    if tokens < 1 or workers < 1:
+    if tokens < 1 or (workers is not None and workers < 1):
         raise ValueError(f"tokens and workers must be at least 1, got {tokens} and {workers}")
     costs = cost_model(accelerator, cache=cache)
-    if workers > 1:
+    if jobs(workers) > 1:
         require_picklable(costs)
     sizes = _by_size(encoder_linears(model, modules, exclude))
     table, spaces = _empty_table(model, costs, tokens, search, sizes)
@@ -207,7 +208,7 @@ def require_fit(table: CostTable, path: str, linears: Mapping[str, nn.Linear], c
     require_same_key(table.key, wanted, path)
 
 
-def _run(tasks: Sequence[Task], worker: Worker, workers: int, journal: Journal) -> dict[str, list[Row]]:
+def _run(tasks: Sequence[Task], worker: Worker, workers: int | None, journal: Journal) -> dict[str, list[Row]]:
     """Results of all tasks, by name: this process's share computed, the others' read from the journal."""
     rows = journal.read(Row)
     todo = sorted((task for task in tasks if task.name not in rows), key=_expected_work, reverse=True)

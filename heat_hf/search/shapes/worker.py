@@ -1,20 +1,16 @@
-"""The workers of Level 1: errors and costs of all ranks of a shape, in this process or in several."""
+"""The workers of Level 1: errors and costs of all ranks of a shape, in this process, in several, or on a cluster."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import hashlib
 import pickle
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from heat_hf.formats import Rank, Solver, TensorShape, get_format
@@ -23,9 +19,8 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cost import MisfitError
 from heat_hf.hardware.protocol import CostModel
+from heat_hf.search.parallel import DECIMALS, handed_out, jobs, one_thread
 from heat_hf.search.shapes.ranks import choose_ranks
-
-DECIMALS = 6  # of errors: what differs by rounding only is the same
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,10 @@ class Worker:
 
     def run(self, task: Task) -> list[Row]:
         """The best ranks of a ladder of budgets, with their errors and costs."""
+        with one_thread():
+            return self._rows(task)
+
+    def _rows(self, task: Task) -> list[Row]:
         codec = get_format(task.format)
         errors_by_rank: dict[Rank, float] = {}
 
@@ -113,76 +112,29 @@ def require_picklable(costs: CostModel) -> None:
         raise ValueError(message) from error
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Results of sums depend on how many threads share them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+_made: dict[str, Worker] = {}  # of this process: the worker of the search that it works for
 
 
-_process_worker: Worker | None = None
+def _work(key: str, arguments: NDArray[np.uint8], task: Task) -> tuple[str, list[Row]]:
+    """A task, by the worker of a search, which a process makes once: what costs have been found stays known."""
+    if key not in _made:
+        _made.clear()
+        _made[key] = Worker(*pickle.loads(arguments.tobytes()))
+    return task.name, _made[key].run(task)
 
 
-def _start(*arguments: Any) -> None:
-    """Make a pool process ready. It ends with its parent, also one that was killed."""
-    global _process_worker
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _process_worker = Worker(*arguments)
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
-def _work(task: Task) -> tuple[str, list[Row]]:
-    assert _process_worker is not None
-    return task.name, _process_worker.run(task)
-
-
-def results(tasks: Sequence[Task], worker: Worker, workers: int) -> Iterator[tuple[str, list[Row]]]:
+def results(tasks: Sequence[Task], worker: Worker, workers: int | None) -> Iterator[tuple[str, list[Row]]]:
     """Results of tasks, as they come.
 
     Args:
         tasks: to do.
         worker: does them.
-        workers: processes to start; 1 works in this one.
+        workers: see `heat_hf.search.parallel.jobs`.
     """
-    if workers == 1 or len(tasks) < 2:
-        with _one_thread():
-            for task in tasks:
-                yield task.name, worker.run(task)
+    if len(tasks) < 2 or jobs(workers) == 1:
+        yield from ((task.name, worker.run(task)) for task in tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, _start, worker.arguments) as pool:
-        try:
-            with _deaf_to_interrupts():
-                futures = [pool.submit(_work, task) for task in tasks]
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise OSError("a process of the search was killed, as where memory runs out: go on with fewer workers") from error
-        except BaseException:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()  # else an interrupted search ends only when they have done what they are at
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes started in the block never see Ctrl-C, which a terminal sends to all: the one that started them ends them."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # As an array, which joblib maps into processes of this machine and Dask sends to each of a cluster's once.
+    pickled = pickle.dumps(worker.arguments)
+    key, arguments = hashlib.sha256(pickled).hexdigest(), np.frombuffer(pickled, dtype=np.uint8)
+    yield from handed_out(_work, [(key, arguments, task) for task in tasks], workers)

@@ -1,0 +1,95 @@
+"""Work that joblib hands out: to processes of this machine, or to the cluster that `joblib.parallel_config` names."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+DECIMALS = 6  # of figures that are compared: what differs by rounding only is the same
+
+
+def jobs(workers: int | None = None) -> int:
+    """How many calls run at once.
+
+    Args:
+        workers: what was asked for; None for what `joblib.parallel_config` says, 1 where it says nothing.
+    """
+    from joblib import effective_n_jobs
+
+    return int(effective_n_jobs(workers))
+
+
+def handed_out(work: Callable[..., Result], calls: Sequence[tuple[Any, ...]], workers: int | None = None) -> Iterator[Result]:
+    """Results of calls, as they come; in this process where there is one job.
+
+    Args:
+        work: a function that other processes can import.
+        calls: arguments of each. Large arrays among them reach a process, or a machine of a Dask cluster, once.
+        workers: see `jobs`.
+
+    Raises:
+        OSError: if a process of this machine was killed, or a cluster loses what it was given again and again.
+    """
+    left = dict(enumerate(calls))
+    while left:
+        before = len(left)
+        try:
+            for number, result in _numbered_results(work, list(left.items()), workers):
+                del left[number]
+                yield result
+        except BrokenProcessPool as error:
+            raise OSError("a process of the search was killed, as where memory runs out: go on with fewer workers") from error
+        except CancelledError as error:
+            # Work of a machine that is lost goes to others, but arrays that only it had do not come back.
+            if len(left) == before:
+                raise OSError(f"the cluster lost what it was given before anything was done: {error}") from error
+            logger.warning("the cluster lost a machine with what it was given: %s of %s calls again", len(left), len(calls))
+
+
+def _numbered_results(
+    work: Callable[..., Result], calls: Sequence[tuple[int, tuple[Any, ...]]], workers: int | None
+) -> Iterator[tuple[int, Result]]:
+    if jobs(workers) == 1:
+        yield from (_numbered(work, number, *call) for number, call in calls)
+        return
+    from joblib import Parallel, delayed
+
+    with _deaf_to_interrupts():
+        parallel = Parallel(workers, return_as="generator_unordered")
+        results = parallel(delayed(_numbered)(work, number, *call) for number, call in calls)
+    yield from results
+
+
+def _numbered(work: Callable[..., Result], number: int, *call: Any) -> tuple[int, Result]:
+    return number, work(*call)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Results of sums depend on how many threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started in the block never see Ctrl-C, which a terminal sends to all: the one that started them ends them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
