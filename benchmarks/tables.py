@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
+from benchmarks import growth, processes, runtimes
 from benchmarks import machine_tables as machine
-from benchmarks import runtimes
 from benchmarks import strassen_tables as tiles
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
@@ -297,6 +297,8 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "tensorly_layers": (machine.tensorly_layers, "tensorly_layers"),
     "vocabulary": (vocabulary, "vocabulary"),
     "step_cost": (distilled.step_cost, "distillation"),
+    "processes": (processes.table, "processes"),
+    "growth": (growth.table, "growth"),
     "tile_algorithms": (tiles.algorithms, "strassen_tile"),
     "tile_starts": (tiles.starts, "strassen_tile"),
     "tile_costs": (tiles.costs, "strassen_tile"),

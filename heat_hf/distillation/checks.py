@@ -8,6 +8,7 @@ from typing import Any
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.stages import LABEL_COLUMNS, Stage
 from heat_hf.encoders.rows import require_rows
+from heat_hf.encoders.signals import OF_NUMBERS
 from heat_hf.evaluation.tasks.token_classification import IGNORED
 
 
@@ -87,7 +88,7 @@ def check_data(rows: Any, config: Any, args: DistillationArguments) -> None:  # 
 
 def _check_labels(rows: Any, name: str, config: Any) -> None:  # noqa: ANN401
     count = getattr(config, "num_labels", 0)
-    if count < 2 or getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
+    if count < 2 or getattr(config, "problem_type", None) in OF_NUMBERS:
         return
     for row, item in enumerate(_column(rows, name)):
         value = item.tolist() if hasattr(item, "tolist") else item

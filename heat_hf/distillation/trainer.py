@@ -22,7 +22,7 @@ from heat_hf.distillation.results import TrainedStudent
 from heat_hf.distillation.stages import Stage, label_columns
 from heat_hf.distillation.teacher import Teacher, set_attention
 from heat_hf.encoders.checkpoints.hub import push_saved
-from heat_hf.encoders.signals import output_signals
+from heat_hf.encoders.signals import OF_NUMBERS, output_signals
 from heat_hf.encoders.training import TeachingTrainer, disable_dropout
 from heat_hf.reports.card import Evaluation, Origin
 from heat_hf.reports.compression import CompressionReport
@@ -78,6 +78,13 @@ class DistillationTrainer(TeachingTrainer):
         self._stage: Stage | None = None
         self._parts: dict[str, list[float]] = {}
         self.add_callback(_FreshOptimizer(self))
+
+    @property
+    def shares_matter(self) -> bool:
+        """Similarities are those within a batch, and dropout is drawn by each process."""
+        dense: Any = self.dense
+        numbers = dense.base_model is dense or getattr(dense.config, "problem_type", None) in OF_NUMBERS
+        return self.args.student_dropout or (bool(self.args.similarity_weight) and numbers)
 
     def before_first_step(self) -> None:
         """Keep the teacher's answers, if there is memory for them and rows are met more than once."""
@@ -288,9 +295,10 @@ class DistillationTrainer(TeachingTrainer):
         )  # fmt: skip
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer's, with the stage and the parts of its loss."""
+        """As Trainer's, with the stage and the parts of its loss, of all processes."""
         if "loss" in logs and self._parts:
-            logs |= {name: float(torch.stack(values).mean()) for name, values in self._parts.items()}  # type: ignore[arg-type]
+            means = {name: torch.stack(values).mean() for name, values in self._parts.items()}  # type: ignore[arg-type]
+            logs |= {name: float(self.accelerator.gather(mean).mean()) for name, mean in means.items()}
             self._parts.clear()
             if self._stage is not None:
                 logs["stage"] = self.args.stages.index(self._stage) + 1

@@ -23,6 +23,7 @@ _IMMATERIAL = (
     "output_dir", "logging_", "log_", "save_", "hub_", "push_to_hub", "report_to", "run_name", "eval_", "per_device_eval_",
     "disable_tqdm", "dataloader_num_workers", "dataloader_p", "do_", "project", "trackio", "resume_from", "local_rank", "ddp_",
     "load_best", "metric_for", "greater_is", "label_names", "include_", "batch_eval", "prediction_", "skip_memory",
+    "per_device_train_batch_size", "gradient_accumulation_steps",  # the rows of a step decide, however they are shared
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ def training_key(
     rows: Any,  # noqa: ANN401
     scored: Any = None,  # noqa: ANN401
     callbacks: Iterable[Any] = (),
+    shared: bool = False,
 ) -> dict[str, Any]:
     """All that decides which weights a training ends with, as JSON.
 
@@ -47,6 +49,7 @@ def training_key(
         rows: of the training data; one that cannot be indexed does not count.
         scored: rows whose scores decide something; None where they do not.
         callbacks: of the training; of these, early stopping counts.
+        shared: whether it matters how processes share the rows of a step.
     """
     # New adapters start at random; what they have learned is in the checkpoint.
     adapters = {
@@ -56,7 +59,8 @@ def training_key(
         "student": tensors_digest(tensor for name, tensor in student.state_dict().items() if name not in adapters),
         "teacher": tensors_digest(teacher.state_dict().values()),
         "training rows": _digest(rows),
-        "number of processes": args.world_size,
+        "rows of a step": step_rows(args),
+        **({"rows of a batch": args.train_batch_size, "processes": args.world_size} if shared else {}),
         **deciding(args),
     }
     if scored is not None:
@@ -64,6 +68,11 @@ def training_key(
         patience = [(c.early_stopping_patience, c.early_stopping_threshold) for c in stopping(callbacks)]
         key |= {"evaluation rows": _digest(scored), "early stopping": patience}
     return json.loads(json.dumps(key, default=str))  # type: ignore[no-any-return]
+
+
+def step_rows(args: TrainingArguments) -> int:
+    """Rows that the processes of a training take together, for one step of the optimizer."""
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def stopping(callbacks: Iterable[Any]) -> list[EarlyStoppingCallback]:
@@ -106,6 +115,8 @@ def require_training(checkpoint: Path, key: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if it is not; the message says in what they differ.
     """
+    if not checkpoint.is_dir():
+        raise ValueError(f"there is no checkpoint {checkpoint}")
     missing = missing_parts(checkpoint)
     if missing:
         raise ValueError(f"{checkpoint} cannot be gone on from: it has no whole {missing[0]}; name an older checkpoint")

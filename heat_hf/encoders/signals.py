@@ -17,6 +17,7 @@ from torch import Tensor
 
 from heat_hf.encoders.served import served_by
 
+OF_NUMBERS = ("regression", "multi_label_classification")  # problem types whose outputs are no scores of classes
 MASKED = -1e30
 
 
@@ -59,10 +60,7 @@ def output_signals(outputs: Any, inputs: Mapping[str, Tensor], model: Any) -> li
     if values.dim() == 3:
         share = mask / mask.sum(1, keepdim=True).clamp_min(1)
         return [Signal(values[mask.bool()].float(), True, share[mask.bool()])]
-    numbers = values.shape[-1] == 1 or getattr(model.config, "problem_type", None) in (
-        "regression",
-        "multi_label_classification",
-    )
+    numbers = values.shape[-1] == 1 or getattr(model.config, "problem_type", None) in OF_NUMBERS
     return [Signal(values.float(), not numbers, rows)]
 
 

@@ -19,7 +19,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import SaveStrategy
 
 from heat_hf.encoders.checkpoints.storage import writing
-from heat_hf.encoders.resuming import mark, newest_checkpoint, require_training, stopping, training_key
+from heat_hf.encoders.resuming import mark, newest_checkpoint, require_training, step_rows, stopping, training_key
 from heat_hf.encoders.tiles import encoded_weights
 
 
@@ -72,6 +72,11 @@ class TeachingTrainer(Trainer):
     def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """The loss of a batch, and the model's outputs."""
 
+    @property
+    def shares_matter(self) -> bool:
+        """Whether the weights depend on how processes share the rows of a step, by more than rounding."""
+        return False
+
     def before_first_step(self) -> None:
         """Work that a training starts with, once it is known to be able to."""
 
@@ -98,7 +103,8 @@ class TeachingTrainer(Trainer):
         if self._key is None:
             student: Any = unwrap_model(self.model)  # type: ignore[arg-type]
             callbacks = self.callback_handler.callbacks
-            self._key = training_key(student, self.dense, self.args, self.rows, self.scored, callbacks)
+            shared = self.shares_matter
+            self._key = training_key(student, self.dense, self.args, self.rows, self.scored, callbacks, shared)
         return self._key
 
     def train(  # type: ignore[override]
@@ -146,6 +152,8 @@ class TeachingTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, (LengthGroupedSampler, RandomSampler)):
             return sampler
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size = step_rows(self.args)  # the same order however many processes share a step's rows
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return _OrderOfEpoch(sampler, seed, lambda: int(self.state.epoch or 0))
 

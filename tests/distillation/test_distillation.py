@@ -232,11 +232,18 @@ def test_embeddings_and_dropout_are_left_alone_unless_asked(tmp_path: Path) -> N
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """At the same rows of a step, also where one goes on from what two have done; the log is that of all."""
     script = Path(__file__).parents[1] / "distil_in_processes.py"
-    for count in (1, 2):
+
+    def found(name: str, count: int, *resume: str) -> dict[str, torch.Tensor]:
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        command = [*launch, str(script), str(tmp_path / str(count)), str(8 // count)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(
+            [*launch, str(script), str(tmp_path / name), str(8 // count), *resume], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (torch.load(tmp_path / str(count) / "losses.pt", weights_only=True) for count in (1, 2))
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+        return torch.load(tmp_path / name / "found.pt", weights_only=True)
+
+    one, two = found("one", 1), found("two", 2)
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    assert (one["log"][:, 0] - one["log"][:, 1:].sum(1)).abs().max() < 1e-3, "the parts make up the loss"
+    torch.testing.assert_close(found("again", 1, str(tmp_path / "two" / "run" / "checkpoint-3")), one, rtol=1e-4, atol=1e-6)

@@ -17,9 +17,11 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("ratio", "aware", "least", "most"), [(0.42, True, 0.775, 1), (0.6, True, 0.800, 1), (0.42, False, 0.70, 0.71)]
 )
-def test_low_rank_minilm_on_stsb(minilm: str, data_folder: Path, ratio: float, aware: bool, least: float, most: float) -> None:
+def test_low_rank_minilm_on_stsb(
+    whole_minilm: str, data_folder: Path, ratio: float, aware: bool, least: float, most: float
+) -> None:
     torch.set_num_threads(2)
-    compressor = HeatCompressor.from_pretrained(minilm)
+    compressor = HeatCompressor.from_pretrained(whole_minilm)
     text = load_rows(data_folder / "text" / "train.parquet", 4096) if aware else None
     report = compressor.compress(HeatConfig(target_params_ratio=ratio), text)
     assert report.params_ratio <= ratio
@@ -29,12 +31,12 @@ def test_low_rank_minilm_on_stsb(minilm: str, data_folder: Path, ratio: float, a
     assert least <= score["spearman"] <= most
 
 
-def test_searched_ranks_beat_uniform_ones_at_the_same_edp(minilm: str, data_folder: Path) -> None:
+def test_searched_ranks_beat_uniform_ones_at_the_same_edp(whole_minilm: str, data_folder: Path) -> None:
     torch.set_num_threads(2)
     text = load_rows(data_folder / "text" / "train.parquet", 2048)
     rows, scores = load_rows(data_folder / "stsb" / "test.parquet"), {}
     for method in ("uniform", "sensitivity"):
-        compressor = HeatCompressor.from_pretrained(minilm)
+        compressor = HeatCompressor.from_pretrained(whole_minilm)
         report = compressor.compress(HeatConfig(rank_search=method, target_edp_ratio=1 / 5.7), text)
         assert report.hardware.now.edp <= report.hardware.dense.edp / 5.7
         scores[method] = evaluate_task(compressor.model, compressor.tokenizer, "sentence-similarity", rows)["spearman"]
