@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback, get_scheduler
 from transformers.modeling_utils import unwrap_model
@@ -18,6 +17,7 @@ from transformers.modeling_utils import unwrap_model
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.checks import check_data, check_models
 from heat_hf.distillation.losses import layer_losses, output_losses, total
+from heat_hf.distillation.numbered import ROW, KeepNumbers, Numbered
 from heat_hf.distillation.results import TrainedStudent
 from heat_hf.distillation.stages import Stage, label_columns
 from heat_hf.distillation.teacher import Teacher, set_attention
@@ -26,8 +26,6 @@ from heat_hf.encoders.signals import OF_NUMBERS, output_signals
 from heat_hf.encoders.training import TeachingTrainer, disable_dropout
 from heat_hf.reports.card import Evaluation, Origin
 from heat_hf.reports.compression import CompressionReport
-
-ROW = "distillation_row"  # column with a row's number, by which the teacher's answers are kept
 
 
 class DistillationTrainer(TeachingTrainer):
@@ -72,8 +70,8 @@ class DistillationTrainer(TeachingTrainer):
         self.teacher, self.report = asked, report
         self.dense, self.rows = asked.model, self.train_dataset
         if asked.limit and self.train_dataset is not None:
-            self.train_dataset = _Numbered(self.train_dataset)
-            self.data_collator = _KeepRows(self.data_collator)
+            self.train_dataset = Numbered(self.train_dataset)
+            self.data_collator = KeepNumbers(self.data_collator)
         self.model_accepts_loss_kwargs = False
         self._stage: Stage | None = None
         self._parts: dict[str, list[float]] = {}
@@ -88,7 +86,7 @@ class DistillationTrainer(TeachingTrainer):
 
     def before_first_step(self) -> None:
         """Keep the teacher's answers, if there is memory for them and rows are met more than once."""
-        if isinstance(self.train_dataset, _Numbered) and self._epochs() > self.args.world_size:
+        if isinstance(self.train_dataset, Numbered) and self._epochs() > self.args.world_size:
             self._fill(self.train_dataset)
 
     def _epochs(self) -> float:
@@ -99,7 +97,7 @@ class DistillationTrainer(TeachingTrainer):
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return float(args.max_steps * batch / len(self.rows))
 
-    def _fill(self, numbered: _Numbered) -> None:
+    def _fill(self, numbered: Numbered) -> None:
         """Ask the teacher before training: with which rows one shares a batch there changes the last bits of its answers."""
         args = self.args
         order = sorted(range(len(numbered)), key=lambda row: len(numbered[row]["input_ids"]))
@@ -316,31 +314,6 @@ class _FreshOptimizer(TrainerCallback):
         if state.global_step in self.trainer.stage_ends()[:-1]:
             assert self.trainer.optimizer is not None
             self.trainer.optimizer.state.clear()
-
-
-class _Numbered(Dataset[Any]):
-    """Rows with their numbers."""
-
-    def __init__(self, rows: Any) -> None:  # noqa: ANN401
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.rows[row], ROW: row}
-
-
-class _KeepRows:
-    """A collator that does not mind rows' numbers."""
-
-    def __init__(self, collator: Any) -> None:  # noqa: ANN401
-        self.collator = collator
-
-    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        plain = [{key: value for key, value in row.items() if key != ROW} for row in rows]
-        numbers = {ROW: torch.tensor([row[ROW] for row in rows])} if ROW in rows[0] else {}
-        return {**self.collator(plain), **numbers}
 
 
 def _given(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

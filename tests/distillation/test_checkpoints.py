@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from heat_hf.distillation import DistillationTrainer
 from heat_hf.encoders.resuming import missing_parts, newest_checkpoint, read_key
-from tests.students import ROWS, pair, same, train
+from tests.students import ROWS, arguments, collate, pair, same, train
 
 OPTIONS: dict[str, Any] = {"save_steps": 2, "save_total_limit": 10, "train_sampling_strategy": "random"}
 
@@ -40,10 +42,14 @@ def changed(model: Any) -> Any:
             (name, lambda student, teacher, option=(name, value): (student, teacher, ROWS, dict([option])))
             for name, value in {
                 "learning_rate": 2e-2, "logit_learning_rate": 1e-3, "seed": 7, "data_seed": 3, "recipe": "one-stage",
-                "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 8, "layer_share": 0.7,
+                "max_steps": 8, "layer_share": 0.7,
                 "temperature": 2.0, "weight_decay": 0.1, "lr_scheduler_type": "cosine", "train_embeddings": True,
                 "hidden_weight": 0.5, "max_grad_norm": 0.1, "adam_beta2": 0.9,
             }.items()
+        ),
+        *(
+            ("rows of a step", lambda student, teacher, name=name: (student, teacher, ROWS, {name: 2}))
+            for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
         ),
     ],
 )  # fmt: skip
@@ -61,6 +67,34 @@ def test_what_does_not_change_weights_may_change(trained: tuple[Path, Any], opti
     student, teacher = pair()
     train(tmp_path, student, teacher, resume=str(tmp_path / "checkpoint-4"), **{**OPTIONS, **options})
     assert same(student, trained[1])
+
+
+def test_the_rows_of_a_step_decide_however_they_are_shared(trained: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(trained[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    student, teacher = pair()
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    train(tmp_path, student, teacher, resume=str(tmp_path / "checkpoint-4"), **{**OPTIONS, **halves})
+    for own, other in zip(student.parameters(), trained[1].parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("loader", "options", "matters"),
+    [
+        (transformers.AutoModelForSequenceClassification, {}, False),
+        (transformers.AutoModelForSequenceClassification, {"student_dropout": True}, True),
+        (transformers.AutoModel, {}, True),
+        (transformers.AutoModel, {"similarity_weight": 0.0}, False),
+    ],
+)
+def test_where_sharing_them_matters_it_is_of_the_training(
+    loader: Any, options: dict[str, Any], matters: bool, tmp_path: Path
+) -> None:
+    """Similarities are those within a process's batch, and dropout is drawn by each process."""
+    rows = [{name: row[name] for name in ("input_ids", "attention_mask")} for row in ROWS]
+    trainer = DistillationTrainer(*pair(loader=loader), arguments(tmp_path, **options), rows, collate)
+    assert {"rows of a batch", "processes"} <= trainer.key.keys() if matters else "processes" not in trainer.key
+    assert trainer.key["rows of a step"] == 4
 
 
 @pytest.mark.parametrize(
