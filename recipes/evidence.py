@@ -37,6 +37,7 @@ def result_row(report: CompressionReport, task: str, score: float, teacher_score
         "accuracy_drop": TASKS[task].points(teacher_score - score),
         "edp_uJs": None if cost is None else units.EDP.of(cost.now.edp),
         "edp_gain": None if cost is None else 1 / cost.ratio,
+        "whole_gain": None if cost is None or report.whole is None else 1 / report.whole.ratio,
         "params_M": report.compressed_model_parameters / 1e6,
         "params_ratio": report.params_ratio,
         "accelerator": report.accelerator,

@@ -155,15 +155,20 @@ def _cascade(args: argparse.Namespace, model: AnalyticModel) -> Cascade:
 
 
 def _model(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
-    from heat_hf.encoders.cost import EXTRAS, model_cost
+    from heat_hf.encoders.around import EXTRAS
+    from heat_hf.encoders.cost import model_cost
     from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line
 
     cost = model_cost(args.model, costs, args.sequence_length, args.batch_size, args.count)
     total, dense = cost.total, cost.dense
     lines = [layer_table(cost), level_table(total, costs.accelerator), total_line("total", total)]
-    if cost.factorized:
-        lines.append(f"{total_line('dense', dense)}\nEDP gain: {dense.edp / total.edp:.2f}×")
     left_out = [name for name in EXTRAS if name not in args.count]
+    if cost.factorized:
+        gain = f"EDP gain: {dense.edp / total.edp:.2f}×"
+        if left_out:
+            every = model_cost(args.model, costs, args.sequence_length, args.batch_size, EXTRAS)
+            gain += f", of the whole model {every.dense.edp / every.total.edp:.2f}×"
+        lines.append(f"{total_line('dense', dense)}\n{gain}")
     if left_out:
         lines.append(f"Linear layers of the Transformer blocks. Not counted: {', '.join(left_out)}; see --count.")
     data = {**model_data(cost), "not_counted": left_out}

@@ -290,7 +290,8 @@ class Job:
         name = None if self.cost_model is None else self.cost_model.name
         named = {"accelerator": CPU if self.config.accelerator == CPU else name, "cost_table": None}
         request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
-        return report_of(self.model, self.costs, reached, calibration_rows, request)
+        fed = self.config.sequence_length, self.config.batch_size
+        return report_of(self.model, self.costs, reached, calibration_rows, request, fed)
 
     def factorize(self, chosen: Variant | Solution, done: RefinedBlocks | None = None) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place, blocks `done` as they are; an error changes nothing."""

@@ -7,15 +7,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.compression.refinement import Refined
+from heat_hf.encoders.around import cost_around
 from heat_hf.encoders.checkpoints.names import checkpoint_name, package_version
 from heat_hf.encoders.dropping import dropped_blocks
 from heat_hf.formats import GONE
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import Settings, TensorSetting
+from heat_hf.hardware.analytic import AnalyticModel
 from heat_hf.reports.card import inherited_license
 from heat_hf.reports.compared import Compared
-from heat_hf.reports.compression import CompressionReport, TensorReport
+from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.dropping import Dropped
+from heat_hf.reports.tensor import TensorReport
 from heat_hf.search.ranks.space import Costs
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ def report_of(
     reached: Mapping[str, Reached],
     calibration_rows: int = 0,
     request: Mapping[str, Any] | None = None,
+    fed: tuple[int, int] | None = None,
 ) -> CompressionReport:
     """The report of a model that is still dense.
 
@@ -50,7 +54,9 @@ def report_of(
         reached: what every matrix gets.
         calibration_rows: sequences of the calibration data.
         request: what was asked for, as JSON.
+        fed: tokens of a sequence and sequences of a forward pass, to cost what is around the matrices.
     """
+    settings = {name: result.setting for name, result in reached.items()}
     hardware, place = costs.model, str(model.config._name_or_path)
     return CompressionReport(
         base_model=checkpoint_name(model),
@@ -63,8 +69,15 @@ def report_of(
         calibration_rows=calibration_rows,
         heat_version=package_version(),
         request=request or {},
-        dropped=_dropped(model, {name: result.setting for name, result in reached.items()}),
+        dropped=_dropped(model, settings),
+        around=None if fed is None else _around(model, costs, settings, *fed),
     )
+
+
+def _around(model: PreTrainedModel, costs: Costs, settings: Settings, length: int, batch: int) -> Compared | None:
+    """Only where the accelerator is described: other cost models know products of matrices."""
+    found = cost_around(model, settings, costs.model, length, batch) if isinstance(costs.model, AnalyticModel) else None
+    return None if found is None else Compared(*found)
 
 
 def _dropped(model: PreTrainedModel, settings: Settings) -> Dropped | None:

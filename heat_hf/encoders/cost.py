@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
+from heat_hf.encoders.around import EXTRAS, extras
 from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.reading import told
 from heat_hf.encoders.config import FactorizedConfig
@@ -20,14 +21,10 @@ from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import AnalyticModel
-from heat_hf.hardware.cascade import Cascade, cost_gemm, join
-from heat_hf.hardware.gemm import Gemm
+from heat_hf.hardware.cascade import Cascade, join
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-# What the paper's ΣE·ΣT over linear layers leaves out.
-EXTRAS = ("attention", "embeddings", "elementwise")
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -118,8 +115,22 @@ def model_cost(
         cost = dense if setting is None else costs.cascade_of(setting, tokens)
         what = "dense" if setting is None else setting.format
         layers.append(CostedLayer(name, what, str(size), runs(loaded.config, name), cost, dense))
-    layers += _extras(loaded.config, costs, sequence_length, batch_size, count)
+    if count:
+        layers += _counted(loaded, settings, costs, sequence_length, batch_size, count)
     return CostedModel(str(loaded.config._name_or_path or type(loaded).__name__), sequence_length, batch_size, tuple(layers))
+
+
+def _counted(
+    model: PreTrainedModel, settings: Mapping[str, TensorSetting], costs: AnalyticModel, length: int, batch: int,
+    count: Collection[str],
+) -> list[CostedLayer]:  # fmt: skip
+    matrices, layers = _matrices(model, settings), []
+    for extra in extras(model, matrices, {name: setting for name, (_, setting) in matrices.items()}, length, batch):
+        if extra.what in count:
+            dense = extra.cascade(extra.dense, costs)
+            cost = dense if extra.gemm == extra.dense else extra.cascade(extra.gemm, costs)
+            layers.append(CostedLayer(extra.name, extra.what, str(extra.gemm), extra.repeats, cost, dense))
+    return layers
 
 
 def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str, TensorSetting]]:
@@ -157,29 +168,3 @@ def _matrices(
         elif name in linears and (name in settings or re.search(blocks, name)):
             matrices[name] = MatrixSize.of(module), settings.get(name)
     return matrices
-
-
-def _extras(
-    config: PreTrainedConfig, costs: AnalyticModel, length: int, batch: int, count: Collection[str]
-) -> list[CostedLayer]:
-    """Layers beside the linears, as products: element-wise ones have a multiply-accumulate for each operand of an element."""
-    hidden, heads, blocks = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", None) or config.hidden_dim
-    elements, scores = batch * length * hidden, batch * heads * length * length
-    products = (
-        ("attention", "scores Q·Kᵀ", blocks, Gemm(length, length, hidden // heads, batch * heads)),
-        ("attention", "values A·V", blocks, Gemm(length, hidden // heads, length, batch * heads)),
-        ("embeddings", "word + position + type", 1, Gemm(elements, 1, 3)),
-        ("elementwise", "softmax", blocks, Gemm(scores, 1, 1)),
-        ("elementwise", "activation", blocks, Gemm(batch * length * inner, 1, 1)),
-        ("elementwise", "residual", 2 * blocks, Gemm(elements, 1, 2)),
-        ("elementwise", "layer norm", 2 * blocks + 1, Gemm(elements, 1, 1)),
-    )
-    layers = []
-    for what, name, repeats, gemm in products:
-        if what in count:
-            # Element by element, either operand may be the one that takes the weights' way.
-            ways = (gemm, replace(gemm, M=gemm.N, N=gemm.M)) if gemm.N == 1 else (gemm,)
-            cost = min((cost_gemm(way, costs.mapper, name) for way in ways), key=lambda cost: cost.edp)
-            layers.append(CostedLayer(name, what, str(gemm), repeats, cost, cost))
-    return layers

@@ -39,6 +39,7 @@ class Batch:
             "params_ratio": report.params_ratio,
             "measure": report.measure,
             "cost_ratio": None if cost is None else cost.ratio,
+            "whole_ratio": None if report.whole is None else report.whole.ratio,
             "output_error": report.output_error,
             "measured": None if fidelity is None else fidelity.measured,
         }
@@ -48,11 +49,21 @@ class Batch:
         return {"runs": self.rows(), "failed": dict(self.failed)}
 
     def __str__(self) -> str:
-        columns = ("model", "budget", "parameters", "ratio of matrices", "EDP or time", "output error", "divergence")
+        columns = (
+            "model",
+            "budget",
+            "parameters",
+            "ratio of matrices",
+            "EDP or time",
+            "of the whole model",
+            "output error",
+            "divergence",
+        )
         groups: dict[str, list[tuple[str, ...]]] = {}
         for row in self.rows():
             cost = "" if row["cost_ratio"] is None else f"{row['measure']} ×{row['cost_ratio']:.3f}"
-            parts = [row["model"], row["budget"], f"{row['parameters']:,}", f"{row['params_ratio']:.3f}", cost]
+            whole = "" if row["whole_ratio"] is None else f"×{row['whole_ratio']:.3f}"
+            parts = [row["model"], row["budget"], f"{row['parameters']:,}", f"{row['params_ratio']:.3f}", cost, whole]
             parts += ["" if row[name] is None else f"{row[name]:.4f}" for name in ("output_error", "measured")]
             groups.setdefault(row["model"], []).append(tuple(parts))
         table = text_table(columns, groups.values(), left=(0, 1))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
     from heat_hf.reports.compared import Compared
-    from heat_hf.reports.compression import CompressionReport, TensorReport
+    from heat_hf.reports.compression import CompressionReport
+from heat_hf.reports.tensor import TensorReport
 
 OF_DENSE = " of the dense model"  # after a metric's name
 HARDWARE_METRICS = {EDP: "edp", TIME: "latency"}  # what a report compares → the Hub's type of metric
@@ -104,7 +105,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         formats=", ".join(sorted(_formats(report))),
         dropped="" if report.dropped is None else plain(str(report.dropped)),
         params_ratio=f"{report.params_ratio:.3f}",
-        gain="" if cost is None else _gain(cost),
+        gain="" if cost is None else _gain(cost, report.whole),
         error="‖W − W′‖/‖W‖"
         if all(map(_tokenwise, factorized))
         else "‖P − I⊗W‖/‖I⊗W‖, P what a layer does to a tile of tokens,",
@@ -185,9 +186,13 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
     )
 
 
-def _gain(cost: Compared) -> str:
-    less = f"{1 / cost.ratio:.2f} times less" if cost.ratio <= 1 else f"{cost.ratio:.2f} times the"
-    return f"{less} {_SAVED[cost.measure]}"
+def _gain(cost: Compared, whole: Compared | None) -> str:
+    of_all = "" if whole is None else f" ({_less(whole)} for the whole model)"
+    return f"{_less(cost)} {_SAVED[cost.measure]}{of_all}"
+
+
+def _less(cost: Compared) -> str:
+    return f"{1 / cost.ratio:.2f} times less" if cost.ratio <= 1 else f"{cost.ratio:.2f} times the"
 
 
 def _tokenwise(tensor: TensorReport) -> bool:
@@ -208,11 +213,8 @@ def _comparison(report: CompressionReport, evaluations: Sequence[Evaluation]) ->
         ("parameters of the encoder matrices", report.dense_parameters, report.parameters),
     ]
     lines += [f"| {label} | {before:,} | {after:,} | ×{after / before:.3f} |" for label, before, after in figures]
-    cost = report.hardware
-    if cost is not None:
-        for label, unit, before, after in report.figures:
-            where = " of the encoder matrices" if label == cost.measure else ""
-            lines.append(f"| {label}{where}, {unit} | {before:.4g} | {after:.4g} | ×{after / before:.3f} |")
+    for label, unit, before, after in report.figures:
+        lines.append(f"| {label}, {unit} | {before:.4g} | {after:.4g} | ×{after / before:.3f} |")
     return "\n".join(lines)
 
 
@@ -238,6 +240,10 @@ def _hardware_note(report: CompressionReport) -> str:
         f"{digest}), each product with its best mapping, as heat_hf's cost model has it; it is computed, "
         "not measured on a chip."
     )
+    if report.around is not None:
+        note += (
+            " The whole model also has attention's products, normalization, activations and embeddings, one after the other."
+        )
     try:
         specification = load_accelerator(report.accelerator)
     except (OSError, ValueError):

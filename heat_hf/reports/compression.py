@@ -14,7 +14,6 @@ from typing import Any
 from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.encoders.checkpoints.reading import read_json, told, typed
 from heat_hf.encoders.values import whole
-from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.cost import EDP, TIME, MisfitError
 from heat_hf.hardware.spec import CPU
@@ -22,88 +21,12 @@ from heat_hf.reports.compared import Compared
 from heat_hf.reports.dropping import Dropped
 from heat_hf.reports.fidelity import Fidelity
 from heat_hf.reports.refinement import Refinement
+from heat_hf.reports.tensor import MOST, TensorReport, figure_text, gain_text
 from heat_hf.reports.text import text_table
 
-PARTS: Mapping[str, Any] = {"dropped": Dropped, "refinement": Refinement, "fidelity": Fidelity}
+PARTS: Mapping[str, Any] = {"dropped": Dropped, "refinement": Refinement, "fidelity": Fidelity, "around": Compared}
+OF_MATRICES = " of the matrices"
 CHIP = "simba-l"  # the paper's accelerator
-MOST = 2**53  # of a whole number in a report: more than any model has parameters, and exact as a float
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """One matrix.
-
-    Attributes:
-        name: module name.
-        rows, columns: extents M and N.
-        setting: what it got; None if it stays dense.
-        macs: multiply-accumulates a token, at the report's number of tokens.
-        hardware: costs of one run on the report's accelerator; None without one.
-        runs: how often a forward pass runs the layer; shared layers run more than once.
-        relative_error: ‖W − W′‖_F / ‖W‖_F; None in a plan.
-        output_error: the same for the layer's outputs on the calibration inputs; None without them.
-        sweeps: iterations of the decomposition, 0 for a closed form.
-        converged: whether an iterative decomposition stopped by itself.
-        bias_lost: elements of the bias that went with outputs.
-    """
-
-    name: str
-    rows: int
-    columns: int
-    setting: TensorSetting | None
-    macs: float
-    hardware: Compared | None = None
-    runs: int = 1
-    relative_error: float | None = None
-    output_error: float | None = None
-    sweeps: int = 0
-    converged: bool = True
-    bias_lost: int = 0
-
-    @property
-    def dense_parameters(self) -> int:
-        """M·N."""
-        return self.rows * self.columns
-
-    @property
-    def parameters(self) -> int:
-        """Stored elements."""
-        return self.dense_parameters if self.setting is None else self.setting.parameters
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        hardware = None if self.hardware is None else self.hardware.to_dict()
-        setting = None if self.setting is None else self.setting.to_dict()
-        return {**values, "setting": setting, "hardware": hardware, "parameters": self.parameters}
-
-    def row(self) -> tuple[str, ...]:
-        """Cells of the report's table."""
-        s = self.setting
-        what = ("dense", "", "") if s is None else (s.format, str(s.shape), "×".join(map(str, s.rank)))
-        return (
-            self.name, f"{self.rows}×{self.columns}", *what,
-            f"{self.parameters:,}", f"{self.parameters / self.dense_parameters:.3f}", f"{self.macs:,.0f}", _gain(self.hardware),
-            _figure(self.relative_error), _figure(self.output_error),
-        )  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorReport:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            KeyError, ValueError: if a key is missing, or a value is of another kind.
-        """
-        values = {f.name: data[f.name] for f in dataclasses.fields(cls)}
-        for name, least in (("rows", 1), ("columns", 1), ("runs", 1), ("sweeps", 0), ("bias_lost", 0)):
-            whole(name, data[name], least, MOST)
-        for name in ("macs", "relative_error", "output_error"):
-            typed(data, name, float, int)
-        typed(data, "name", str)
-        typed(data, "converged", bool)
-        hardware = None if data["hardware"] is None else Compared.from_dict(data["hardware"])
-        setting = None if data["setting"] is None else TensorSetting.from_dict(data["setting"])
-        return cls(**{**values, "setting": setting, "hardware": hardware})
 
 
 @dataclass(frozen=True)
@@ -124,6 +47,7 @@ class CompressionReport:
         dropped: Transformer blocks that went; None where all stay.
         refinement: of the Transformer blocks; None where none was refined.
         fidelity: how far the model's outputs are from the dense model's; None where nothing is known of it.
+        around: costs of attention's products, normalization, activations and embeddings; None where they are not known.
     """
 
     base_model: str
@@ -139,6 +63,7 @@ class CompressionReport:
     dropped: Dropped | None = None
     refinement: Refinement | None = None
     fidelity: Fidelity | None = None
+    around: Compared | None = None
 
     @property
     def dense_parameters(self) -> int:
@@ -172,19 +97,28 @@ class CompressionReport:
         costs = [t.hardware for t in self.tensors for _ in range(t.runs) if t.hardware is not None]
         return sum(costs[1:], start=costs[0]) if costs else None
 
+    @property
+    def whole(self) -> Compared | None:
+        """Energies and times of the whole model, one thing after the other. None where it is not known."""
+        return None if self.hardware is None or self.around is None else self.hardware + self.around
+
     @cached_property
     def figures(self) -> list[tuple[str, str, float, float]]:
         """What is known of all matrices together, as (figure, unit, dense, now); empty without an accelerator.
 
-        Beside times of the machine at hand stands the EDP on the paper's accelerator, if all of it can run there.
+        Behind it stands the EDP of the whole model, where that is known, and beside times of the machine at hand the EDP on the
+        paper's accelerator, if all of it can run there.
         """
         if self.hardware is None:
             return []
-        rows = self.hardware.rows()
+        rows = [(f"{name}{OF_MATRICES}", *figure) for name, *figure in self.hardware.rows()]
+        if self.whole is not None:
+            (measure, *figure), *_ = self.whole.rows()
+            rows.append((f"{measure} of the whole model", *figure))
         if self.request.get("accelerator") == CPU and (chip := self._on_chip()) is not None:
             (_, *figure), *_ = chip.rows()
-            rows.append((f"{EDP} on {CHIP}", *figure))  # type: ignore[arg-type]
-        return rows
+            rows.append((f"{EDP}{OF_MATRICES} on {CHIP}", *figure))
+        return rows  # type: ignore[return-value]
 
     def _on_chip(self) -> Compared | None:
         from heat_hf.hardware.analytic import cost_model
@@ -293,7 +227,7 @@ class CompressionReport:
         totals = [
             (f"{len(self.tensors)} matrices, before", *[""] * 4, before, "1.000", before, "×1.000"),
             ("after", *[""] * 4, f"{self.parameters:,}", f"{self.params_ratio:.3f}", f"{self.macs:,.0f}",
-             _gain(self.hardware), "", _figure(self.output_error)),
+             gain_text(self.hardware), "", figure_text(self.output_error)),
             ("whole model, before", *[""] * 4, f"{self.model_parameters:,}", "1.000"),
             ("after", *[""] * 4, f"{self.compressed_model_parameters:,}", f"{ratio:.3f}"),
         ]  # fmt: skip
@@ -301,7 +235,8 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        parts = "".join(f"\n{part}" for name in PARTS if (part := getattr(self, name)) is not None)
+        said = (self.dropped, self.refinement, self.fidelity)
+        parts = "".join(f"\n{part}" for part in said if part is not None)
         few = self.few_tokens and f"\n{self.few_tokens}"
         return table + self._hardware_line() + parts + (warning if more else "") + few
 
@@ -320,13 +255,15 @@ class CompressionReport:
         cost = self.hardware
         if cost is None:
             return ""
-        (first, *figure), *others = self.figures
-        unit, dense, now = figure
-        rest = "".join(f"{', ' if i else '; '}{name} {a:.4g} → {b:.4g} {unit}" for i, (name, unit, a, b) in enumerate(others))
-        padding = ", operands filled up with zeros where that pays" if first == EDP else ""
+        (first, unit, dense, now), *others = self.figures
+        names = (name.replace(OF_MATRICES, "") for name, *_ in others)
+        rest = "".join(
+            f"; {name} {a:.4g} → {b:.4g} {unit}, ×{b / a:.3f}" for name, (_, unit, a, b) in zip(names, others, strict=True)
+        )
+        padding = ", operands filled up with zeros where that pays" if self.measure == EDP else ""
         more = " and what is between them" if self.request.get("accelerator") == CPU else ""
         return (
-            f"\n{first} of the matrices{more} on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
+            f"\n{first}{more} on {self.accelerator} (digest {self.accelerator_digest}{padding}): "
             f"{dense:.4g} → {now:.4g} {unit}, {cost.gain}{rest}."
         ) + self._kept_dense()
 
@@ -334,11 +271,3 @@ class CompressionReport:
         """Where times alone are known, what is no faster factorized stays as it is."""
         kept = sum(tensor.setting is None for tensor in self.tensors)
         return f" {kept} of {len(self.tensors)} matrices stay dense." if kept and self.measure == TIME else ""
-
-
-def _gain(cost: Compared | None) -> str:
-    return "" if cost is None else cost.gain
-
-
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

@@ -17,10 +17,11 @@ from heat_hf.hardware import units
 from heat_hf.hardware.analytic import AnalyticModel, cost_model
 from heat_hf.hardware.cascade import Cascade, join
 from heat_hf.reports.card import HARDWARE_METRICS, OF_DENSE, origin_of
-from heat_hf.reports.compression import CompressionReport, TensorReport
+from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.figures.distillation import loss_curves
 from heat_hf.reports.figures.style import COLOURS
 from heat_hf.reports.page import fill
+from heat_hf.reports.tensor import TensorReport
 
 MOST_OF_A_CARD = 2**20  # bytes; YAML is slow to read
 
@@ -112,7 +113,7 @@ def _totals(report: CompressionReport) -> list[dict[str, Any]]:
         ("parameters of the matrices", "", report.dense_parameters, report.parameters),
         ("MACs a token in the matrices", "", sum(t.dense_parameters for t in runs), sum(t.macs for t in runs)),
     ]
-    totals += [(f"{name} of the matrices", unit, before, after) for name, unit, before, after in report.figures]
+    totals += report.figures
     return [{"label": label, "unit": unit, "dense": before, "now": after} for label, unit, before, after in totals]
 
 

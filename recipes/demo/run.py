@@ -160,7 +160,11 @@ def _hardware_rows(report: CompressionReport) -> list[tuple[str, str, str, str]]
             f"encoder-linear energy {where}, {units.ENERGY.name}",
             *map(units.ENERGY.of, (cost.dense.energy_pJ, cost.now.energy_pJ)),
         ),
-        _row(f"encoder-linear EDP {where}, {units.EDP.name}", *map(units.EDP.of, (cost.dense.edp, cost.now.edp))),
+        *(
+            _row(f"{of} EDP {where}, {units.EDP.name}", *map(units.EDP.of, (own.dense.edp, own.now.edp)))
+            for of, own in (("encoder-linear", cost), ("whole model's", report.whole))
+            if own is not None
+        ),
     ]
 
 

@@ -13,7 +13,8 @@ from conftest import FAMILIES, small_model
 
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
-from heat_hf.encoders.cost import EXTRAS, model_cost
+from heat_hf.encoders.around import EXTRAS
+from heat_hf.encoders.cost import model_cost
 from heat_hf.encoders.linears import runs
 from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware import load_accelerator
@@ -119,7 +120,7 @@ def test_what_is_left_out_can_be_counted(folders: dict, capsys: pytest.CaptureFi
     extra = {layer["layer"]: layer for layer in counted["layers"] if layer["what"] in EXTRAS}
     assert extra["scores Q·Kᵀ"]["size"] == "4×16x16x6"
     assert extra["scores Q·Kᵀ"]["repeats"] == 2
-    assert extra["layer norm"]["repeats"] == 5
+    assert extra["layer norm"]["repeats"] == 4 and extra["layer norm of embeddings"]["repeats"] == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
