@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--unfused", action="store_true", help="send every intermediate through DRAM")
     run.add_argument("--unpadded", action="store_true", help="fill no operand up with zeros, as Timeloop does not")
     run.add_argument("--count", nargs="+", default=[], metavar="WHAT", help="also count attention, embeddings, elementwise")
+    run.add_argument("--whole-blocks", action="store_true", help="also fuse each block of a MODEL, with all between its layers")
     options.add_cache(run, "later runs")
     out = parser.add_argument_group("output")
     options.add_json(out, "the costs")
@@ -76,8 +77,9 @@ def _check(args: argparse.Namespace) -> None:
     given = [option for option in ("model", "gemm", "matrix") if getattr(args, option) is not None]
     if len(given) != 1:
         raise ValueError(f"name one of MODEL, --gemm and --matrix, got {' and '.join(given) or 'none'}")
-    if args.count and not args.model:
-        raise ValueError("--count needs a MODEL")
+    for option in ("count", "whole_blocks"):
+        if getattr(args, option) and not args.model:
+            raise ValueError(f"--{option.replace('_', '-')} needs a MODEL")
     _check_factorization(args)
     _check_export(args)
 
@@ -172,7 +174,27 @@ def _model(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, An
     if left_out:
         lines.append(f"Linear layers of the Transformer blocks. Not counted: {', '.join(left_out)}; see --count.")
     data = {**model_data(cost), "not_counted": left_out}
+    if args.whole_blocks:
+        fused, text = _whole_blocks(args, costs)
+        data["whole_blocks"] = fused
+        lines.append(text)
     return data, "\n\n".join(lines), model_parts(cost)
+
+
+def _whole_blocks(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, Any], str]:
+    """Every block as one cascade, beside the sum of the same work layer by layer."""
+    from heat_hf.encoders.cost import model_cost
+    from heat_hf.encoders.flow import fused_model
+    from heat_hf.reports.cost import fused_data, step_table, total_line
+
+    fed = args.sequence_length, args.batch_size
+    now, dense = fused_model(args.model, costs, *fed)
+    apart = model_cost(args.model, costs, *fed, count=("attention", "elementwise")).total
+    kinds = "\n\n".join(f"{step_table(kind.cascade, f'{kind.count} blocks like this')}" for kind in now.kinds)
+    lines = [total_line("blocks, fused", now.total), total_line("the same layer by layer", apart)]
+    if now.total.edp != dense.total.edp:
+        lines.append(f"{total_line('dense blocks, fused', dense.total)}\nEDP gain: {dense.total.edp / now.total.edp:.2f}×")
+    return {**fused_data(now), "dense": fused_data(dense)}, "\n\n".join([kinds, "\n".join(lines)])
 
 
 def _export(args: argparse.Namespace, parts: dict[str, Cascade], mapper: Mapper) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -25,6 +25,9 @@ from heat_hf.hardware.cascade import Cascade, join
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Matrices: TypeAlias = dict[str, tuple[MatrixSize, TensorSetting | None]]
 
 
 @dataclass(frozen=True)
@@ -107,30 +110,40 @@ def model_cost(
     unknown = set(count) - set(EXTRAS)
     if unknown:
         raise ValueError(f"count must name some of {', '.join(EXTRAS)}, got {', '.join(sorted(unknown))}")
-    loaded, settings = _settings(model) if isinstance(model, (str, os.PathLike)) else (model, {})
     tokens = sequence_length * batch_size
+    loaded, matrices = costed(model)
     layers = []
-    for name, (size, setting) in _matrices(loaded, settings).items():
+    for name, (size, setting) in matrices.items():
         dense = costs.cascade_of(size, tokens)
         cost = dense if setting is None else costs.cascade_of(setting, tokens)
         what = "dense" if setting is None else setting.format
         layers.append(CostedLayer(name, what, str(size), runs(loaded.config, name), cost, dense))
     if count:
-        layers += _counted(loaded, settings, costs, sequence_length, batch_size, count)
+        layers += _counted(loaded, matrices, costs, sequence_length, batch_size, count)
     return CostedModel(str(loaded.config._name_or_path or type(loaded).__name__), sequence_length, batch_size, tuple(layers))
 
 
 def _counted(
-    model: PreTrainedModel, settings: Mapping[str, TensorSetting], costs: AnalyticModel, length: int, batch: int,
-    count: Collection[str],
-) -> list[CostedLayer]:  # fmt: skip
-    matrices, layers = _matrices(model, settings), []
+    model: PreTrainedModel, matrices: Matrices, costs: AnalyticModel, length: int, batch: int, count: Collection[str]
+) -> list[CostedLayer]:
+    layers = []
     for extra in extras(model, matrices, {name: setting for name, (_, setting) in matrices.items()}, length, batch):
         if extra.what in count:
             dense = extra.cascade(extra.dense, costs)
             cost = dense if extra.gemm == extra.dense else extra.cascade(extra.gemm, costs)
             layers.append(CostedLayer(extra.name, extra.what, str(extra.gemm), extra.repeats, cost, dense))
     return layers
+
+
+def costed(model: PreTrainedModel | str | os.PathLike[str]) -> tuple[PreTrainedModel, Matrices]:
+    """A model, of a checkpoint without weights, and what its matrices got: of encoder linears and of factorized layers.
+
+    Raises:
+        ValueError: if the checkpoint is quantized in another way, or damaged.
+        OSError: if there is none.
+    """
+    loaded, settings = _settings(model) if isinstance(model, (str, os.PathLike)) else (model, {})
+    return loaded, _matrices(loaded, settings)
 
 
 def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str, TensorSetting]]:
@@ -154,14 +167,12 @@ def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str
     return model, settings
 
 
-def _matrices(
-    model: PreTrainedModel, settings: Mapping[str, TensorSetting]
-) -> dict[str, tuple[MatrixSize, TensorSetting | None]]:
+def _matrices(model: PreTrainedModel, settings: Mapping[str, TensorSetting]) -> Matrices:
     """Size and setting, if there is one, of every encoder linear and every factorized layer."""
     family = model.config.model_type in BLOCKS
     blocks = block_pattern(model) if family or not (settings or factorized_layers(model)) else r"(?!)"
     linears = dense_linears(model)
-    matrices: dict[str, tuple[MatrixSize, TensorSetting | None]] = {}
+    matrices: Matrices = {}
     for name, module in model.named_modules():
         if isinstance(module, FactorizedLinear):
             matrices[name] = MatrixSize.of(module), module.setting

@@ -119,7 +119,7 @@ def join(parts: Iterable[Cascade]) -> Cascade:
 
 def cost_gemm(gemm: Gemm, mapper: Mapper, name: str = "") -> Cascade:
     """A single product as a cascade of one step, operands and result in DRAM."""
-    return _cascade([_step_cost(name or str(gemm), gemm, mapper)], mapper)
+    return _cascade([step_cost(name or str(gemm), gemm, mapper)], mapper)
 
 
 def cost_plan(plan: ContractionPlan, mapper: Mapper, fused: bool = True) -> Cascade:
@@ -179,7 +179,7 @@ class _Fusion:
     def __init__(self, steps: Sequence[Step], mapper: Mapper, index: str = TOKENS, tiles: int = 1) -> None:
         self.index = index
         self.tiles = tiles
-        self.steps = [_cut(step, index, tiles) for step in sorted(steps, key=lambda step: index in step.extents)]
+        self.steps = [cut(step, index, tiles) for step in sorted(steps, key=lambda step: index in step.extents)]
         self.mapper = mapper
         self.position = {step.result: i for i, step in enumerate(self.steps)}
         self.used = {operand: i for i, step in enumerate(self.steps) for operand in (step.left, step.right)}
@@ -275,7 +275,7 @@ class _Fusion:
 
     def _step(self, position: int, kept: frozenset[int]) -> CascadeStep:
         repeats = self.tiles if self.tiled(position) else 1
-        return _step_cost(self.steps[position].equation, self.gemm(position, kept), self.mapper, repeats)
+        return step_cost(self.steps[position].equation, self.gemm(position, kept), self.mapper, repeats)
 
     def gemm(self, position: int, kept: frozenset[int]) -> Gemm:
         """A step as a product, with what is on chip."""
@@ -290,12 +290,23 @@ class _Fusion:
         return Gemm(m, n, k, batch, on_chip, self.reserved(kept, position))
 
 
-def _cut(step: Step, index: str, tiles: int) -> Step:
+def cut(step: Step, index: str, tiles: int) -> Step:
     """The step for one tile."""
     return replace(step, extents={i: e // tiles if i == index else e for i, e in step.extents.items()})
 
 
-def _step_cost(name: str, gemm: Gemm, mapper: Mapper, repeats: int = 1) -> CascadeStep:
+def step_cost(name: str, gemm: Gemm, mapper: Mapper, repeats: int = 1) -> CascadeStep:
+    """A product as a step, with where its operands lie.
+
+    Args:
+        name: of the step.
+        gemm: the product, with what is on chip.
+        mapper: of the accelerator.
+        repeats: how often it runs.
+
+    Raises:
+        MisfitError: if it has no mapping.
+    """
     levels = mapper.accelerator.levels
     shared = shared_level(mapper.accelerator)
     places = [

@@ -61,12 +61,12 @@ class Mapper:
         self.objective = objective
         self.padding = padding
         self._mapped: dict[Gemm, MappedGemm] = {}
-        self._cache = cache
+        self.cache = cache
         self._disk = None if cache is None else Disk(Path(cache) / CACHE_NAME)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes open the cache themselves."""
-        return Mapper, (self.accelerator, self.constraints, self.objective, self.padding, self._cache)
+        return Mapper, (self.accelerator, self.constraints, self.objective, self.padding, self.cache)
 
     def map(self, gemm: Gemm) -> MappedGemm:
         """The best mapping of a product.

@@ -16,6 +16,7 @@ from heat_hf.reports.text import text_table
 
 if TYPE_CHECKING:
     from heat_hf.encoders.cost import CostedLayer, CostedModel
+    from heat_hf.encoders.flow import FusedModel
 
 
 def describe_mapper(mapper: Mapper) -> dict[str, Any]:
@@ -97,6 +98,21 @@ def model_data(model: CostedModel) -> dict[str, Any]:
     }
 
 
+def fused_data(model: FusedModel) -> dict[str, Any]:
+    """A model of fused blocks as JSON: totals, and of every kind of block what is on chip, in how many tiles, and its steps."""
+    kinds = [
+        {
+            "blocks": kind.count,
+            "on_chip": sorted(kind.schedule.kept),
+            "tiles": dict(kind.schedule.tiles),
+            **totals(kind.cascade),
+            "steps": [_step_data(step) for step in kind.cascade.steps],
+        }
+        for kind in model.kinds
+    ]
+    return {**totals(model.total), "hidden_state_on_chip": model.carried, "kinds": kinds}
+
+
 def groups(model: CostedModel) -> dict[str, tuple[int, CostedLayer]]:
     """Layers that differ in nothing but the number of their block, with how often they run."""
     groups_by_key: dict[str, tuple[int, CostedLayer]] = {}
@@ -123,7 +139,7 @@ def level_table(cost: Cascade, accelerator: Accelerator) -> str:
     return text_table(head, [rows], "energy by level") + f"\ncycles: {slow}"
 
 
-def step_table(cost: Cascade) -> str:
+def step_table(cost: Cascade, title: str = "by step") -> str:
     """Energy and cycles by step."""
     rows = []
     for step in cost.steps:
@@ -135,7 +151,7 @@ def step_table(cost: Cascade) -> str:
              mapped.bottleneck)
         )  # fmt: skip
     head = ("step", "M×N×K", "inputs · weights → outputs", units.ENERGY.name, "cycles", "utilization", "limited by")
-    return text_table(head, [rows], "by step", left=(0, 2))
+    return text_table(head, [rows], title, left=(0, 2))
 
 
 def mapping_text(cost: Cascade) -> str:
