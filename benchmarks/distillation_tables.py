@@ -163,6 +163,11 @@ def embeddings(data: dict) -> str:
     return captioned(lines, caption, source_line(data))
 
 
+def gains(row: dict) -> str:
+    """EDP gains of the encoder's matrices and of the whole model."""
+    return f"{row['edp_gain']:.2f}× ({row['whole_gain']:.2f}×)"
+
+
 def beside(data: dict) -> str:
     """Ranks and widths from refined cores, and networks with fewer blocks, each in float32 and in int8."""
     lines = [
@@ -183,14 +188,14 @@ def beside(data: dict) -> str:
                 (average((row["time"] for row in small), ".2f"), mean(row["score"] for row in small)) if small else ("", "")
             )
             lines.append(
-                f"| {name} | {first['edp_gain']:.2f}× | {label} | {first['params_ratio']:.2f} | {first['untrained_score']:.4f} "
+                f"| {name} | {gains(first)} | {label} | {first['params_ratio']:.2f} | {first['untrained_score']:.4f} "
                 f"| {first['schedule']['max_steps']:,} | {time} | {mean(row['score'] for row in own)} | {apart} "
                 f"| {faster} | {score} |"
             )
     scores = {"STS-B": "Spearman on STS-B test", "SST-2": "accuracy on SST-2 validation"}
     caption = (
-        f"MiniLM; {', '.join(scores[name] for name in data['dense'])}; steps of 32, the same rows. Parameters, EDP: of the "
-        f"encoder's matrices. CPU time: 8 × 128 tokens. Divergence: on {data['unseen']:,} sentences. int8: PyTorch's, dynamic."
+        f"MiniLM; {', '.join(scores[name] for name in data['dense'])}; steps of 32, the same rows. Parameters, EDP: of "
+        f"matrices (of the model). CPU time: 8 × 128 tokens. Divergence: on {data['unseen']:,} sentences. int8: PyTorch's."
     )
     return captioned(lines, caption, source_line(data))
 

@@ -18,6 +18,9 @@ from benchmarks.alternatives import encoder_of, fewer_blocks, time_ratio
 from benchmarks.distillation_bench import SST2, STSB, TOKENS, Bench, Subject, parser_of
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.job import Job
+from heat_hf.encoders.around import EXTRAS
+from heat_hf.encoders.cost import model_cost
+from heat_hf.hardware.analytic import cost_accelerator
 from heat_hf.integrations.int8 import in_int8
 
 GAINS = {"STS-B": (5.7, 10.0), "SST-2": (10.0, 20.0, 30.0)}
@@ -57,11 +60,13 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
     if structure == STRUCTURE:
         model, report = student(bench, size)
         assert report.hardware is not None
+        assert report.whole is not None
         about = {"edp_gain": 1 / report.hardware.ratio, "params_ratio": report.params_ratio}
+        about["whole_gain"] = 1 / report.whole.ratio
     else:
         model = fewer_blocks(bench.dense, int(size))
         share = size / len(encoder_of(bench.dense).layer)
-        about = {"edp_gain": share**-2, "params_ratio": share}
+        about = {"edp_gain": share**-2, "params_ratio": share, "whole_gain": _whole_gain(bench.dense, model)}
     about |= {"params_M": model.num_parameters() / 1e6, "untrained_score": bench.score(model)}
     about["schedule"] = {"max_steps": bench.args.steps, **SCHEDULES[bench.subject.name][structure]}
     model = trained(bench, model, f"{structure}-{size:g}-{seed}", seed, about["schedule"])
@@ -69,6 +74,13 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
     bench.found["rows"][key] = {**row, "int8": timed(bench, in_int8(model))}
     print(bench.found["rows"][key], flush=True)
     bench.save()
+
+
+def _whole_gain(dense: Any, model: Any) -> float:
+    """EDP of a dense model over that of one with fewer blocks, with all that is around their matrices."""
+    costs = cost_accelerator("simba-l")
+    before, now = (model_cost(own, costs, TOKENS, count=EXTRAS).total.edp for own in (dense, model))
+    return before / now
 
 
 def trained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
+from benchmarks.distillation_tables import gains
 from benchmarks.provenance import captioned
 
 HEAT, STRUCTURE = "HEAT, ranks and widths, refined", "ranks and widths"
@@ -19,8 +20,8 @@ def readme(distillation: dict, exported: dict, distilled: dict) -> str:
     ]
     dense = next(iter(_rows(distillation, "SST-2")))["teacher_score"]
     caption = (
-        f"MiniLM; Spearman on STS-B, accuracy on SST-2 (dense {dense:.4f}). EDP: ΣE·ΣT of the encoder's matrices, 128 tokens, "
-        "simba-l. CPU time: 8 × 128 tokens, over dense PyTorch. int8: by ONNX Runtime."
+        f"MiniLM; Spearman on STS-B, accuracy on SST-2 (dense {dense:.4f}). EDP: of the encoder's matrices (of the "
+        "whole model), 128 tokens, simba-l. CPU time: 8 × 128 tokens, over dense PyTorch. int8: by ONNX Runtime."
     )
     return captioned(lines, caption, f"Measured on {distillation['machine']}.")
 
@@ -44,12 +45,12 @@ def _classifier(distillation: dict, distilled: dict) -> Iterator[tuple[str, ...]
 
 
 def _figures(distilled: dict, data: str, structure: str, size: float) -> tuple[str, ...]:
-    """EDP gain, time, and scores before and after training, of all seeds."""
+    """EDP gains, time, and scores before and after training, of all seeds."""
     rows = [
         row for row in distilled["rows"].values() if (row["data"], row["structure"], row.get("size")) == (data, structure, size)
     ]
     time, score = (statistics.mean(row[name] for row in rows) for name in ("time", "score"))
-    return f"{rows[0]['edp_gain']:.2f}×", f"{time:.2f}", f"{rows[0]['untrained_score']:.4f}", f"{score:.4f}"
+    return gains(rows[0]), f"{time:.2f}", f"{rows[0]['untrained_score']:.4f}", f"{score:.4f}"
 
 
 def _rows(distillation: dict, dataset: str) -> list[dict]:

@@ -186,7 +186,7 @@ def test_captions_are_short() -> None:
 
 @pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.stem)
 def test_options_exist(page: Path) -> None:
-    prose = re.sub(r"<!-- results:.*?<!-- end -->|torchrun .*? -m", "", page.read_text(), flags=re.DOTALL)
+    prose = re.sub(r"<!-- results:.*?<!-- end -->|(?:torchrun|accelerate launch) .*? -m", "", page.read_text(), flags=re.DOTALL)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", prose))
     assert options <= known_options(build_parser())
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -60,18 +64,32 @@ def _numbered_results(
     work: Callable[..., Result], calls: Sequence[tuple[int, tuple[Any, ...]]], workers: int | None
 ) -> Iterator[tuple[int, Result]]:
     if jobs(workers) == 1:
-        yield from (_numbered(work, number, *call) for number, call in calls)
+        yield from ((number, work(*call)) for number, call in calls)
         return
     from joblib import Parallel, delayed
 
     with _deaf_to_interrupts():
         parallel = Parallel(workers, return_as="generator_unordered")
-        results = parallel(delayed(_numbered)(work, number, *call) for number, call in calls)
+        results = parallel(delayed(_elsewhere)(os.getpid(), work, number, *call) for number, call in calls)
     yield from results
 
 
-def _numbered(work: Callable[..., Result], number: int, *call: Any) -> tuple[int, Result]:
+def _elsewhere(parent: int, work: Callable[..., Result], number: int, *call: Any) -> tuple[int, Result]:
+    _end_with(parent)
     return number, work(*call)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """End this process with the one that started it, also if that is killed; one of another machine has another parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if os.getppid() == parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
