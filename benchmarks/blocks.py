@@ -37,7 +37,7 @@ def compress(bench: Bench, where: str) -> None:
     wanted = [budget for budget in budgets if bench.missing(WITH, where, budget)]
     if not wanted:
         return
-    config = HeatConfig(**about, **{target: wanted}, rank_search="sensitivity", widths=True, blocks=True, seed=bench.args.seed)
+    config = HeatConfig(**about, **{target: wanted}, rank_search="sensitivity", widths=True, blocks=True, seed=bench.seed)
     job = Job(bench.dense, config, bench.batches, bench.statistics)
     method = config.method
     for budget in job.budgets:
@@ -57,12 +57,12 @@ def row(bench: Bench, where: str, budget: float, structure: str, config: HeatCon
         return
     model, started = copy.deepcopy(bench.dense), time.process_time()
     report = factorize(model, config, bench.batches, settings, statistics=bench.statistics)
-    ((measure, _, before, after), *_), fidelity = report.figures, report.fidelity
+    ((_, _, before, after), *_), fidelity = report.figures, report.fidelity
     gone = [] if report.dropped is None else [int(name.rpartition(".")[2]) for name in report.dropped.blocks]
     bench.keep(
         structure, where, budget, model, gone=gone, params_ratio=report.params_ratio,
         edp_ratio=next(b / a for name, _, a, b in report.figures if name.startswith(EDP)),
-        predicted=after / before if measure != EDP else None,
+        predicted=after / before if report.measure != EDP else None,
         divergence=None if fidelity is None else fidelity.measured, seconds=round(time.process_time() - started, 1),
     )  # fmt: skip
 

@@ -177,7 +177,7 @@ def add_rows(bench: Bench) -> None:
     if not missing:
         return
     started = time.process_time()
-    information, price = fisher(bench.dense, bench.batches, bench.args.seed), Price(bench.dense, cost_model("simba-l"))
+    information, price = fisher(bench.dense, bench.batches, bench.seed), Price(bench.dense, cost_model("simba-l"))
     once, dense = time.process_time() - started, price.of(ones(bench.dense)).edp
     for gain in missing:
         started = time.process_time()

@@ -2,10 +2,11 @@
 
 At several EDP gains: a plain uniform SVD; searched ranks, refined; ranks and widths, projected only and refined; both with
 groups, refined; heads and neurons pruned by Fisher information; every other block dropped, which is 4×; and the dense model in
-int8. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made of it. Rows already in the output file are kept,
+int8. STS-B test with all-MiniLM-L6-v2, SST-2 validation with a classifier made of it. The first seed has all rows, further ones
+(calibration sentences and refinement) those of what is searched and refined. Rows already in the output file are kept,
 so an interrupted run goes on where it stopped. The time of a forward pass of 8 × 128 tokens is measured beside the dense one's.
 
-    python -m benchmarks.untrained --data DATA --classifier FOLDER --output benchmarks/results/untrained.json
+    python -m benchmarks.untrained --data DATA --classifier FOLDER --seeds 0 1 2 --output benchmarks/results/untrained.json
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import json
 import random
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "ranks and widths, refined": {**SEARCHED, "widths": True},
     "ranks, groups and widths, refined": {**SEARCHED, "widths": True, "groups": True},
 }
+SEEDED = ("ranks, refined", "ranks and widths, refined")
 DROPPED, INT8 = "every other block dropped", "dense, int8 by PyTorch, EDP not counted"
 
 
@@ -64,16 +67,16 @@ def sentences(file: Path, column: str, seed: int) -> list[str]:
 class Bench:
     """A subject's dense model, calibration data and rows."""
 
-    def __init__(self, name: str, source: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
-        self.name, self.args, self.results = name, args, results
+    def __init__(self, name: str, source: str, args: argparse.Namespace, results: dict[str, Any], seed: int = 0) -> None:
+        self.name, self.args, self.results, self.seed = name, args, results, seed
         self.task, (file, column), test, self.gains = SUBJECTS[name]
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.dense = TASKS[self.task].model_class.from_pretrained(source).eval()
         self.test = load_rows(args.data / test).to_dict()
-        texts = sentences(args.data / file, column, args.seed)
+        texts = sentences(args.data / file, column, seed)
         self.batches = calibration_batches(texts[: args.rows], self.tokenizer, max_length=128)
         started = time.process_time()
-        self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), self.batches, seed=args.seed)
+        self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), self.batches, seed=seed)
         self.calibration = time.process_time() - started
         results["dense"].setdefault(name, self.score(self.dense))
 
@@ -82,12 +85,13 @@ class Bench:
 
     def missing(self, structure: str, gain: float) -> bool:
         """Whether there is no such row yet."""
-        return (self.name, structure, gain) not in {(r["data"], r["structure"], r["gain"]) for r in self.results["rows"]}
+        known = {(r["data"], r["structure"], r["gain"], r["seed"]) for r in self.results["rows"]}
+        return (self.name, structure, gain, self.seed) not in known
 
     def keep(self, structure: str, gain: float, model: Any, **figures: Any) -> None:
         """Score and time a model, and keep its row."""
         row = {
-            "data": self.name, "structure": structure, "gain": gain, "score": self.score(model),
+            "data": self.name, "structure": structure, "gain": gain, "seed": self.seed, "score": self.score(model),
             "time": time_ratio(self.dense, model, self.args.repeats), **figures,
         }  # fmt: skip
         self.results["rows"].append(row)
@@ -114,7 +118,7 @@ class Bench:
         if not self.missing(structure, gain):
             return
         model, started = copy.deepcopy(self.dense), time.process_time()
-        config = HeatConfig(target_edp_ratio=1 / gain, seed=self.args.seed, **STRUCTURES[structure])
+        config = HeatConfig(target_edp_ratio=1 / gain, seed=self.seed, **STRUCTURES[structure])
         try:
             if config.uses_calibration:
                 report = factorize(model, config, self.batches, statistics=self.statistics)
@@ -123,7 +127,8 @@ class Bench:
         except ValueError as error:
             if "cannot be reached" not in str(error):
                 raise
-            self.results["rows"].append({"data": self.name, "structure": structure, "gain": gain, "unreachable": str(error)})
+            row = {"data": self.name, "structure": structure, "gain": gain, "seed": self.seed, "unreachable": str(error)}
+            self.results["rows"].append(row)
             write_json(self.args.output, self.results)
             return
         seconds = time.process_time() - started + (self.calibration if config.uses_calibration else 0.0)
@@ -163,7 +168,6 @@ def parser_of(doc: str, rows: int) -> argparse.ArgumentParser:
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--rows", type=int, default=rows, help="calibration sentences (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=15, help="timed forward passes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path)
     return parser
 
@@ -173,26 +177,29 @@ def found_so_far(args: argparse.Namespace, command: str) -> tuple[dict[str, Any]
     if args.output.exists():
         results = json.loads(args.output.read_text())
     else:
-        results = {"seed": args.seed, "calibration_rows": args.rows, "dense": {}, "rows": []}
+        results = {"calibration_rows": args.rows, "dense": {}, "rows": []}
     results |= provenance(command, "torch", "transformers")
     return results, {"STS-B": args.model or find_model(online=False), "SST-2": args.classifier}
 
 
 def main() -> None:
-    args = parser_of(__doc__, 2048).parse_args()
-    command = (
-        f"python -m benchmarks.untrained --data DATA --classifier FOLDER --rows {args.rows} --seed {args.seed} --output FILE"
-    )
+    parser = parser_of(__doc__, 2048)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    seeds = " ".join(map(str, args.seeds))
+    command = f"python -m benchmarks.untrained --data DATA --classifier FOLDER --rows {args.rows} --seeds {seeds} --output FILE"
     results, sources = found_so_far(args, command)
-    for name in args.subjects:
-        bench = Bench(name, sources[name], args, results)
+    for name, seed in product(args.subjects, args.seeds):
+        bench = Bench(name, sources[name], args, results, seed)
         for gain in bench.gains:
             for structure, options in STRUCTURES.items():
-                if name == "STS-B" or options is PLAIN or options.get("refine_steps") != 0:
+                asked = name == "STS-B" or options is PLAIN or options.get("refine_steps") != 0
+                if asked if seed == args.seeds[0] else structure in SEEDED:
                     bench.compress(structure, gain)
-        bench.drop()
-        bench.quantize()
-        kwon.add_rows(bench)
+        if seed == args.seeds[0]:
+            bench.drop()
+            bench.quantize()
+            kwon.add_rows(bench)
 
 
 if __name__ == "__main__":
