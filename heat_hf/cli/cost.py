@@ -80,6 +80,8 @@ def _check(args: argparse.Namespace) -> None:
     for option in ("count", "whole_blocks"):
         if getattr(args, option) and not args.model:
             raise ValueError(f"--{option.replace('_', '-')} needs a MODEL")
+    if args.whole_blocks and args.unfused:
+        raise ValueError("--whole-blocks fuses what --unfused sends through DRAM: give one of them")
     _check_factorization(args)
     _check_export(args)
 

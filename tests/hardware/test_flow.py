@@ -158,3 +158,5 @@ def test_the_command(tmp_path: Path, costs: AnalyticModel, capsys: pytest.Captur
     assert sum(kind["blocks"] for kind in found["kinds"]) == len(blocks_of(*costed(tmp_path / "model")))
     assert main(["cost", "--gemm", "4x4x4", "--whole-blocks"]) == 2
     assert "--whole-blocks needs a MODEL" in capsys.readouterr().err
+    assert main([*given, "--unfused"]) == 2
+    assert "give one of them" in capsys.readouterr().err
