@@ -187,12 +187,12 @@ def _card_data(report: CompressionReport, origin: Origin, evaluations: Sequence[
 
 
 def _gain(cost: Compared, whole: Compared | None) -> str:
-    of_all = "" if whole is None else f" ({_less(whole)} for the whole model)"
-    return f"{_less(cost)} {_SAVED[cost.measure]}{of_all}"
+    of_all = "" if whole is None else f" ({_times(whole, 'as much')} for the whole model)"
+    return f"{_times(cost, 'the')} {_SAVED[cost.measure]}{of_all}"
 
 
-def _less(cost: Compared) -> str:
-    return f"{1 / cost.ratio:.2f} times less" if cost.ratio <= 1 else f"{cost.ratio:.2f} times the"
+def _times(cost: Compared, more: str) -> str:
+    return f"{1 / cost.ratio:.2f} times less" if cost.ratio <= 1 else f"{cost.ratio:.2f} times {more}"
 
 
 def _tokenwise(tensor: TensorReport) -> bool:

@@ -54,7 +54,7 @@ def test_every_method_keeps_a_share_of_the_time(method: str, clock: Clock, tmp_p
         assert tensor.setting is None or tensor.hardware.now.seconds < tensor.hardware.dense.seconds  # type: ignore[union-attr]
     assert "time of the matrices and what is between them on cpu (torch)" in str(report)
     chip = simba(report)
-    assert [name for name, *_ in report.figures] == ["time", "EDP on simba-l"]
+    assert [name for name, *_ in report.figures] == ["time of the matrices", "EDP of the matrices on simba-l"]
     assert report.figures[1][3] / report.figures[1][2] == pytest.approx(chip)
     assert "; EDP on simba-l" in str(report) and f"×{chip:.3f} |" in str(model_card(report, Origin("x")))
     assert list((tmp_path / "heat-hf").iterdir()), "kept in the user's cache folder"
