@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
@@ -67,7 +68,10 @@ def _numbered_results(
         yield from ((number, work(*call)) for number, call in calls)
         return
     from joblib import Parallel, delayed
+    from joblib.externals.loky.backend import resource_tracker as of_joblib
 
+    for tracker in (resource_tracker, of_joblib):  # which let interrupts in again where they begin
+        tracker.ensure_running()
     with _deaf_to_interrupts():
         parallel = Parallel(workers, return_as="generator_unordered")
         results = parallel(delayed(_elsewhere)(os.getpid(), work, number, *call) for number, call in calls)
