@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 import heat_hf  # noqa: F401
 from benchmarks.provenance import captioned, provenance, source_line
+from heat_hf.encoders.around import IN_BLOCKS
 from heat_hf.encoders.cost import model_cost
 from heat_hf.encoders.flow import fused_model
 from heat_hf.hardware import units
@@ -23,12 +24,10 @@ from heat_hf.hardware.analytic import AnalyticModel, cost_accelerator
 from recipes.demo.run import find_model
 from recipes.evidence import write_json
 
-BETWEEN = ("attention", "elementwise")
-
 
 def row(name: str, model: PreTrainedModel | str, costs: AnalyticModel, length: int) -> dict[str, Any]:
     """A model's EDPs in J·s and gains over its dense model, by what is counted."""
-    alone, apart = (model_cost(model, costs, length, 1, count) for count in ((), BETWEEN))
+    alone, apart = (model_cost(model, costs, length, 1, count) for count in ((), IN_BLOCKS))
     now, dense = fused_model(model, costs, length)
     pairs = {"matrices": (alone.total, alone.dense), "layers": (apart.total, apart.dense), "fused": (now.total, dense.total)}
     found = {what: {"edp": own.edp, "gain": before.edp / own.edp} for what, (own, before) in pairs.items()}

@@ -185,13 +185,14 @@ def _model(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, An
 
 def _whole_blocks(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, Any], str]:
     """Every block as one cascade, beside the sum of the same work layer by layer."""
+    from heat_hf.encoders.around import IN_BLOCKS
     from heat_hf.encoders.cost import model_cost
     from heat_hf.encoders.flow import fused_model
     from heat_hf.reports.cost import fused_data, step_table, total_line
 
     fed = args.sequence_length, args.batch_size
     now, dense = fused_model(args.model, costs, *fed)
-    apart = model_cost(args.model, costs, *fed, count=("attention", "elementwise")).total
+    apart = model_cost(args.model, costs, *fed, IN_BLOCKS).total
     kinds = "\n\n".join(f"{step_table(kind.cascade, f'{kind.count} blocks like this')}" for kind in now.kinds)
     lines = [total_line("blocks, fused", now.total), total_line("the same layer by layer", apart)]
     if now.total.edp != dense.total.edp:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # What the paper's ΣE·ΣT over linear layers leaves out.
 EXTRAS = ("attention", "embeddings", "elementwise")
+IN_BLOCKS = ("attention", "elementwise")  # of these, what Transformer blocks do
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,11 @@ class Flow:
         return {run: range(own[0], own[-1] + 1) for run, own in places.items()}
 
     @cached_property
+    def cuts(self) -> dict[str, list[int]]:
+        """Numbers of tiles by which each run can be cut."""
+        return {run: cuts([self.operations[place] for place in places]) for run, places in self.runs.items()}
+
+    @cached_property
     def made(self) -> dict[str, int]:
         """Value → place of the operation that makes it; before all others where it is given."""
         return dict.fromkeys(self.words, -1) | {operation.output: place for place, operation in enumerate(self.operations)}
@@ -208,10 +213,11 @@ class Flow:
     def _tilings(self) -> Iterator[dict[str, int]]:
         """Each run whole, and in the first two numbers of tiles by which all between its operations fits."""
         options = []
-        for run, places in self.runs.items():
-            possible = cuts([self.operations[place] for place in places])
+        for run in self.runs:
             inner = frozenset(value for value in self.between if self.inner[value] == run)
-            fitting = (tiles for tiles in possible if tiles > 1 and self.fits(Schedule(self._allowed(inner), {run: tiles})))
+            fitting = (
+                tiles for tiles in self.cuts[run] if tiles > 1 and self.fits(Schedule(self._allowed(inner), {run: tiles}))
+            )
             options.append([1, *itertools.islice(fitting, 2)])
         for counts in itertools.product(*options):
             yield dict(zip(self.runs, counts, strict=True))
@@ -264,8 +270,7 @@ class Flow:
         yield from (replace(schedule, kept=kept - {inside} | {outside}) for inside in kept for outside in out)
 
     def _other_cuts(self, tiles: Mapping[str, int]) -> Iterator[dict[str, int]]:
-        for run, places in self.runs.items():
-            known = cuts([self.operations[place] for place in places])
+        for run, known in self.cuts.items():
             place = known.index(tiles[run])
             for other in (place - 1, place + 1):
                 if 0 <= other < len(known):

@@ -21,7 +21,7 @@ from heat_hf.formats.size import MatrixSize
 from heat_hf.hardware.analytic import AnalyticModel, cost_accelerator
 from heat_hf.hardware.cascade import cost_gemm
 from heat_hf.hardware.cost import MisfitError
-from heat_hf.hardware.flow import Flow, Operation, Schedule, cuts
+from heat_hf.hardware.flow import Flow, Operation, Schedule
 from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.mapper import Mapper
 from heat_hf.hardware.spec import load_accelerator
@@ -54,7 +54,7 @@ def block(hidden: int, inner: int, head: int, rank: int | None = None) -> Block:
 def least(flow: Flow) -> float:
     """The least EDP of all schedules: every set of values on chip, every number of tiles."""
     found = []
-    for tiles in itertools.product(*(cuts([flow.operations[place] for place in run]) for run in flow.runs.values())):
+    for tiles in itertools.product(*flow.cuts.values()):
         for count in range(len(flow.between) + 1):
             for kept in itertools.combinations(flow.between, count):
                 cost = flow.cost(Schedule(frozenset(kept), dict(zip(flow.runs, tiles, strict=True))))
