@@ -18,7 +18,7 @@ from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, check_runtim
 from heat_hf.search.ranks.budgets import TARGETS
 from heat_hf.search.ranks.methods import MIXED, RANK_SEARCHES, RankSearch, get_rank_search
 
-CALIBRATION_MEMORY = ("model", "layer")
+CALIBRATION_MEMORY = ("model", "layer", "disk")
 JOINTLY = ("widths", "groups", "blocks")  # what several matrices may get together
 
 
@@ -74,7 +74,8 @@ class HeatConfig:
             inside one another, is refused.
         exclude: regular expressions for linears to leave dense.
         calibration_memory: "model" collects all second moments in one pass over the calibration data; "layer" takes one pass
-            per Transformer block and holds the moments of one block at a time.
+            per Transformer block and holds the moments of one block at a time; "disk" is "model" with them in files that have
+            no name, in the folder that `TMPDIR` names: nothing as large as the model has to stay in memory.
         seed: of decompositions that start at random, see `Solver`; from 0 to 2³² − 1.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
@@ -244,7 +245,8 @@ class HeatConfig:
     @property
     def collected(self) -> dict[str, Any]:
         """What is collected of calibration data, as `Statistics.collect` takes it."""
-        return {"gradients": self.collects_gradients, "seed": self.seed, "tile": self.tile_extent}
+        kept = {"disk": self.calibration_memory == "disk"}
+        return {"gradients": self.collects_gradients, "seed": self.seed, "tile": self.tile_extent, **kept}
 
     @property
     def tile_extent(self) -> int:

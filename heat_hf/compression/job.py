@@ -276,7 +276,10 @@ class Job:
     def _diverges(self, settings: Settings) -> float | None:
         """What a copy of the model, projected and not refined, diverges by on the calibration rows, if that is known."""
         known = {"given_statistics": self.statistics, "given_answers": self._unrefined_answers}
-        job = replace(self, model=copy.deepcopy(self.model), config=self._unrefined, **known)  # type: ignore[arg-type]
+        # Of parameters there need be no second copy: where nothing is refined, none of the dense model's is written to.
+        shared = {id(parameter): parameter for parameter in self.model.parameters()}
+        model = copy.deepcopy(self.model, shared)
+        job = replace(self, model=model, config=self._unrefined, **known)  # type: ignore[arg-type]
         fidelity = job.factorize(Solution(settings)).fidelity
         return None if fidelity is None else fidelity.measured
 

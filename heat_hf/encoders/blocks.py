@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from heat_hf.encoders.batches import Batch, model_inputs
 from heat_hf.encoders.linears import block_of
@@ -154,6 +155,29 @@ def _answering(module: nn.Module, answer: Tensor | None, more: int | None) -> It
         hidden = Call(args, kwargs).hidden if answer is None else answer
         return hidden if more is None else (hidden, *[None] * more)
 
+    with _forwarding(module, forward):
+        yield
+
+
+@contextmanager
+def recomputing(module: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Let a block keep nothing for a backward pass but what it is called with; it then runs again, within `again()`."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        if not torch.is_grad_enabled():
+            return own(*args, **kwargs)
+        return checkpoint(
+            own, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), again()), **kwargs
+        )
+
+    with _forwarding(module, forward):
+        yield
+
+
+@contextmanager
+def _forwarding(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module's forward pass be another function."""
     own = module.__dict__.get("forward")  # another library's, where there is one
     module.forward = forward
     try:

@@ -9,13 +9,14 @@ projection, and losses of different layers become comparable.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.moments import Gradients, run_watched, spread
+from heat_hf.encoders.triangles import Moments, copied
 from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def scaled_moments(
     modules: Mapping[str, nn.Module],
     batches: Sequence[Batch],
     second_moments: Mapping[str, Tensor],
-    output_moments: Mapping[str, Tensor],
+    output_moments: Moments,
     seed: int = 0,
-) -> dict[str, Tensor]:
+    disk: bool = False,
+) -> Moments:
     """G of every layer with a weight matrix, scaled so that losses of an error count as what they do to whole sequences.
 
     Args:
@@ -42,18 +44,22 @@ def scaled_moments(
         second_moments: C of every layer's inputs, N×N, float64.
         output_moments: G of every layer's outputs, M×M, float64; scaled in place.
         seed: of the random directions in output space.
+        disk: whether errors, which together are as large as the model, are kept in files, see `room`.
     """
     errors, losses = {}, {}
     for name, module in modules.items():
         weight = module.weight
         assert isinstance(weight, Tensor)
-        errors[name], losses[name] = typical_error(weight, second_moments[name], output_moments[name])
+        error, losses[name] = typical_error(weight, second_moments[name], output_moments[name])
+        errors[name] = copied(error) if disk else error
     chosen = [batches[number] for number in sorted(spread(batches, ROWS))]
-    inputs = _Moved(errors)
+    inputs = _Moved(errors, disk)
     outputs = _Sums(inputs, seed + 1)  # other directions than those that G was taken along
-    run_watched(model, modules, chosen, inputs, outputs, range(len(chosen)))
+    run_watched(model, modules, chosen, inputs, outputs, range(len(chosen)), disk)
     scales = {name: outputs.loss(name) / lost for name, lost in losses.items() if lost and outputs.loss(name)}
-    return {name: moment.mul_(scales.get(name, 1.0)) for name, moment in output_moments.items()}
+    for name, triangle in output_moments.triangles.items():
+        triangle.elements.mul_(scales.get(name, 1.0))
+    return output_moments
 
 
 def typical_error(weight: Tensor, second_moment: Tensor, output_moment: Tensor) -> tuple[Tensor, float]:
@@ -80,24 +86,26 @@ def typical_error(weight: Tensor, second_moment: Tensor, output_moment: Tensor) 
 
 
 class _Moved:
-    """What an error of every layer's weight adds to its outputs, Δx, call by call."""
+    """What an error of every layer's weight adds to its outputs, Δx, in its last call."""
 
-    def __init__(self, errors: Mapping[str, Tensor]) -> None:
+    def __init__(self, errors: Mapping[str, Tensor], disk: bool) -> None:
         self.errors = errors
-        self.calls: list[Tensor] = []
+        self.disk = disk
+        self.last: dict[str, Tensor] = {}
         self.mask: Tensor | None = None
 
     def hook(self, name: str) -> Callable[..., None]:
         """To be called before the layer."""
 
         def move(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self.calls.append(args[0].detach() @ self.errors[name].T)
+            moved = args[0].detach() @ self.errors[name].T
+            self.last[name] = copied(moved) if self.disk else moved
 
         return move
 
     def clear(self) -> None:
         """A batch is done."""
-        self.calls.clear()
+        self.last.clear()
 
 
 class _Sums(Gradients):
@@ -106,20 +114,28 @@ class _Sums(Gradients):
     def __init__(self, moved: _Moved, seed: int) -> None:
         super().__init__(seed)
         self.moved = moved
+        self.products: dict[tuple[str, int], Tensor] = {}
         self.squares: dict[str, float] = {}
 
-    def take(self, gradients: Sequence[tuple[str, Tensor | None]]) -> None:
-        """Add the products of every sequence, over all calls of a layer with as many rows."""
-        sums: dict[tuple[str, int], Tensor] = {}
-        for (name, gradient), moved in zip(gradients, self.moved.calls, strict=True):
-            if gradient is not None:
-                products = (gradient * moved).sum(-1)
-                if self.mask is not None and products.shape == self.mask.shape:
-                    products = products * self.mask
-                key = name, len(products)  # of relative positions, all sequences of a batch have the same
-                sums[key] = sums.get(key, 0) + products.reshape(len(products), -1).sum(1).double()
-        for (name, _), values in sums.items():
+    def taker(self, name: str) -> Callable[[Tensor], None]:
+        """Adds the products of every sequence, over all calls of a layer with as many rows."""
+        moved = self.moved.last.pop(name)
+
+        def take(gradient: Tensor) -> None:
+            products = (gradient * moved).sum(-1)
+            if self.mask is not None and products.shape == self.mask.shape:
+                products = products * self.mask
+            key = name, len(products)  # of relative positions, all sequences of a batch have the same
+            self.products[key] = self.products.get(key, 0) + products.reshape(len(products), -1).sum(1).double()
+
+        return take
+
+    def add(self, signals: Any, sequences: int) -> None:  # noqa: ANN401
+        """Take the gradients of the forward pass that just ran, and square what they say of each sequence."""
+        super().add(signals, sequences)
+        for (name, _), values in self.products.items():
             self.squares[name] = self.squares.get(name, 0.0) + float(values.square().sum())
+        self.products.clear()
 
     def loss(self, name: str) -> float:
         """The divergence that the layer's error causes; 0 where the model's outputs do not depend on it."""

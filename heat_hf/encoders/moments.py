@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import weakref
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.encoders.batches import Batch, model_inputs, sequences, tokens
+from heat_hf.encoders.blocks import recomputing
+from heat_hf.encoders.linears import by_block
 from heat_hf.encoders.signals import output_signals, random_probe
+from heat_hf.encoders.triangles import Moments, Triangle
 from heat_hf.formats.tiles import cut_up, masked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-STRIP = 384  # columns of a product XᵀX that are computed together
 PROBED_TOKENS = 24_576  # whose gradients say enough of any layer
 PASS_TOKENS = 768  # that run at once
 
@@ -30,8 +33,11 @@ def run_watched(
     inputs: Inputs,
     outputs: Gradients,
     probed: Container[int],
+    again: bool = False,
 ) -> None:
     """Run batches in evaluation mode, with hooks before and after layers.
+
+    Parameters are frozen meanwhile: gradients go through them, none is taken of them, and so less of a forward pass is kept.
 
     Args:
         model: a dense model.
@@ -40,13 +46,20 @@ def run_watched(
         inputs: sees what goes into the layers.
         outputs: sees the gradients at what comes out.
         probed: numbers of the batches whose gradients are taken.
+        again: whether blocks keep nothing of a forward pass, and run again in the backward pass.
     """
     training, device = model.training, model.device
-    model.eval()
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with ExitStack() as stack:
         stack.callback(model.train, training)
+        stack.callback(_require_gradients, learned, True)
+        model.eval()
+        _require_gradients(learned, False)
+        if again:
+            for name in by_block(modules):
+                stack.enter_context(recomputing(model.get_submodule(name), outputs.passed_over))
         for name, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(inputs.hook(name)).remove)
+            stack.callback(module.register_forward_pre_hook(outputs.at_first(inputs.hook(name))).remove)
             stack.callback(module.register_forward_hook(outputs.hook(name)).remove)
         for number, batch in enumerate(batches):
             for part in _parts(batch):
@@ -57,6 +70,11 @@ def run_watched(
                     if number in probed:
                         outputs.add(output_signals(answer, given, model), sequences(part))
                 inputs.clear()
+
+
+def _require_gradients(parameters: Iterable[nn.Parameter], required: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(required)
 
 
 def _parts(batch: Batch) -> list[Batch]:
@@ -86,26 +104,11 @@ def padding_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 
 
-def _add_products(sums: dict[str, Tensor], name: str, rows: Tensor, mask: Tensor | None) -> int:
-    """Add x xᵀ of the rows that are not padding to a sum in float64, its upper triangle; returns how many they are.
-
-    In strips that leave out most of the lower triangle; `_whole` fills it.
-    """
+def _counted(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows that are not padding, a number × width, float32."""
     if mask is not None and rows.shape[:-1] == mask.shape:
         rows = rows[mask]
-    flat = rows.reshape(-1, rows.shape[-1]).float()
-    width = flat.shape[1]
-    if name not in sums:
-        sums[name] = flat.new_zeros(width, width, dtype=torch.float64)
-    for start in range(0, width, STRIP):
-        sums[name][start : start + STRIP, start:] += flat[:, start : start + STRIP].T @ flat[:, start:]
-    return len(flat)
-
-
-def _whole(upper: Tensor) -> Tensor:
-    """A symmetric matrix of its upper triangle, in its place."""
-    upper.triu_()
-    return upper.add_(upper.triu(1).T)
+    return rows.reshape(-1, rows.shape[-1]).float()
 
 
 class Inputs(Protocol):
@@ -126,15 +129,15 @@ class InputMoments:
 
     Attributes:
         tile: t, to add up the same of tiles of t tokens × t features, too; 0 for none.
+        disk: whether sums are in files, see `room`.
     """
 
     tile: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    disk: bool = False
+    sums: dict[str, Triangle] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     leader: dict[str, str] = field(default_factory=dict)
-    seen: dict[tuple[int, int], tuple[Tensor, str]] = field(
-        default_factory=dict
-    )  # keeps tensors alive, so that their ids stay theirs
+    seen: dict[tuple[int, int], tuple[weakref.ref[Tensor], str]] = field(default_factory=dict)
     mask: Tensor | None = None
     tiles: dict[str, Tensor] = field(default_factory=dict)
 
@@ -144,10 +147,15 @@ class InputMoments:
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0]
             if name not in self.leader:
-                version = 0 if x.is_inference() else x._version  # changed in place, it is another input
-                self.leader[name] = self.seen.setdefault((id(x), version), (x, name))[1]
+                key = id(x), 0 if x.is_inference() else x._version  # changed in place, it is another input
+                there = self.seen.get(key)
+                if there is None or there[0]() is not x:  # an id may be another's, once a tensor is gone
+                    there = self.seen[key] = weakref.ref(x), name
+                self.leader[name] = there[1]
             if self.leader[name] == name:
-                self.rows[name] = self.rows.get(name, 0) + _add_products(self.sums, name, x.detach(), self.mask)
+                rows = _counted(x.detach(), self.mask)
+                self.rows[name] = self.rows.get(name, 0) + len(rows)
+                _sum(self.sums, name, rows, self.disk).add(rows)
                 if self.tile:
                     self._add_tiles(name, x.detach())
 
@@ -168,19 +176,16 @@ class InputMoments:
         """Those of every layer's tiles, up to a factor; empty if none were asked for."""
         return {name: self.tiles[self.leader[name]] for name in modules} if self.tile else {}
 
-    def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def moments(self, modules: Mapping[str, nn.Module]) -> Moments:
         """C of every layer; the sums are used up."""
         unused = [name for name in modules if name not in self.leader]
         if unused:
             raise ValueError(f"the calibration data never reaches {unused[0]!r} ({len(unused)} such layers)")
-        means = {}
-        for name in list(self.sums):
-            # In place: sums and means side by side would take twice the memory.
-            moment = _whole(self.sums.pop(name)).div_(self.rows[name])
-            if not torch.isfinite(moment).all():
+        for name, total in self.sums.items():
+            total.elements.div_(self.rows[name])
+            if not torch.isfinite(total.elements).all():
                 raise ValueError(f"the calibration inputs of {name!r} are not finite")
-            means[name] = moment
-        return {name: means[self.leader[name]] for name in modules}
+        return Moments(self.sums, {name: self.leader[name] for name in modules})
 
 
 class Gradients:
@@ -189,8 +194,8 @@ class Gradients:
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.sequences = 0
-        self.reached: list[tuple[str, Tensor]] = []
         self.mask: Tensor | None = None
+        self.over = False
 
     def hook(self, name: str) -> Callable[..., Tensor | None]:
         """To be called after the layer."""
@@ -198,45 +203,71 @@ class Gradients:
         def keep(_module: nn.Module, _args: object, output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
-            # Where parameters are frozen, nothing before this has a graph; it starts here.
-            self.reached.append((name, output if output.requires_grad else output.requires_grad_()))
+            if not output.requires_grad:  # nothing before this has a graph; it starts here
+                output.requires_grad_()
+            if not self.over:
+                output.register_hook(self.taker(name))
             return output.clone()  # the model may change it in place, and the gradient is asked for before that
 
         return keep
 
+    @contextmanager
+    def passed_over(self) -> Iterator[None]:
+        """Layers that run meanwhile run again: their gradients are taken where they ran first."""
+        self.over = True
+        try:
+            yield
+        finally:
+            self.over = False
+
+    def at_first(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """A hook before layers that is passed over with them."""
+        return lambda *args: None if self.over else hook(*args)
+
     def add(self, signals: Any, sequences: int) -> None:  # noqa: ANN401
         """Take the gradients of the forward pass that just ran."""
         probe = random_probe(signals, self.generator)
-        outputs = [output for _, output in self.reached]
-        gradients = torch.autograd.grad(probe, outputs, allow_unused=True) if outputs else ()
-        self.take([(name, gradient) for (name, _), gradient in zip(self.reached, gradients, strict=True)])
-        self.reached.clear()
+        if probe.requires_grad:  # else it depends on no layer
+            probe.backward()
         self.sequences += sequences
 
-    def take(self, gradients: Sequence[tuple[str, Tensor | None]]) -> None:
-        """Gradients at the outputs of layers in the order in which these ran; None where the model's outputs do not depend."""
+    def taker(self, name: str) -> Callable[[Tensor], None]:
+        """What takes the gradient at what a layer just answered, where the model's outputs depend on it."""
         raise NotImplementedError
 
 
 class OutputMoments(Gradients):
-    """Adds up g gᵀ over the rows of the gradients."""
+    """Adds up g gᵀ over the rows of the gradients; with `disk`, in files."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, disk: bool = False) -> None:
         super().__init__(seed)
-        self.sums: dict[str, Tensor] = {}
+        self.disk = disk
+        self.sums: dict[str, Triangle] = {}
 
-    def take(self, gradients: Sequence[tuple[str, Tensor | None]]) -> None:
-        """Add them."""
-        for name, gradient in gradients:
-            if gradient is not None:
-                _add_products(self.sums, name, gradient, self.mask)
+    def taker(self, name: str) -> Callable[[Tensor], None]:
+        """Adds it."""
 
-    def moments(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        def take(gradient: Tensor) -> None:
+            rows = _counted(gradient, self.mask)
+            _sum(self.sums, name, rows, self.disk).add(rows)
+
+        return take
+
+    def moments(self, modules: Mapping[str, nn.Module]) -> Moments:
         """G of every layer; the sums are used up."""
-        lost = [name for name in modules if name not in self.sums or not torch.isfinite(self.sums[name]).all()]
+        lost = [name for name in modules if name not in self.sums or not torch.isfinite(self.sums[name].elements).all()]
         if lost:
             raise ValueError(f"the model's outputs have no finite gradient at {lost[0]!r} ({len(lost)} such layers)")
-        return {name: _whole(self.sums.pop(name)).div_(self.sequences) for name in modules}
+        for total in self.sums.values():
+            total.elements.div_(self.sequences)
+        return Moments({name: self.sums[name] for name in modules})
+
+
+def _sum(sums: dict[str, Triangle], name: str, rows: Tensor, disk: bool) -> Triangle:
+    """What rows of a layer are added to."""
+    if name not in sums:
+        sums[name] = Triangle.zeros(rows.shape[-1], rows.device, disk)
+    return sums[name]
 
 
 def spread(batches: Sequence[Batch], rows: int) -> frozenset[int]:

@@ -20,12 +20,13 @@ from heat_hf.encoders.checkpoints.storage import atomic_file
 from heat_hf.encoders.coherence import scaled_moments
 from heat_hf.encoders.linears import tensors_digest
 from heat_hf.encoders.moments import InputMoments, OutputMoments, run_watched, spread
+from heat_hf.encoders.triangles import Moments, Triangle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GRADIENT_ROWS = 1024  # a backward pass costs as much as two forward passes, and G needs fewer rows than C
-FILE_VERSION = "3"
+FILE_VERSION = "4"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Statistics:
             float64; empty where no tiles were asked for.
     """
 
-    second_moments: Mapping[str, Tensor]
-    output_moments: Mapping[str, Tensor]
+    second_moments: Moments
+    output_moments: Moments
     rows: int
     data_digest: str
     model_digest: str
@@ -68,6 +69,7 @@ class Statistics:
         seed: int = 0,
         bar: bool = True,
         tile: int = 0,
+        disk: bool = False,
     ) -> Statistics:
         """Run every batch once; the gradients of about `GRADIENT_ROWS` sequences, evenly spread, are taken on the way.
 
@@ -79,19 +81,23 @@ class Statistics:
             seed: of the random directions in output space.
             bar: whether to show how far it is; not within other work that has a bar.
             tile: t, where moments of tiles are needed; 0 for none.
+            disk: whether what is as large as the model, or larger, is kept in files without a name instead of in memory.
 
         Raises:
             ValueError: if a layer is never reached, or a moment is not finite.
+            OSError: if there is no room on the disk.
         """
         batches = list(batches)
-        inputs, outputs = InputMoments(tile), OutputMoments(seed)
+        inputs, outputs = InputMoments(tile, disk), OutputMoments(seed, disk)
         probed = spread(batches, GRADIENT_ROWS) if gradients else frozenset()
         shown = tqdm(batches, desc="Calibrating", unit="batch", disable=not bar)
-        run_watched(model, modules, shown, inputs, outputs, probed)
+        run_watched(model, modules, shown, inputs, outputs, probed, disk)
         moments = inputs.moments(modules)
         return cls(
             moments,
-            scaled_moments(model, modules, batches, moments, outputs.moments(modules), seed) if gradients else {},
+            scaled_moments(model, modules, batches, moments, outputs.moments(modules), seed, disk)
+            if gradients
+            else Moments({}),
             sum(map(sequences, batches)),
             data_digest(batches),
             tensors_digest(model.parameters()),
@@ -107,7 +113,7 @@ class Statistics:
 
     def spans(self, name: str) -> bool:
         """Whether there are tokens enough to tell a layer's inputs apart; else C is singular, and errors in it mean nothing."""
-        return self.tokens >= len(self.second_moments[name])
+        return self.tokens >= self.second_moments.width(name)
 
     def moments(self, name: str, gradients: bool = True) -> tuple[Tensor, Tensor | None]:
         """C and, if asked for, G of a layer."""
@@ -151,14 +157,15 @@ class Statistics:
         """
         from safetensors.torch import save_file
 
-        first: dict[int, str] = {}
-        shared = {name: first.setdefault(id(moment), name) for name, moment in self.second_moments.items()}
-        tensors = {f"C.{name}": self.second_moments[name].contiguous() for name in first.values()}
-        tensors |= {f"G.{name}": moment.contiguous() for name, moment in self.output_moments.items()}
-        tensors |= {f"T.{name}": self.tile_moments[name] for name in first.values() if name in self.tile_moments}
+        second, output = self.second_moments, self.output_moments
+        tensors = {f"C.{name}": triangle.elements for name, triangle in second.triangles.items()}
+        tensors |= {f"G.{name}": triangle.elements for name, triangle in output.triangles.items()}
+        tensors |= {f"T.{name}": self.tile_moments[name] for name in second.triangles if name in self.tile_moments}
+        widths = {"C": _widths(second), "G": _widths(output)}
         names = ("rows", "data_digest", "model_digest", "seed", "tokens")
         about = {name: getattr(self, name) for name in names}
-        header = {"heat_statistics": FILE_VERSION, "about": json.dumps(about), "shared": json.dumps(shared)}
+        header = {"heat_statistics": FILE_VERSION, "about": json.dumps(about), "shared": json.dumps(second.leaders)}
+        header["widths"] = json.dumps(widths)
         with atomic_file(path) as file:
             save_file(tensors, file, metadata=header)
 
@@ -177,13 +184,22 @@ class Statistics:
         try:
             with safe_open(str(path), "pt") as file:
                 header = file.metadata() or {}
-                if header.get("heat_statistics") != FILE_VERSION:
-                    raise ValueError(f"{path} holds no statistics of version {FILE_VERSION}: collect them again")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            shared = json.loads(header["shared"])
-            second = {name: tensors[f"C.{leader}"] for name, leader in shared.items()}
-            tiles = {name: tensors[f"T.{leader}"] for name, leader in shared.items() if f"T.{leader}" in tensors}
-            output = {name: tensors[f"G.{name}"] for name in shared if f"G.{name}" in tensors}
-            return cls(second, output, **json.loads(header["about"]), tile_moments=tiles)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except SafetensorError as error:
             raise ValueError(f"{path} is damaged, or holds no statistics: {error}") from error
+        if header.get("heat_statistics") != FILE_VERSION:
+            raise ValueError(f"{path} holds no statistics of version {FILE_VERSION}: collect them again")
+        try:
+            shared, widths = json.loads(header["shared"]), json.loads(header["widths"])
+            second, output = (
+                {name: Triangle(width, tensors[f"{kind}.{name}"]) for name, width in widths[kind].items()} for kind in "CG"
+            )
+            tiles = {name: tensors[f"T.{leader}"] for name, leader in shared.items() if f"T.{leader}" in tensors}
+            about = json.loads(header["about"])
+            return cls(Moments(second, shared), Moments(output), **about, tile_moments=tiles)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged, or holds no statistics: {error}") from error
+
+
+def _widths(moments: Moments) -> dict[str, int]:
+    return {name: triangle.width for name, triangle in moments.triangles.items()}

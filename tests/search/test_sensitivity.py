@@ -15,6 +15,7 @@ from heat_hf import FORMATS, HeatConfig, TensorShape
 from heat_hf.compression.job import Job
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.statistics import Statistics
+from heat_hf.encoders.triangles import Moments
 from heat_hf.formats import get_format
 from heat_hf.formats.decomposition import decompose
 from heat_hf.formats.projection import DAMPING, OUTPUT_DAMPING, triangular_root, weighted_square
@@ -139,7 +140,7 @@ def test_curves_are_what_the_projection_loses(name: str, shape: tuple) -> None:
     shape = TensorShape(*shape)
     linear, c, g = torch.nn.Linear(36, 24), moment(36, 1), moment(24, 2)
     costs = Costs({"a": Matrix(MatrixSize(24, 36))}, 16, None)
-    statistics = Statistics({"a": c}, {"a": g}, 1, "", "")
+    statistics = Statistics(Moments.of({"a": c}), Moments.of({"a": g}), 1, "", "")
     problem = Problem(torch.nn.Sequential(linear), {"a": linear}, costs, (name,), statistics=statistics)
     curves = sensitivity_curves(problem, {(name, MatrixSize(24, 36)): shape})
     space, (curve,) = curves.space, curves.losses
