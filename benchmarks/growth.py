@@ -1,4 +1,4 @@
-"""How time and memory of an untrained compression grow with blocks and with calibration tokens, at BERT-base's width.
+"""How time and memory of an untrained compression grow with blocks, calibration tokens and width.
 
 Ranks and widths at an EDP gain of 5.7, refined, of models with random weights: what they answer does not matter here, and no
 score is stated. Every case runs in a process of its own, so that its peak memory is its own. Cases already in the output file
@@ -29,6 +29,8 @@ LENGTH, ROWS = 128, 32  # tokens of a sequence, sequences of a batch
 VOCABULARY = 30_522
 KIB = 2**10
 PANELS = {"blocks": "blocks", "tokens": "calibration tokens"}
+WIDTH = 768  # of BERT-base, for the numbers of blocks and of tokens
+MODELS = {384: 6, 1024: 24}  # width → blocks of MiniLM and BERT-large
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,16 @@ class Case:
     Attributes:
         blocks: of the model.
         tokens: of calibration data, without padding.
-        hidden, inner: widths of the blocks.
+        hidden: width of the blocks; that of their feed-forward networks is four times as much.
     """
 
     blocks: int
     tokens: int
-    hidden: int
-    inner: int
+    hidden: int = WIDTH
 
 
 def measure(case: Case, seed: int) -> dict[str, Any]:
-    """Compress once: minutes, processor minutes, and the most memory above that of the model and its data, in GiB."""
+    """Compress once: minutes, processor minutes, and the most memory above that of the model and its data, and the model's, in GiB."""
     import psutil
     import torch
     from transformers import BertConfig, BertModel
@@ -63,13 +64,13 @@ def measure(case: Case, seed: int) -> dict[str, Any]:
             hidden_size=case.hidden,
             num_hidden_layers=case.blocks,
             num_attention_heads=max(1, case.hidden // 64),
-            intermediate_size=case.inner,
+            intermediate_size=4 * case.hidden,
         )
     ).eval()
     ids = torch.randint(1000, VOCABULARY, (case.tokens // LENGTH, LENGTH))
     batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(ROWS)]
     config = HeatConfig(rank_search="sensitivity", target_edp_ratio=1 / GAIN, widths=True, seed=seed)
-    held = psutil.Process().memory_info().rss
+    held, size = psutil.Process().memory_info().rss, sum(p.nbytes for p in model.parameters())
     wall, processor = time.perf_counter(), time.process_time()
     report = factorize(model, config, batches)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
@@ -79,7 +80,7 @@ def measure(case: Case, seed: int) -> dict[str, Any]:
         "minutes": wall / 60,
         "processor_minutes": processor / 60,
         "GiB": (peak - held) / 2**30,
-        "model_GiB": sum(p.nbytes for p in model.parameters()) / 2**30,
+        "model_GiB": size / 2**30,
         "edp_ratio": report.hardware.ratio,
         "threads": torch.get_num_threads(),
     }
@@ -103,10 +104,11 @@ def line(rows: list[dict[str, Any]], over: str, what: str) -> tuple[float, float
 
 
 def panels(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Cases over blocks at the tokens, and over tokens at the blocks, that are held fixed there."""
+    """Cases of one width over blocks at the tokens, and over tokens at the blocks, that are held fixed there."""
+    rows = [row for row in data["rows"] if row["hidden"] == WIDTH]
     fixed = {"blocks": ("tokens", data["fixed_tokens"]), "tokens": ("blocks", data["fixed_blocks"])}
     return {
-        over: sorted((row for row in data["rows"] if row[name] == value), key=lambda row: row[over])
+        over: sorted((row for row in rows if row[name] == value), key=lambda row: row[over])
         for over, (name, value) in fixed.items()
     }
 
@@ -138,14 +140,17 @@ def draw(data: dict[str, Any], path: Path) -> None:
 
 def table(data: dict[str, Any]) -> str:
     """A row for each case, over the straight lines through minutes."""
-    lines = ["| blocks | calibration tokens | minutes | processor minutes | memory, GiB |", "|---:|---:|---:|---:|---:|"]
-    for row in sorted(data["rows"], key=lambda row: (row["blocks"], row["tokens"])):
-        figures = " | ".join(f"{row[name]:.1f}" for name in ("minutes", "processor_minutes", "GiB"))
-        lines.append(f"| {row['blocks']} | {row['tokens']:,} | {figures} |")
+    lines = [
+        "| width | blocks | calibration tokens | minutes | processor minutes | memory, GiB | model, GiB |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(data["rows"], key=lambda row: (row["hidden"], row["blocks"], row["tokens"])):
+        figures = " | ".join(f"{row[name]:.1f}" for name in ("minutes", "processor_minutes", "GiB", "model_GiB"))
+        lines.append(f"| {row['hidden']:,} | {row['blocks']} | {row['tokens']:,} | {figures} |")
     fits = {over: line(rows, over, "minutes")[2] for over, rows in panels(data).items()}
     caption = (
-        f"Random weights, BERT-base's width; ranks and widths at {data['gain']:g}×, refined. Memory: above the model. Straight "
-        f"lines: R² {fits['blocks']:.3f} over blocks, {fits['tokens']:.3f} over tokens."
+        f"Random weights; ranks and widths at {data['gain']:g}×, refined. Memory: above the model. Straight "
+        f"lines at width {WIDTH}: R² {fits['blocks']:.3f} over blocks, {fits['tokens']:.3f} over tokens."
     )
     return captioned(lines, caption, source_line(data))
 
@@ -153,9 +158,8 @@ def table(data: dict[str, Any]) -> str:
 def cases(args: argparse.Namespace) -> list[Case]:
     """What is asked for, the quickest first."""
     wanted = {(blocks, args.fixed_tokens) for blocks in args.blocks} | set(product([args.fixed_blocks], args.tokens))
-    return [
-        Case(blocks, tokens, args.hidden, args.inner) for blocks, tokens in sorted(wanted, key=lambda pair: pair[0] * pair[1])
-    ]
+    same = [Case(blocks, tokens) for blocks, tokens in sorted(wanted, key=lambda pair: pair[0] * pair[1])]
+    return [*same, *(Case(blocks, args.fixed_tokens, hidden) for hidden, blocks in MODELS.items() if hidden in args.widths)]
 
 
 def main() -> None:
@@ -164,8 +168,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[2**15, 2**16, 2**17])
     parser.add_argument("--fixed-tokens", type=int, default=2**15, help="for the numbers of blocks (default: %(default)s)")
     parser.add_argument("--fixed-blocks", type=int, default=3, help="for the numbers of tokens (default: %(default)s)")
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--inner", type=int, default=3072)
+    parser.add_argument("--widths", type=int, nargs="*", default=list(MODELS), choices=MODELS, help="beside BERT-base's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--output", type=Path)

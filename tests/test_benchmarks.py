@@ -118,13 +118,14 @@ def test_what_is_outermost_is_never_beaten() -> None:
 
 
 def test_growth_is_fitted_by_a_line() -> None:
-    same = {"processor_minutes": 1.0, "GiB": 1.0}
-    rows = [{"blocks": b, "tokens": t, "minutes": 2.0 + 3 * b, **same} for b, t in ((1, 8), (3, 8), (3, 9))]
+    same = {"processor_minutes": 1.0, "GiB": 1.0, "model_GiB": 0.5}
+    cases = ((1, 8, 768), (3, 8, 768), (3, 9, 768), (9, 8, 1024))
+    rows = [{"blocks": b, "tokens": t, "hidden": w, "minutes": 2.0 + 3 * b, **same} for b, t, w in cases]
     about = {"gain": 5.7, "command": "", "machine": "", "versions": {}}
     data = {"rows": rows, "fixed_tokens": 8, "fixed_blocks": 3, **about}
     assert growth.line(growth.panels(data)["blocks"], "blocks", "minutes") == pytest.approx((3, 2, 1))
     assert [row["tokens"] for row in growth.panels(data)["tokens"]] == [8, 9]
-    assert "| 3 | 9 | 11.0 | 1.0 | 1.0 |" in growth.table(data)
+    assert "| 768 | 3 | 9 | 11.0 | 1.0 | 1.0 | 0.5 |" in growth.table(data)
 
 
 def test_what_is_left_of_a_model_whose_parts_shrink() -> None:

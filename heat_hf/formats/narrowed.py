@@ -118,14 +118,12 @@ class Neurons:
         """
         import torch
 
-        from heat_hf.formats.projection import OUTPUT_DAMPING, damped, triangular_root
+        from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 
-        moment = damped(second_moment.double(), RIDGE)
-        root, failed = torch.linalg.cholesky_ex(moment)
-        inverse = torch.linalg.inv(moment) if failed else torch.cholesky_inverse(root)  # summed in float32 it may fail
-        matrix = weight.detach().to(moment, copy=True)
+        inverse = _damped_inverse(second_moment.double())
+        matrix = weight.detach().to(inverse, copy=True)
         if output_moment is not None:
-            matrix = triangular_root(output_moment.to(moment), OUTPUT_DAMPING).T @ matrix
+            matrix = triangular_root(output_moment.to(inverse), OUTPUT_DAMPING).T @ matrix
         count = matrix.shape[1]
         alive = torch.ones(count, dtype=torch.bool, device=matrix.device)
         chunk, order, losses = max(1, count // CHUNKS), list[int](), [0.0]
@@ -150,6 +148,17 @@ class Neurons:
     def lost(self, count: int) -> float:
         """What is lost with `count` columns left, a multiple of `size`."""
         return self.losses[(len(self.order) - count) // self.size]
+
+
+def _damped_inverse(moment: Tensor) -> Tensor:
+    """C⁻¹, of a C with a little more on its diagonal."""
+    import torch
+
+    from heat_hf.formats.projection import damped
+
+    more = damped(moment, RIDGE)
+    root, failed = torch.linalg.cholesky_ex(more)
+    return torch.linalg.inv(more) if failed else torch.cholesky_inverse(root)  # summed in float32 it may fail
 
 
 def _missed_least(matrix: Tensor, inverse: Tensor, alive: Tensor, count: int, size: int) -> Tensor:

@@ -43,24 +43,33 @@ def square_roots(moment: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tens
     A part of their mean, by default a millionth, is added to the eigenvalues: directions that the calibration data never took
     keep a trace of weight, so that W there is kept as well as the cores allow, and the inverse exists.
     """
+    roots, eigenvectors = _damped_spectrum(moment, damping)
+    return (eigenvectors * roots) @ eigenvectors.T, (eigenvectors / roots) @ eigenvectors.T
+
+
+def _damped_spectrum(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Square roots of the eigenvalues, damped, and eigenvectors."""
     eigenvalues, eigenvectors = torch.linalg.eigh(moment)
     ridge = damping * eigenvalues.mean().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
-    roots = (eigenvalues.clamp_min(0) + ridge).sqrt()
-    return (eigenvectors * roots) @ eigenvectors.T, (eigenvectors / roots) @ eigenvectors.T
+    return (eigenvalues.clamp_min(0) + ridge).sqrt(), eigenvectors
 
 
 def damped(moment: Tensor, damping: float) -> Tensor:
     """C with a part of the mean of its diagonal added to it."""
-    ridge = damping * moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
-    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return moment + ridge * eye
+    result = moment.clone()
+    result.diagonal().add_(damping * moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny))
+    return result
 
 
 def triangular_root(moment: Tensor, damping: float = DAMPING) -> Tensor:
     """L with L Lᵀ = C, damped as in `square_roots`: as good as C^{1/2} where norms alone matter, and far cheaper."""
     root, failed = torch.linalg.cholesky_ex(damped(moment, damping))
+    if not failed:
+        return root
     # Summed in float32, a singular moment can have eigenvalues a little below zero, beyond what damping makes up for.
-    return square_roots(moment, damping)[0] if failed else root
+    del root
+    roots, eigenvectors = _damped_spectrum(moment, damping)
+    return (eigenvectors * roots) @ eigenvectors.T
 
 
 def triangular_roots(moment: Tensor, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
