@@ -123,7 +123,12 @@ def main() -> None:
     size = make_checkpoint(checkpoint, args.blocks, args.hidden, args.classifier)
     command = "python -m benchmarks.streamed --data DATA --classifier FOLDER --work FOLDER --output FILE"
     data = json.loads(args.output.read_text()) if args.output.exists() else {"rows": []}
-    data |= {**provenance(command, "torch", "transformers"), "bytes": size, "limit": int(size * args.limit), "blocks": args.blocks}
+    data |= {
+        **provenance(command, "torch", "transformers"),
+        "bytes": size,
+        "limit": int(size * args.limit),
+        "blocks": args.blocks,
+    }
     data |= {"hidden": args.hidden, "calibration_rows": args.rows}
     for way in WAYS:
         if way not in [row["way"] for row in data["rows"]]:

@@ -53,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--without", nargs="+", default=[], metavar="STABILIZER",
         help="leave some out, to see what they are worth: first_slices, bounded_change, sandwich, normalized_variance",
     )  # fmt: skip
+    _add_numbers(train, _TRAINING)
+    train.add_argument(
+        "--variance", default="projected", metavar="TARGET",
+        help="what W′'s is normalized to: projected, its own before training, or weight, W's (default: %(default)s)",
+    )  # fmt: skip
+    train.add_argument(
+        "--prior", action="store_true",
+        help="predict from what the calibration data says that ranks lose, as sensitivity does, and let the forest correct it",
+    )  # fmt: skip
+    _add_numbers(parser.add_argument_group("the evolution"), _EVOLUTION)
     run = parser.add_argument_group("what is fed, and the hardware")
     options.add_tokens(run)
     options.add_accelerator(run, "hardware, cpu for this machine; ")
@@ -64,6 +74,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_json(out, "what was found")
 
 
+# Name, kind, default and meaning of what is passed on under the same name.
+_TRAINING = (
+    ("hidden_weight", options.real(0, 1e6), 10.0, "of the hidden states' distance beside the outputs' divergence"),
+    ("least_share", options.real(0, 1), 0.06, "parameters of the smallest ranks, of the matrix's"),
+    ("largest_share", options.real(0, 1), 0.8, "of the largest"),
+    ("hold", options.COUNT, 8, "steps until the bounded change turns to another SubNet"),
+    ("spread", options.real(0, 10), 0.2, "of tensors' places among their ranks, around the SubNet's"),
+)
+_EVOLUTION = (
+    ("gamma", options.real(0, 10), 0.25, "γ of (1 − Acc)(E·T)^γ, where there is no budget"),
+    ("population", options.COUNT, 1024, "networks of a generation"),
+    ("generations", options.COUNT, 60, "that are bred"),
+    ("elite", options.real(0, 1), 0.125, "part of a generation that goes on and breeds"),
+    ("mutation", options.real(0, 1), 0.08, "probability that a tensor's rank changes"),
+)
+
+
+def _add_numbers(group: Any, numbers: tuple[tuple[str, Any, float, str], ...]) -> None:  # noqa: ANN401
+    for name, kind, default, meaning in numbers:
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, type=kind, default=default, metavar="N", help=f"{meaning} (default: %(default)s)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Find ranks for every budget, and print them."""
     from heat_hf.compression.compressor import HeatCompressor
@@ -72,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--rank-search must be one of {', '.join(METHODS)}, got {args.rank_search!r}")
     config = heat_config(args)
     rows = {f"{name}_dataset": rows_of(args, name) for name in ("calibration", "train", "eval")}
-    supernet: dict[str, Any] = {"arguments": _arguments(args)} if RANK_SEARCHES[args.rank_search].needs_training else {}
+    supernet: dict[str, Any] = _trained(args) if RANK_SEARCHES[args.rank_search].needs_training else {}
     compressor = HeatCompressor.from_pretrained(args.model, **loading(args))
     supernet["statistics"] = statistics_of(args, compressor, config, rows["calibration_dataset"])
     record = compressor.search_ranks(config, output=args.output, overwrite=args.overwrite, **rows, **supernet)
@@ -83,6 +116,14 @@ def run(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _trained(args: argparse.Namespace) -> dict[str, Any]:
+    """How a SuperNet is trained, and how its networks are bred."""
+    from heat_hf.search.ranks.evolution import Evolution
+
+    bred = Evolution(**{name: getattr(args, name) for name, *_ in _EVOLUTION}, seed=args.seed)
+    return {"arguments": _arguments(args), "evolution": bred}
 
 
 def _arguments(args: argparse.Namespace) -> SuperNetArguments:
@@ -98,5 +139,8 @@ def _arguments(args: argparse.Namespace) -> SuperNetArguments:
         warmup_steps=max(1, args.steps // 10),
         subnets=subnets,
         without=args.without,
+        variance=args.variance,
+        prior=args.prior,
+        **{name: getattr(args, name) for name, *_ in _TRAINING},
         seed=args.seed,
     )

@@ -63,11 +63,12 @@ def damped(moment: Tensor, damping: float) -> Tensor:
 
 def triangular_root(moment: Tensor, damping: float = DAMPING) -> Tensor:
     """L with L Lᵀ = C, damped as in `square_roots`: as good as C^{1/2} where norms alone matter, and far cheaper."""
+    root: Tensor
     root, failed = torch.linalg.cholesky_ex(damped(moment, damping))
     if not failed:
         return root
     # Summed in float32, a singular moment can have eigenvalues a little below zero, beyond what damping makes up for.
-    del root
+    del root  # as large as what comes next
     roots, eigenvectors = _damped_spectrum(moment, damping)
     return (eigenvectors * roots) @ eigenvectors.T
 

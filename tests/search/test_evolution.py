@@ -69,6 +69,22 @@ def test_predictor_refuses_noise_and_too_little() -> None:
             predictor.fit(few, scores)
 
 
+def test_what_a_prior_knows_is_corrected() -> None:
+    """A prior that weighs tensors rightly and has another scale: few networks are enough, fewer than without it."""
+    space = space_of(36)
+    weights = np.random.default_rng(0).uniform(0.1, 1, 36)
+    prior = weights[:, None] * np.exp(-np.arange(5) / 1.2)
+    choices = networks(space, 60)
+    scores = accuracy(space, choices).tolist()
+    fresh = networks(space, 200, seed=9)
+    apart = {}
+    for name, known in (("alone", None), ("prior", prior)):
+        predictor = AccuracyPredictor(space, prior=known)
+        predictor.fit(list(choices), scores)
+        apart[name] = np.abs(predictor.predict(fresh) - accuracy(space, fresh)).mean()
+    assert apart["prior"] < apart["alone"] / 2
+
+
 def test_features_tell_ranks_and_shapes_apart() -> None:
     costs = Costs({"a": Matrix(MatrixSize(64, 96)), "b": Matrix(MatrixSize(64, 96))}, 32, None)
     shapes = (TensorShape((64,), (8, 12)), TensorShape((8, 8), (96,)))
@@ -142,6 +158,7 @@ def test_unreachable_budgets_say_what_is_reachable() -> None:
         ({"generations": 0}, "generations must be an integer of at least 1"),
         ({"elite": 1.0}, "elite must be between 0 and 1"),
         ({"mutation": 0}, "mutation must be between 0 and 1"),
+        ({"gamma": -1.0}, "gamma must be between 0 and 10"),
     ],
 )
 def test_bad_options(change: dict, message: str) -> None:

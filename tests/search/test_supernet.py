@@ -18,7 +18,6 @@ from heat_hf.compression.job import Job
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.search.ranks.space import RankSpace
 from heat_hf.search.ranks.supernet import (
-    HOLD,
     RankSuperNet,
     Stabilizers,
     SuperNetArguments,
@@ -94,7 +93,7 @@ def test_bounded_change_bounds_it_and_its_absence_does_not() -> None:
         net, _ = supernet(bounded_change=bounded)
         walk = np.stack([net.sampled(step) for step in range(80)])
         moves = np.abs(np.diff(walk, axis=0)).max(axis=0)
-        bound = np.maximum(1, net.space.sizes // HOLD)
+        bound = np.maximum(1, net.space.sizes // Stabilizers.hold)
         assert (moves <= bound).all() == bounded
         assert len(np.unique(walk, axis=0)) > 20
 
@@ -222,6 +221,18 @@ def test_samples_are_distinct_and_span_the_space() -> None:
         sample_subnets(RankSuperNet(net.model, tiny), 60, 0)
 
 
+@pytest.mark.parametrize("decomposition", ["low_rank", "ttm"])
+def test_variances_of_weights_are_kept(decomposition: str) -> None:
+    model, space, dense = projected(decomposition)
+    linears = encoder_linears(dense)
+    net = RankSuperNet(copy.deepcopy(model), space, Stabilizers(variance="weight"), 0, linears)
+    net.set(space.smallest())
+    for name, layer in net.layers.items():
+        assert float(layer.reconstruct().var()) == pytest.approx(float(linears[name].weight.var()), rel=1e-4)
+    with pytest.raises(ValueError, match="give the dense linears"):
+        RankSuperNet(copy.deepcopy(model), space, Stabilizers(variance="weight"))
+
+
 def test_bad_input() -> None:
     net, dense = supernet()
     with pytest.raises(ValueError, match="is no factorized layer of the model"):
@@ -232,6 +243,9 @@ def test_bad_input() -> None:
         ({"subnets": 3}, "subnets must be at least 20"),
         ({"least_share": 0.9}, "least_share must be below largest_share"),
         ({"hidden_weight": -1.0}, "hidden_weight must not be negative"),
+        ({"hold": 0}, "hold must be at least 1 step"),
+        ({"spread": -0.1}, "spread must not be negative"),
+        ({"variance": "none"}, "variance must be one of projected, weight"),
         ({"without": ["sandwich", "bread"]}, "without must name some of first_slices, bounded_change, .* got 'bread'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import small_model, token_ids
@@ -14,6 +15,7 @@ from heat_hf import HeatConfig
 from heat_hf.compression.job import Job
 from heat_hf.encoders.linears import factorized_layers
 from heat_hf.reports.ranks import RankRecord
+from heat_hf.search.ranks import evolution
 from heat_hf.search.ranks.evolution import Evolution
 from heat_hf.search.ranks.problem import Training
 from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments
@@ -83,6 +85,33 @@ def test_stabilizers_that_are_left_out_are_not_used_and_belong_to_the_search(mon
     assert seen == [Stabilizers(), Stabilizers(first_slices=False, normalized_variance=False)]
     assert "without" not in full.key["supernet"]
     assert less.key == {**full.key, "supernet": {**full.key["supernet"], "without": ["first_slices", "normalized_variance"]}}
+
+
+def test_a_prior_is_corrected_and_starts_the_evolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, evolve = [], evolution.evolve
+
+    def noted(*given: Any) -> Any:
+        seen.append(given)
+        return evolve(*given)
+
+    monkeypatch.setattr(evolution, "evolve", noted)
+    arguments = replace(ARGUMENTS, prior=True, variance="weight", hold=4, spread=0.1)
+    record = by_supernet(arguments=arguments)
+    assert record.key["supernet"]["prior"] and record.key["supernet"]["variance"] == "weight"
+    assert all(variant.edp_ratio <= variant.budget for variant in record.variants)
+    for space, predict, kind, limit, _, (first,) in seen:
+        totals = space.totals(first[None]).of(kind)[0]
+        assert totals <= limit * (1 + 1e-9)
+        predictor = predict.__self__
+        lost = predictor.prior[np.arange(len(first)), first].sum()
+        others = np.stack([np.random.default_rng(seed).integers(0, space.sizes) for seed in range(300)])
+        keep = others[space.totals(others).of(kind) <= limit]
+        assert len(keep) and lost <= predictor.prior[np.arange(len(first)), keep].sum(-1).min() * (1 + 1e-9)
+    asked = HeatConfig(rank_search="supernet", sequence_length=16, target_edp_ratio=0.8)
+    for config, batches in ((asked, None), (replace(asked, loss_aware=False), BATCHES)):
+        training = Training(ROWS, collate, Size(), arguments, EVOLUTION)
+        with pytest.raises(ValueError, match="prior=True needs a calibration_dataset"):
+            Job(small_model("bert"), config, batches, training=training).search()
 
 
 def test_supernet_without_a_budget_takes_the_papers_objective() -> None:

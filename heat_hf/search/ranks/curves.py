@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 
+import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -28,7 +29,7 @@ from heat_hf.search.ranks.bases import basis_options
 from heat_hf.search.ranks.blocks import Gone, block_losses
 from heat_hf.search.ranks.groups import Group, Joint
 from heat_hf.search.ranks.problem import Problem
-from heat_hf.search.ranks.space import RankSpace, priced_option, setting_options, undominated
+from heat_hf.search.ranks.space import Array, Choice, RankSpace, priced_option, setting_options, undominated
 from heat_hf.search.ranks.widths import width_options
 
 
@@ -115,6 +116,48 @@ def sensitivity_curves(problem: Problem, shapes: Mapping[tuple[str, MatrixSize],
     return Curves(RankSpace(problem.costs, options), tuple(losses), joint, gone)
 
 
+def losses_of(problem: Problem, space: RankSpace) -> Array:
+    """What every option of a space loses, tensors × options, filled up with infinity; 0 for a dense matrix.
+
+    Args:
+        problem: with statistics and gradients.
+        space: of the same tensors.
+    """
+    assert problem.statistics is not None
+    losses, roots = np.full((len(space.names), int(space.sizes.max())), np.inf), _Roots()
+    for row, (name, options) in enumerate(space.options.items()):
+        moments = problem.statistics.second_moments[name], problem.statistics.output_moments[name]
+        solved: dict[tuple[str, TensorShape], _Solved] = {}
+        for place, setting in enumerate(options):
+            losses[row, place] = 0.0
+            if setting is not None:
+                key = setting.codec.solved_as.name, setting.shape
+                if key not in solved:
+                    weight = problem.linears[name].weight
+                    solved[key] = _Solved.of(setting.codec.solved_as, weight, setting.shape, moments, roots, problem.solver)
+                losses[row, place] = solved[key].losses([setting.rank])[0]
+    return losses
+
+
+def least_lost(space: RankSpace, losses: Array, kind: BudgetKind, budget: float) -> Choice:
+    """The network of a space with the least sum of losses within a budget.
+
+    Args:
+        space: of tensors.
+        losses: of its options, see `losses_of`.
+        kind: of the budget.
+        budget: in J·s, s, or a number.
+
+    Raises:
+        ValueError: if no network keeps it.
+    """
+    priced = [
+        [priced_option(float(losses[row, place]), space.footprint(row, place)) for place in range(count)]
+        for row, count in enumerate(space.sizes)
+    ]
+    return np.array(allocate(priced, kind, budget))
+
+
 class _Roots:
     """Triangular roots of moments; layers that share an input share its root."""
 
@@ -134,7 +177,7 @@ def _curve(
 ) -> list[tuple[TensorSetting, float]]:
     """Settings of a tensor with their losses, of all formats; those that are solved alike are solved once."""
     solved: dict[tuple[str, TensorShape], _Solved] = {}
-    curve = []
+    curve = list[tuple[TensorSetting, float]]()
     for format, shape in shapes.items():
         codec = get_format(format).solved_as
         key = codec.name, shape
@@ -142,7 +185,8 @@ def _curve(
             solved[key] = _Solved.of(codec, weight, shape, moments, roots, problem.solver)
         known = solved[key]
         options = setting_options(format, shape, problem.units, known.errors, execution=problem.execution)
-        curve += [(setting, known.whole * error**2 / 2) for setting, error in options]
+        settings = [setting for setting, _ in options]
+        curve += zip(settings, known.losses([setting.rank for setting in settings]), strict=True)
     return curve
 
 
@@ -188,6 +232,10 @@ class _Solved:
         new = [rank for rank in dict.fromkeys(ranks) if rank not in self.known]
         self.known.update(zip(new, rank_errors(self.codec, self.whitened, self.shape, new, self.solver), strict=True))
         return [self.known[rank] for rank in ranks]
+
+    def losses(self, ranks: Sequence[Rank]) -> list[float]:
+        """Divergence that each rank causes."""
+        return [self.whole * error**2 / 2 for error in self.errors(ranks)]
 
 
 def allocate_ranks(

@@ -28,6 +28,7 @@ class Evolution:
         generations: how many are bred.
         elite: fraction of a generation that goes on unchanged and breeds.
         mutation: probability that a tensor's option changes.
+        gamma: γ, exponent of the cost in the paper's objective, where there is no budget.
         seed: the same seed gives the same result.
 
     Raises:
@@ -38,6 +39,7 @@ class Evolution:
     generations: int = 60
     elite: float = 0.125
     mutation: float = 0.08
+    gamma: float = GAMMA
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,6 +50,8 @@ class Evolution:
         for name in ("elite", "mutation"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, both excluded, got {getattr(self, name)!r}")
+        if not 0 <= self.gamma <= 10:
+            raise ValueError(f"gamma must be between 0 and 10, got {self.gamma!r}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def evolve(
         accuracy = predict(choices)
         totals = space.totals(choices)
         if kind is None or budget is None:
-            return (1 - accuracy) * totals.objective_ratio(space.costs.dense) ** GAMMA, accuracy
+            return (1 - accuracy) * totals.objective_ratio(space.costs.dense) ** options.gamma, accuracy
         spent = totals.of(kind) / budget
         return np.where(spent <= 1 + TOLERANCE, 1 - accuracy, 1 + spent), accuracy
 

@@ -13,6 +13,7 @@ from heat_hf.search.ranks.space import Choice, RankSpace
 
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestRegressor
+    from sklearn.isotonic import IsotonicRegression
 
 Array = NDArray[np.float64]
 HELD_OUT = 0.2
@@ -47,11 +48,15 @@ class AccuracyPredictor:
     Args:
         space: of the networks.
         seed: of the forest, and of which networks are held out.
+        prior: what each option of each tensor is known to lose, tensors × options. Accuracy is then what falls with their
+            sum, however it does, and the forest learns what is left.
     """
 
-    def __init__(self, space: RankSpace, seed: int = 0) -> None:
+    def __init__(self, space: RankSpace, seed: int = 0, prior: Array | None = None) -> None:
         self.space = space
         self.seed = seed
+        self.prior = prior
+        self._falling: IsotonicRegression | None = None
         self._forest: RandomForestRegressor | None = None
         self._features = _features(space)
 
@@ -69,6 +74,7 @@ class AccuracyPredictor:
         """
         from scipy.stats import kendalltau, spearmanr
         from sklearn.ensemble import RandomForestRegressor
+        from sklearn.isotonic import IsotonicRegression
 
         targets = np.asarray(accuracies, dtype=np.float64)
         if len(choices) < 20 or len(choices) != len(targets) or not np.isfinite(targets).all():
@@ -77,8 +83,11 @@ class AccuracyPredictor:
         count = max(4, round(HELD_OUT * len(targets)))
         held, fitted = order[:count], order[count:]
         table = np.stack(choices)
+        if self.prior is not None:
+            self._falling = IsotonicRegression(increasing=False, out_of_bounds="clip")
+            self._falling.fit(self._lost(table[fitted]), targets[fitted])
         forest = RandomForestRegressor(TREES, min_samples_leaf=2, max_features=1 / 3, random_state=self.seed, n_jobs=1)
-        forest.fit(self.features(table[fitted]), targets[fitted])
+        forest.fit(self.features(table[fitted]), targets[fitted] - self._known(table[fitted]))
         self._forest = forest
         predicted, measured = self.predict(table[held]), targets[held]
         for name, values in (("score", measured), ("were predicted", predicted)):
@@ -118,8 +127,21 @@ class AccuracyPredictor:
         """
         if self._forest is None:
             raise RuntimeError("the predictor is not fitted")
-        predicted: Array = self._forest.predict(self.features(choices))
+        predicted: Array = self._known(choices) + self._forest.predict(self.features(choices))
         return predicted
+
+    def _known(self, choices: Choice) -> Array:
+        """What the prior says of networks; 0 without one."""
+        if self._falling is None:
+            return np.zeros(len(choices))
+        known: Array = self._falling.predict(self._lost(choices))
+        return known
+
+    def _lost(self, choices: Choice) -> Array:
+        """Sums of what their options lose."""
+        assert self.prior is not None
+        lost: Array = self.prior[np.arange(choices.shape[1]), choices].sum(-1)
+        return lost
 
 
 def _features(space: RankSpace) -> Array:

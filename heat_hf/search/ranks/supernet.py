@@ -22,8 +22,7 @@ from heat_hf.encoders.training import TeachingArguments, TeachingTrainer, disabl
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.search.ranks.space import Choice, RankSpace
 
-HOLD = 8  # steps after which the bounded walk turns to another SubNet
-SPREAD = 0.2  # of a tensor's place among its options, around the SubNet's own
+VARIANCES = ("projected", "weight")
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,32 @@ class Stabilizers:
             drawn anew every few steps; without it, every iteration draws a new one.
         sandwich: every iteration trains the largest, the smallest and a random SubNet; without it, a random one.
         normalized_variance: W′ is scaled to a target variance, by √(Var target / Var W′).
+        hold: steps after which the bounded change turns to another SubNet; a tensor moves by at most this part of its options.
+        spread: of a tensor's place among its options, around the SubNet's own.
+        variance: the target, "projected" for that of W′ before training, rank by rank, or "weight" for that of W.
+
+    Raises:
+        ValueError: for a value that cannot work.
     """
 
     first_slices: bool = True
     bounded_change: bool = True
     sandwich: bool = True
     normalized_variance: bool = True
+    hold: int = 8
+    spread: float = 0.2
+    variance: str = VARIANCES[0]
+
+    def __post_init__(self) -> None:
+        if self.hold < 1:
+            raise ValueError(f"hold must be at least 1 step, got {self.hold}")
+        if self.spread < 0:
+            raise ValueError(f"spread must not be negative, got {self.spread}")
+        if self.variance not in VARIANCES:
+            raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {self.variance!r}")
 
 
-STABILIZERS = tuple(field.name for field in fields(Stabilizers))
+STABILIZERS = tuple(field.name for field in fields(Stabilizers) if field.type in (bool, "bool"))  # those to switch off
 
 
 class RankSuperNet:
@@ -55,12 +71,20 @@ class RankSuperNet:
         space: what SubNets choose from; no dense options.
         stabilizers: which of them are on while sampling and setting.
         seed: of the SubNets; the one of a training step depends on nothing else, so training can be resumed.
+        linears: the dense layers by name, whose variances are kept where that is the stabilizers' target; else not needed.
 
     Raises:
         ValueError: if a tensor is no factorized layer of the model, or has a dense option.
     """
 
-    def __init__(self, model: PreTrainedModel, space: RankSpace, stabilizers: Stabilizers | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        space: RankSpace,
+        stabilizers: Stabilizers | None = None,
+        seed: int = 0,
+        linears: Mapping[str, nn.Linear] | None = None,
+    ) -> None:
         layers = factorized_layers(model)
         missing = [name for name in space.names if name not in layers]
         if missing:
@@ -73,11 +97,18 @@ class RankSuperNet:
         self.stabilizers = stabilizers or Stabilizers()
         self.seed = seed
         self._walk: list[Choice] = []
-        self._targets = {name: self._variances(name) for name in space.names} if self.stabilizers.normalized_variance else {}
+        self._targets = {}
+        if self.stabilizers.normalized_variance:
+            if self.stabilizers.variance == "weight" and linears is None:
+                raise ValueError("the variance of weights is to be kept: give the dense linears")
+            self._targets = {name: self._variances(name, (linears or {}).get(name)) for name in space.names}
 
-    def _variances(self, name: str) -> list[float]:
-        """Variance of W′ of every option as projected, before training: what normalization keeps."""
+    def _variances(self, name: str, linear: nn.Linear | None) -> list[float]:
+        """What normalization keeps for every option: the variance of W′ as projected, before training, or of W."""
         layer, variances = self.layers[name], []
+        if self.stabilizers.variance == "weight":
+            assert linear is not None
+            return [float(linear.weight.detach().var())] * len(self.space.options[name])
         for setting in self.space.options[name]:
             assert setting is not None
             layer.set_rank(setting.rank)
@@ -92,7 +123,7 @@ class RankSuperNet:
     def draw(self, rng: np.random.Generator) -> Choice:
         """A random SubNet: of a random size, its tensors around that size."""
         last = self.space.sizes - 1
-        places = rng.uniform() + SPREAD * rng.standard_normal(len(last))
+        places = rng.uniform() + self.stabilizers.spread * rng.standard_normal(len(last))
         return np.clip(np.rint(places * last), 0, last).astype(np.int64)
 
     def sampled(self, step: int) -> Choice:
@@ -101,11 +132,11 @@ class RankSuperNet:
             return self.draw(np.random.default_rng([self.seed, step]))
         while len(self._walk) <= step:
             number = len(self._walk)
-            goal = self.draw(np.random.default_rng([self.seed, number // HOLD]))
+            goal = self.draw(np.random.default_rng([self.seed, number // self.stabilizers.hold]))
             if number == 0:
                 self._walk.append(goal)
                 continue
-            bound = np.maximum(1, self.space.sizes // HOLD)
+            bound = np.maximum(1, self.space.sizes // self.stabilizers.hold)
             self._walk.append(self._walk[-1] + np.clip(goal - self._walk[-1], -bound, bound))
         return self._walk[step]
 
@@ -166,6 +197,9 @@ class SuperNetArguments(TeachingArguments):
         least_share: parameters of the smallest options, as a fraction of the matrix's.
         largest_share: of the largest.
         without: stabilizers that are left out, of `STABILIZERS`.
+        hold, spread, variance: see `Stabilizers`.
+        prior: whether SubNets' accuracies are predicted from what `rank_search="sensitivity"` says they lose, corrected by the
+            forest, and the evolution starts from its choice; needs calibration data.
 
     Raises:
         ValueError: for a value that cannot work.
@@ -180,6 +214,10 @@ class SuperNetArguments(TeachingArguments):
     least_share: float = field(default=0.06, metadata={"help": "smallest options, as a fraction of the parameters"})
     largest_share: float = field(default=0.8, metadata={"help": "largest options"})
     without: list[str] = field(default_factory=list, metadata={"help": "stabilizers left out"})
+    hold: int = field(default=Stabilizers.hold, metadata={"help": "steps until the walk turns to another SubNet"})
+    spread: float = field(default=Stabilizers.spread, metadata={"help": "of tensors around the size of their SubNet"})
+    variance: str = field(default=Stabilizers.variance, metadata={"help": "what variances are normalized to"})
+    prior: bool = field(default=False, metadata={"help": "start from what sensitivity says, and correct it"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,10 +226,17 @@ class SuperNetArguments(TeachingArguments):
         unknown = [name for name in self.without if name not in STABILIZERS]
         if unknown:
             raise ValueError(f"without must name some of {', '.join(STABILIZERS)}, got {unknown[0]!r}")
+        _ = self.stabilizers
         if self.subnets < 20:
             raise ValueError(f"subnets must be at least 20, a fifth of them is held out, got {self.subnets}")
         if self.hidden_weight < 0:
             raise ValueError(f"hidden_weight must not be negative, got {self.hidden_weight}")
+
+    @property
+    def stabilizers(self) -> Stabilizers:
+        """Those that are on, with their settings."""
+        off: dict[str, Any] = dict.fromkeys(self.without, False)
+        return Stabilizers(**off, hold=self.hold, spread=self.spread, variance=self.variance)
 
 
 class SuperNetTrainer(TeachingTrainer):

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from heat_hf.search.ranks.budgets import Budget
     from heat_hf.search.ranks.predictor import AccuracyPredictor, Fidelity
     from heat_hf.search.ranks.problem import Problem, Training
-    from heat_hf.search.ranks.space import RankSpace
+    from heat_hf.search.ranks.space import Choice, RankSpace
     from heat_hf.search.ranks.supernet import SuperNetArguments
 
 _KEY = (
     "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "subnets",
-    "gradient_accumulation_steps", "hidden_weight", "least_share", "largest_share",
+    "gradient_accumulation_steps", "hidden_weight", "least_share", "largest_share", "hold", "spread", "variance", "prior",
 )  # fmt: skip
 
 
@@ -47,17 +47,25 @@ class SuperNet(RankSearch):
         from heat_hf.search.ranks.evolution import require_reachable
 
         super().check(problem, budgets)
+        if _arguments(problem).prior and (problem.statistics is None or not problem.statistics.has_gradients):
+            told = "they tell what ranks lose"
+            raise ValueError(f"prior=True needs a calibration_dataset, and loss_aware left at None or True: {told}")
         for budget in budgets:
             if budget.kind is not None and budget.limit is not None:
                 require_reachable(self._space(problem), budget.kind, budget.limit)
 
     def solve(self, problem: Problem, budget: Budget) -> Solution:
         """By evolution over predicted accuracies."""
+        from heat_hf.search.ranks.curves import least_lost
         from heat_hf.search.ranks.evolution import Evolution, evolve
 
         space, predicted = self._space(problem), self._predicted(problem)
         evolution = _training(problem).evolution or Evolution(seed=problem.seed)
-        best = evolve(space, predicted.predictor.predict, budget.kind, budget.limit, evolution)
+        prior = predicted.predictor.prior
+        seeds: list[Choice] = []
+        if prior is not None and budget.kind is not None and budget.limit is not None:
+            seeds.append(least_lost(space, prior, budget.kind, budget.limit))
+        best = evolve(space, predicted.predictor.predict, budget.kind, budget.limit, evolution, seeds)
         return Solution(space.settings(best.choice), predicted_accuracy=best.accuracy)
 
     def key(self, problem: Problem) -> dict[str, Any]:
@@ -92,19 +100,20 @@ class SuperNet(RankSearch):
         return predicted
 
     def _predict(self, problem: Problem) -> _Predicted:
+        from heat_hf.search.ranks.curves import losses_of
         from heat_hf.search.ranks.predictor import AccuracyPredictor
-        from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, sample_subnets
+        from heat_hf.search.ranks.supernet import RankSuperNet, sample_subnets
         from heat_hf.search.ranks.supernet_search import evaluate_subnets, supernet_model, train_supernet
 
         space, training, arguments = self._space(problem), _training(problem), _arguments(problem)
         assert problem.journal is not None
-        stabilizers = Stabilizers(**dict.fromkeys(arguments.without, False))
-        supernet = RankSuperNet(supernet_model(problem, space), space, stabilizers, problem.seed)
+        model = supernet_model(problem, space)
+        supernet = RankSuperNet(model, space, arguments.stabilizers, problem.seed, problem.linears)
         with _folder(problem.journal) as folder:
             train_supernet(supernet, problem.model, arguments, training.rows, training.collator, folder)
             choices = sample_subnets(supernet, arguments.subnets, problem.seed)
             accuracies = evaluate_subnets(supernet, choices, training.quality, problem.journal)
-        predictor = AccuracyPredictor(space, problem.seed)
+        predictor = AccuracyPredictor(space, problem.seed, losses_of(problem, space) if arguments.prior else None)
         fidelity, costs = predictor.fit(choices, accuracies), problem.costs
         ratios = [costs.total(space.settings(choice)).objective_ratio(costs.dense) for choice in choices]
         return _Predicted(predictor, fidelity, list(zip(ratios, accuracies, strict=True)))
