@@ -49,7 +49,7 @@ class Case:
 
 
 def measure(case: Case, seed: int) -> dict[str, Any]:
-    """Compress once: minutes, processor minutes, and the most memory above that of the model and its data, and the model's, in GiB."""
+    """Compress once: minutes, processor minutes, the model's memory and the most above it and its data, in GiB."""
     import psutil
     import torch
     from transformers import BertConfig, BertModel

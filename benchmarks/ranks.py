@@ -3,7 +3,7 @@
 Everything expensive is kept in a cache folder, and finished rows in the output file, so an interrupted run goes on where it
 stopped. Parts, in order: `supernet` trains it, measures SubNets, fits the predictor and searches; `ablation` trains it with
 each stabilizer left out; `before` factorizes by every method at every budget; `fidelity` re-trains SubNets of the space;
-`after` re-trains what `before` listed;
+`after` re-trains what `before` listed; `combined` lets the training-free losses predict the same SubNets, and corrects them;
 `speed` times a sensitivity search and the evolution.
 
     python -m benchmarks.ranks --data DATA --classifier FOLDER --cache DIR --output benchmarks/results/ranks.json
@@ -28,6 +28,7 @@ from benchmarks.provenance import provenance
 from benchmarks.ranks_bench import CALIBRATION, GAINS, SEARCH_ROWS, Bench
 from heat_hf.compression.job import Job
 from heat_hf.search.journal import Journal
+from heat_hf.search.ranks.curves import least_lost, losses_of
 from heat_hf.search.ranks.evolution import Evolution, evolve
 from heat_hf.search.ranks.predictor import AccuracyPredictor
 from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, sample_subnets
@@ -41,6 +42,9 @@ ABLATIONS = {
     "no sandwich": Stabilizers(sandwich=False),
     "no variance normalization": Stabilizers(normalized_variance=False),
 }
+
+
+NAMES = {"prior": "sensitivity, SuperNet's space", "combined": "supernet with sensitivity as prior"}
 
 
 def digest(settings: dict) -> str:
@@ -113,6 +117,41 @@ def ablation(bench: Bench) -> None:
         bench.save()
 
 
+def combined(bench: Bench) -> None:
+    """Both methods as one: the training-free losses predict the SubNets' accuracies, and the forest corrects them."""
+    net = RankSuperNet(supernet_model(bench.problem, bench.space), bench.space, Stabilizers(normalized_variance=False))
+    choices, accuracies = sample_subnets(net, bench.args.subnets, bench.args.seed), bench.results["supernet"]["accuracies"]
+    ratios = [bench.edp_ratio(bench.space.settings(choice)) for choice in choices]
+    if not np.allclose(ratios, bench.results["supernet"]["edp_ratios"], rtol=1e-9):
+        raise ValueError("the SubNets measured are of another space: measure them again (supernet)")
+    prior = losses_of(bench.problem, bench.space)
+    predictors = {"forest": None, "prior and forest": prior}
+    results: dict = {"searched": {}, "spearman": {}}
+    retrained = bench.results["retrained_subnets"]
+    rng = np.random.default_rng([bench.args.seed, 9])
+    again = np.stack([net.draw(rng) for _ in retrained])
+    measured = [row["accuracy"] for row in retrained]
+    rows = np.arange(len(bench.space.sizes))
+    for name, known in predictors.items():
+        predictor = AccuracyPredictor(bench.space, bench.args.seed, known)
+        fidelity = predictor.fit(choices, accuracies)
+        results["spearman"][name] = [fidelity.spearman, float(spearmanr(predictor.predict(again), measured).statistic)]
+    places = np.random.default_rng([bench.args.seed, 2]).permutation(len(choices))[: fidelity.networks]
+    held = np.stack([choices[place] for place in places])
+    results["spearman"]["prior"] = [
+        float(spearmanr(-prior[rows, subnets].sum(-1), scores).statistic)
+        for subnets, scores in ((held, [accuracies[place] for place in places]), (again, measured))
+    ]
+    for gain in GAINS:
+        limit = bench.budget(gain).limit
+        first = least_lost(bench.space, prior, "edp", limit)
+        best = evolve(bench.space, predictor.predict, "edp", limit, seeds=[first])
+        results["searched"][f"{gain:g}"] = {"prior": first.tolist(), "combined": best.choice.tolist()}
+    bench.results["combined"] = results
+    print(results["spearman"], flush=True)
+    bench.save()
+
+
 def candidates(bench: Bench) -> list[tuple[str, float, dict]]:
     """Method, gain and settings of everything that is compared."""
     start = time.perf_counter()
@@ -127,6 +166,8 @@ def candidates(bench: Bench) -> list[tuple[str, float, dict]]:
     for gain in GAINS:
         searched = bench.results["supernet"]["searched"][f"{gain:g}"]
         found.append(("supernet", gain, bench.space.settings(searched["choice"])))
+        for name, choice in bench.results.get("combined", {}).get("searched", {}).get(f"{gain:g}", {}).items():
+            found.append((NAMES[name], gain, bench.space.settings(choice)))
         for rule, seeds in (("uniform", 1), ("tensorly", 1), ("manual", 1), ("random", bench.args.random)):
             for seed in range(seeds):
                 settings = bench.rule_settings(gain, rank_search=rule, seed=seed)
@@ -230,7 +271,10 @@ def speed(bench: Bench) -> None:
     bench.save()
 
 
-PARTS = {"supernet": supernet, "ablation": ablation, "before": before, "fidelity": fidelity, "after": after, "speed": speed}
+PARTS = {
+    "supernet": supernet, "ablation": ablation, "before": before, "fidelity": fidelity, "after": after, "speed": speed,
+    "combined": combined,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Compress a checkpoint twice as large as the memory there is, by the command line, within a memory control group of Linux.
 
 The checkpoint's weights are random: what it answers does not matter here, and no score is stated. Each way is a process of its
-own in a group whose limit is half of the checkpoint's bytes; what the system keeps of files counts in it, and can be taken back.
+own in a group whose limit is half of the checkpoint's bytes. What the system keeps of files counts in it, and can go back.
 Needs root, and control groups of version 1 or 2 that can be written.
 
     python -m benchmarks.streamed --data DATA --classifier FOLDER --work FOLDER --output benchmarks/results/streamed.json
@@ -83,7 +83,7 @@ def run(checkpoint: Path, sentences: Path, rows: int, way: str, limit: int, work
         done = subprocess.run(
             command,
             env={**os.environ, "TMPDIR": str(work)},
-            preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),  # noqa: PLW1509 - no threads hold locks
+            preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
             check=False,
         )
         ended.set()

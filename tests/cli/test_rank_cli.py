@@ -86,8 +86,15 @@ def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     record = checkpoint.parent / "ranks.json"
     rows = str(checkpoint.parent / "rows.csv")
     options = ["--rank-search", "supernet", "--eval-file", rows, "--steps", "2", "--subnets", "30", "--train-batch-size", "4"]
-    assert main(search(checkpoint, *options, "--target-edp-ratio", "0.9", "--output", str(record))) == 0
+    more = ["--prior", "--variance", "weight", "--hold", "4", "--spread", "0.1", "--gamma", "0.5", "--population", "64"]
+    more += ["--generations", "5", "--elite", "0.25", "--mutation", "0.1", "--hidden-weight", "3", "--least-share", "0.05"]
+    assert main(search(checkpoint, *options, *more, "--target-edp-ratio", "0.9", "--output", str(record))) == 0
     assert "predicted accuracy" in capsys.readouterr().out
+    key = RankRecord.load(record).key
+    assert key["supernet"]["prior"] and key["supernet"]["hold"] == 4 and key["supernet"]["variance"] == "weight"
+    assert key["evolution"] == {
+        "population": 64, "generations": 5, "elite": 0.25, "mutation": 0.1, "gamma": 0.5, "seed": 0,
+    }  # fmt: skip
     assert main(["report", str(record), "--output", str(checkpoint.parent / "drawn")]) == 0
     assert {file.name for file in (checkpoint.parent / "drawn").iterdir()} == {
         "ranks.html", "ranks.png", "figure-9.png", "figure-12.png",
