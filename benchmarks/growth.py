@@ -164,8 +164,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, nargs="+", default=[3, 6, 12])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2**15, 2**16, 2**17])
+    parser.add_argument("--blocks", type=int, nargs="*", default=[3, 6, 12])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[2**15, 2**16, 2**17])
     parser.add_argument("--fixed-tokens", type=int, default=2**15, help="for the numbers of blocks (default: %(default)s)")
     parser.add_argument("--fixed-blocks", type=int, default=3, help="for the numbers of tokens (default: %(default)s)")
     parser.add_argument("--widths", type=int, nargs="*", default=list(MODELS), choices=MODELS, help="beside BERT-base's")
