@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("calibration and decomposition")
     options.add_rows(how, "calibration", "sentences for the activation-aware projection", 4096, "rows of it to use")
     options.add_statistics(how)
-    how.add_argument("--calibration-memory", default="model", choices=CALIBRATION_MEMORY, help="default: %(default)s")
+    how.add_argument(
+        "--calibration-memory", default="model", choices=CALIBRATION_MEMORY,
+        help="where moments are: model, all in memory; disk, in files of TMPDIR; layer, one block's at a time, with a pass for "
+        "each, for methods that need no calibration (default: %(default)s)",
+    )  # fmt: skip
     text = "optimizer steps on every block, towards the dense block's outputs; 0 for none (default: %(default)s)"
     how.add_argument("--refine-steps", type=options.whole(0), default=100, metavar="N", help=text)
     how.add_argument("--match-variance", action="store_true", help="scale W' to the variance of W")

@@ -1,9 +1,9 @@
-"""What every option of every tensor would do to the model's outputs, and the exact choice within a budget.
+"""What every option of every tensor would do to the model's outputs, and the best choice within a budget.
 
 The loss of a tensor's option is ½ ‖G^{1/2}(W − W′)C^{1/2}‖_F², the divergence of the model's outputs that its error causes to
 second order (`heat_hf.formats.projection`): the error of the layer's outputs on calibration inputs, weighted by the Fisher
 information. One factorization gives the curve of all ranks, no network is run beyond the pass that collects C and G, and no
-labels are used. Losses add over tensors; the choice is `heat_hf.search.ranks.allocation`'s, exact under ΣE·ΣT.
+labels are used. Losses add over tensors; the choice is `heat_hf.search.ranks.allocation`'s, under ΣE·ΣT.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class _Solved:
 def allocate_ranks(
     curves: Curves, kind: BudgetKind, budget: float, weight: float = 1.0
 ) -> tuple[dict[str, TensorSetting | None], float]:
-    """The settings of all tensors with the least sum of losses within a budget. Exact, with one of the sets of blocks gone.
+    """The settings of all tensors with the least sum of losses within a budget, with one of the sets of blocks gone.
 
     Args:
         curves: the options and their losses.
