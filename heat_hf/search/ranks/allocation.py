@@ -144,8 +144,15 @@ def knapsack(costs: Sequence[Array], losses: Sequence[Array], budget: float) -> 
     if sum(float(array.min()) for array in costs) > limit:
         return None
     multiplier, chosen = _lagrange(costs, losses, limit)
-    chosen = _filled(costs, losses, chosen, limit)
+    chosen = _exchanged(costs, losses, chosen, limit)
     best = _sum(losses, chosen) * (1 - GAP)
+    # An option alone that puts the bound of all above the best is in no better choice: of hundreds a few are left.
+    priced = [loss + multiplier * cost for cost, loss in zip(costs, losses, strict=True)]
+    slack = best + multiplier * limit - sum(float(price.min()) for price in priced)
+    kept = [np.flatnonzero(price - price.min() < slack) for price in priced]
+    if not all(map(len, kept)):  # nothing is better by more than the gap
+        return chosen
+    costs, losses = ([array[own] for array, own in zip(arrays, kept, strict=True)] for arrays in (costs, losses))
     cheapest = np.cumsum([0.0, *(float(array.min()) for array in reversed(costs))])[::-1]
     bounds = np.cumsum(
         [0.0, *(float((loss + multiplier * cost).min()) for cost, loss in zip(reversed(costs), reversed(losses), strict=True))]
@@ -157,7 +164,7 @@ def knapsack(costs: Sequence[Array], losses: Sequence[Array], budget: float) -> 
         open_ = total + cheapest[k] <= limit
         bound = sum_lost + bounds[k] + multiplier * (total - limit)
         places = np.flatnonzero(open_ & (bound < best))
-        if not len(places):  # nothing is better by more than the gap
+        if not len(places):
             return chosen
         order = places[np.lexsort((places, sum_lost[places], total[places]))]
         lowest = np.minimum.accumulate(np.concatenate([[np.inf], sum_lost[order]]))
@@ -165,8 +172,8 @@ def knapsack(costs: Sequence[Array], losses: Sequence[Array], budget: float) -> 
         spent, lost = total[order], sum_lost[order]
         trail.append(np.divmod(order, len(cost)))
     state, better = int(np.argmin(lost)), []
-    for before, option in reversed(trail):
-        better.append(int(option[state]))
+    for own, (before, option) in zip(reversed(kept), reversed(trail), strict=True):
+        better.append(int(own[option[state]]))
         state = int(before[state])
     return better[::-1]
 
@@ -175,21 +182,29 @@ def _sum(values: Sequence[Array], chosen: Sequence[int]) -> float:
     return sum(float(array[place]) for array, place in zip(values, chosen, strict=True))
 
 
-def _filled(costs: Sequence[Array], losses: Sequence[Array], chosen: Sequence[int], limit: float) -> list[int]:
-    """A choice within a limit with other options taken as long as they lose less and fit, those that gain most first."""
-    chosen, left = list(chosen), limit - _sum(costs, chosen)
+def _exchanged(costs: Sequence[Array], losses: Sequence[Array], chosen: Sequence[int], limit: float) -> list[int]:
+    """A choice within a limit, with the options of one or two tensors exchanged as long as that loses less and fits."""
+    chosen = list(chosen)
+    owner = np.concatenate([np.full(len(cost), tensor) for tensor, cost in enumerate(costs)])
+    place = np.concatenate([np.arange(len(cost)) for cost in costs])
+    cost, loss = np.concatenate(costs), np.concatenate(losses)
+    starts = np.cumsum([0, *map(len, costs)])[:-1]
     while True:
-        best, move = 0.0, None
-        for tensor, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
-            gains = np.where(cost - cost[chosen[tensor]] <= left, loss[chosen[tensor]] - loss, -np.inf)
-            place = int(gains.argmax())
-            if gains[place] > best:
-                best, move = float(gains[place]), (tensor, place)
-        if move is None:
+        now = starts + chosen
+        more, lost = cost - cost[now][owner], loss - loss[now][owner]  # of each option in place of its tensor's own
+        order = np.argsort(more, kind="stable")
+        # For each option as the first of two, the best second one with what room is left; an option that is taken already as
+        # the second is no exchange.
+        least = np.minimum.accumulate(lost[order])
+        first = np.maximum.accumulate(np.where(lost[order] == least, np.arange(len(order)), 0))
+        room = np.searchsorted(more[order], limit - cost[now].sum() - more, side="right") - 1
+        second = order[first[room]]
+        gains = np.where((room >= 0) & ((owner != owner[second]) | (second == now[owner])), lost + lost[second], np.inf)
+        best = int(gains.argmin())
+        if not gains[best] < -ROUNDING * loss[now].sum():
             return chosen
-        tensor, place = move
-        left -= float(costs[tensor][place] - costs[tensor][chosen[tensor]])
-        chosen[tensor] = place
+        for option in (second[best], best):
+            chosen[owner[option]] = int(place[option])
 
 
 def _lagrange(costs: Sequence[Array], losses: Sequence[Array], limit: float) -> tuple[float, list[int]]:

@@ -1,4 +1,4 @@
-"""Training-free ranks: the exact allocation of what the model's outputs mind."""
+"""Training-free ranks: the best allocation of what the model's outputs mind."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Sensitivity(RankSearch):
                 require_within(least, dense, budget.kind, budget.limit)
 
     def solve(self, problem: Problem, budget: Budget) -> Solution:
-        """Exact, within the options of every tensor and the sets of blocks that were measured."""
+        """The least loss, to `GAP`, within the options of every tensor and the sets of blocks that were measured."""
         from heat_hf.search.ranks.curves import allocate_ranks
 
         assert budget.kind is not None and budget.limit is not None
