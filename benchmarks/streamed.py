@@ -28,6 +28,7 @@ GROUPS = Path("/sys/fs/cgroup")
 OPTIONS = ["--rank-search", "sensitivity", "--target-edp-ratio", "0.1", "--widths", "--sequence-length", "128", "--refine-steps", "10"]
 WAYS = {"model": "in memory", "disk": "`--calibration-memory disk`"}
 KILLED = -9
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # of glibc: what is freed goes back to the system, and leaves no holes
 
 
 def make_checkpoint(folder: Path, blocks: int, hidden: int, tokenizer: str) -> int:
@@ -82,7 +83,7 @@ def run(checkpoint: Path, sentences: Path, rows: int, way: str, limit: int, work
         started = time.perf_counter()
         done = subprocess.run(
             command,
-            env={**os.environ, "TMPDIR": str(work)},
+            env={**os.environ, "TMPDIR": str(work), **MALLOC},
             preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
             check=False,
         )
@@ -112,9 +113,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with text/train.parquet")
     parser.add_argument("--classifier", required=True, help="checkpoint whose tokenizer is used")
     parser.add_argument("--work", type=Path, required=True, help="folder on a disk, for the checkpoint and what is made of it")
-    parser.add_argument("--blocks", type=int, default=160)
+    parser.add_argument("--blocks", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=192)
+    parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--limit", type=float, default=0.5, help="memory, as a part of the checkpoint (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
