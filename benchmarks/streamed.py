@@ -25,10 +25,11 @@ from benchmarks.provenance import captioned, provenance, source_line
 from recipes.evidence import write_json
 
 GROUPS = Path("/sys/fs/cgroup")
-OPTIONS = ["--rank-search", "sensitivity", "--target-edp-ratio", "0.1", "--widths", "--sequence-length", "128", "--refine-steps", "10"]
+OPTIONS = ["--rank-search", "sensitivity", "--target-edp-ratio", "0.1", "--widths", "--sequence-length", "128"]
+OPTIONS += ["--refine-steps", "10"]
 WAYS = {"model": "in memory", "disk": "`--calibration-memory disk`"}
 KILLED = -9
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # of glibc: what is freed goes back to the system, and leaves no holes
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "100000"}  # of glibc: what is freed goes back to the system, and leaves no holes
 
 
 def make_checkpoint(folder: Path, blocks: int, hidden: int, tokenizer: str) -> int:
