@@ -16,12 +16,11 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
-from benchmarks import growth, processes, runtimes, streamed, whole_blocks
+from benchmarks import growth, processes, runtimes, streamed, vocabulary, whole_blocks
 from benchmarks import machine_tables as machine
 from benchmarks import strassen_tables as tiles
 from benchmarks.provenance import captioned, source_line
 from benchmarks.readme_table import readme
-from benchmarks.vocabulary import table as vocabulary
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -300,7 +299,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "training_step": (machine.training_step, "training_step"),
     "serving": (machine.serving, "serving"),
     "tensorly_layers": (machine.tensorly_layers, "tensorly_layers"),
-    "vocabulary": (vocabulary, "vocabulary"),
+    "vocabulary": (vocabulary.table, "vocabulary"),
     "step_cost": (distilled.step_cost, "distillation"),
     "processes": (processes.table, "processes"),
     "growth": (growth.table, "growth"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from heat_hf.compression.config import JOINTLY, HeatConfig
 from heat_hf.compression.measuring import answers, expected, measured, with_output_errors
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import Kept, refine_blocks
-from heat_hf.compression.replacing import attach, kept_of, layers_of, replacing
+from heat_hf.compression.replacing import attach, copied, kept_of, layers_of, replacing
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_parameters, require_runs
@@ -276,10 +275,7 @@ class Job:
     def _diverges(self, settings: Settings) -> float | None:
         """What a copy of the model, projected and not refined, diverges by on the calibration rows, if that is known."""
         known = {"given_statistics": self.statistics, "given_answers": self._unrefined_answers}
-        # Of parameters there need be no second copy: where nothing is refined, none of the dense model's is written to.
-        shared = {id(parameter): parameter for parameter in self.model.parameters()}
-        model = copy.deepcopy(self.model, shared)
-        job = replace(self, model=model, config=self._unrefined, **known)  # type: ignore[arg-type]
+        job = replace(self, model=copied(self.model), config=self._unrefined, **known)  # type: ignore[arg-type]
         fidelity = job.factorize(Solution(settings)).fidelity
         return None if fidelity is None else fidelity.measured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +22,11 @@ from heat_hf.reports.compression import CompressionReport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def copied(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose modules are its own and whose parameters are the model's: none of them may be written to."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def layers_of(linears: Mapping[str, nn.Linear], reached: Mapping[str, Reached], tokens: int) -> dict[str, FactorizedLinear]:
