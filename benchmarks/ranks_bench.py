@@ -17,8 +17,9 @@ from heat_hf.encoders.batches import calibration_batches, encode_rows, pad_batch
 from heat_hf.encoders.linears import encoder_linears, swap_modules
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.quality import Quality
-from heat_hf.formats.decomposition import Factorization, balanced
+from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.spectra import balanced
 from heat_hf.search.ranks.budgets import Budget
 from heat_hf.search.ranks.space import RankSpace
 from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import pkgutil
 
 import pytest
 import torch
 from conftest import small_model, token_ids
 
+import benchmarks
 from benchmarks import amdahl, cost_paper, growth, kwon, machine_search, strassen_tables
 from benchmarks.pruned import Masks, Tuning, remove
 from benchmarks.sparse import make_plain, make_sparse, two_of_four
@@ -115,6 +118,15 @@ def test_what_is_outermost_is_never_beaten() -> None:
         for name, figures in (("c", (1.0, 1.0, 1.0)), ("m", (6.0, 2.0, 2.0)), ("d", (8.0, 8.0, 8.0)), ("b", (5.0, 3.0, 3.0)))
     )
     assert cost_paper.outermost([cheap, middle, dear, beaten]) == [cheap, middle, dear]
+
+
+SERVED = {"serving_app"}  # needs the server that it is for
+BENCHMARKS = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - SERVED)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_finds_what_it_uses(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_growth_is_fitted_by_a_line() -> None:
