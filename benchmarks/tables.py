@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
-from benchmarks import growth, processes, runtimes, streamed, vocabulary, whole_blocks
+from benchmarks import growth, processes, runtimes, vocabulary, whole_blocks
 from benchmarks import machine_tables as machine
 from benchmarks import strassen_tables as tiles
 from benchmarks import supernet_table as supernet
@@ -249,7 +249,6 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "step_cost": (distilled.step_cost, "distillation"),
     "processes": (processes.table, "processes"),
     "growth": (growth.table, "growth"),
-    "streamed": (streamed.table, "streamed"),
     "whole_blocks": (whole_blocks.table, "whole_blocks"),
     "tile_algorithms": (tiles.algorithms, "strassen_tile"),
     "tile_starts": (tiles.starts, "strassen_tile"),
