@@ -33,7 +33,12 @@ def room(*extents: int, dtype: torch.dtype, device: torch.device | None = None, 
     count = torch.Size(extents).numel()
     with tempfile.NamedTemporaryFile(prefix="heat-hf-") as file:
         if count and hasattr(os, "posix_fallocate"):  # a page without room would end the process when it is first written
-            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            try:
+                os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            except OSError as error:
+                where = tempfile.gettempdir()
+                more = f"of {count * dtype.itemsize:,} bytes in {where}; set TMPDIR to a folder with more room"
+                raise OSError(error.errno, f"{error.strerror} for a file {more}") from error
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(extents)
 
 
