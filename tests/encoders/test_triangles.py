@@ -58,8 +58,6 @@ def test_room_on_a_disk_has_no_name_and_is_refused_where_there_is_none(tmp_path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(
-        OSError, match=r"No space left on device for a file of 8 bytes in .*; set TMPDIR to a folder"
-    ):
+    with pytest.raises(OSError, match=r"No space left on device for a file of 8 bytes in .*; set TMPDIR to a folder"):
         room(2, dtype=torch.float32, disk=True)
     assert not list(tmp_path.iterdir())
