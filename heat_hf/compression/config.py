@@ -75,7 +75,7 @@ class HeatConfig:
         exclude: regular expressions for linears to leave dense.
         calibration_memory: "model" collects all second moments in one pass over the calibration data; "layer" takes one pass
             per Transformer block and holds the moments of one block at a time; "disk" is "model" with them in files that have
-            no name, in the folder that `TMPDIR` names: nothing as large as the model has to stay in memory.
+            no name, in the folder that `TMPDIR` names: of the dense model nothing has to stay in memory.
         seed: of decompositions that start at random, see `Solver`; from 0 to 2³² − 1.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
