@@ -131,15 +131,14 @@ def combined(bench: Bench) -> None:
     rng = np.random.default_rng([bench.args.seed, 9])
     again = np.stack([net.draw(rng) for _ in retrained])
     measured = [row["accuracy"] for row in retrained]
-    rows = np.arange(len(bench.space.sizes))
     for name, known in predictors.items():
         predictor = AccuracyPredictor(bench.space, bench.args.seed, known)
         fidelity = predictor.fit(choices, accuracies)
         results["spearman"][name] = [fidelity.spearman, float(spearmanr(predictor.predict(again), measured).statistic)]
-    places = np.random.default_rng([bench.args.seed, 2]).permutation(len(choices))[: fidelity.networks]
+    places, _ = predictor.split(len(choices))
     held = np.stack([choices[place] for place in places])
     results["spearman"]["prior"] = [
-        float(spearmanr(-prior[rows, subnets].sum(-1), scores).statistic)
+        float(spearmanr(-predictor.lost(subnets), scores).statistic)
         for subnets, scores in ((held, [accuracies[place] for place in places]), (again, measured))
     ]
     for gain in GAINS:

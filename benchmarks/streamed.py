@@ -137,6 +137,7 @@ def main() -> None:
             data["rows"].append(run(checkpoint, args.data / "text" / "train.parquet", args.rows, way, data["limit"], args.work))
             write_json(args.output, data)
             print(data["rows"][-1], flush=True)
+    print(table(data))
 
 
 if __name__ == "__main__":

@@ -148,15 +148,13 @@ def knapsack(costs: Sequence[Array], losses: Sequence[Array], budget: float) -> 
     best = _sum(losses, chosen) * (1 - GAP)
     # An option alone that puts the bound of all above the best is in no better choice: of hundreds a few are left.
     priced = [loss + multiplier * cost for cost, loss in zip(costs, losses, strict=True)]
-    slack = best + multiplier * limit - sum(float(price.min()) for price in priced)
+    bounds = np.cumsum([0.0, *(float(price.min()) for price in reversed(priced))])[::-1]
+    slack = best + multiplier * limit - bounds[0]
     kept = [np.flatnonzero(price - price.min() < slack) for price in priced]
     if not all(map(len, kept)):  # nothing is better by more than the gap
         return chosen
     costs, losses = ([array[own] for array, own in zip(arrays, kept, strict=True)] for arrays in (costs, losses))
     cheapest = np.cumsum([0.0, *(float(array.min()) for array in reversed(costs))])[::-1]
-    bounds = np.cumsum(
-        [0.0, *(float((loss + multiplier * cost).min()) for cost, loss in zip(reversed(costs), reversed(losses), strict=True))]
-    )[::-1]
     spent, lost = np.zeros(1), np.zeros(1)
     trail: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
     for k, (cost, loss) in enumerate(zip(costs, losses, strict=True), start=1):

@@ -127,15 +127,15 @@ def losses_of(problem: Problem, space: RankSpace) -> Array:
     losses, roots = np.full((len(space.names), int(space.sizes.max())), np.inf), _Roots()
     for row, (name, options) in enumerate(space.options.items()):
         moments = problem.statistics.second_moments[name], problem.statistics.output_moments[name]
-        solved: dict[tuple[str, TensorShape], _Solved] = {}
+        losses[row, : len(options)] = 0.0
+        alike: dict[tuple[str, TensorShape], list[int]] = {}
         for place, setting in enumerate(options):
-            losses[row, place] = 0.0
             if setting is not None:
-                key = setting.codec.solved_as.name, setting.shape
-                if key not in solved:
-                    weight = problem.linears[name].weight
-                    solved[key] = _Solved.of(setting.codec.solved_as, weight, setting.shape, moments, roots, problem.solver)
-                losses[row, place] = solved[key].losses([setting.rank])[0]
+                alike.setdefault((setting.codec.solved_as.name, setting.shape), []).append(place)
+        for (format, shape), places in alike.items():  # all ranks of one solution at once: it is found once
+            ranks = [setting.rank for place in places if (setting := options[place]) is not None]
+            solved = _Solved.of(get_format(format), problem.linears[name].weight, shape, moments, roots, problem.solver)
+            losses[row, places] = solved.losses(ranks)
     return losses
 
 

@@ -79,13 +79,12 @@ class AccuracyPredictor:
         targets = np.asarray(accuracies, dtype=np.float64)
         if len(choices) < 20 or len(choices) != len(targets) or not np.isfinite(targets).all():
             raise ValueError(f"the predictor needs at least 20 networks with finite accuracies, got {len(choices)}")
-        order = np.random.default_rng([self.seed, 2]).permutation(len(targets))
-        count = max(4, round(HELD_OUT * len(targets)))
-        held, fitted = order[:count], order[count:]
+        held, fitted = self.split(len(targets))
+        count = len(held)
         table = np.stack(choices)
         if self.prior is not None:
             self._falling = IsotonicRegression(increasing=False, out_of_bounds="clip")
-            self._falling.fit(self._lost(table[fitted]), targets[fitted])
+            self._falling.fit(self.lost(table[fitted]), targets[fitted])
         forest = RandomForestRegressor(TREES, min_samples_leaf=2, max_features=1 / 3, random_state=self.seed, n_jobs=1)
         forest.fit(self.features(table[fitted]), targets[fitted] - self._known(table[fitted]))
         self._forest = forest
@@ -106,6 +105,12 @@ class AccuracyPredictor:
                 f"{LEAST_CORRELATION}: evaluate more networks (now {len(targets)}), on more rows, or train the SuperNet longer"
             )
         return Fidelity(spearman, kendall, count, tuple(map(float, measured)), tuple(map(float, predicted)))
+
+    def split(self, networks: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Places of the networks that are held out, and of those that are fitted to, of so many."""
+        order = np.random.default_rng([self.seed, 2]).permutation(networks)
+        count = max(4, round(HELD_OUT * networks))
+        return order[:count], order[count:]
 
     def features(self, choices: Choice) -> Array:
         """For every tensor its ranks and its share of parameters; of the network, the mean of the shares and of their logs.
@@ -134,11 +139,11 @@ class AccuracyPredictor:
         """What the prior says of networks; 0 without one."""
         if self._falling is None:
             return np.zeros(len(choices))
-        known: Array = self._falling.predict(self._lost(choices))
+        known: Array = self._falling.predict(self.lost(choices))
         return known
 
-    def _lost(self, choices: Choice) -> Array:
-        """Sums of what their options lose."""
+    def lost(self, choices: Choice) -> Array:
+        """Sums of what the prior says that networks' options lose."""
         assert self.prior is not None
         lost: Array = self.prior[np.arange(choices.shape[1]), choices].sum(-1)
         return lost
