@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 import transformers
 from conftest import small_model, token_ids
 
-from heat_hf.cli import main
+from heat_hf.cli import main, ranks
 from heat_hf.encoders.linears import factorized_layers
 from heat_hf.reports.figures.ranks import draw_ablation, draw_fidelity, draw_rank_map
 from heat_hf.reports.figures.tradeoff import Panel, draw_tradeoff
 from heat_hf.reports.ranks import RankRecord
+from heat_hf.search.ranks.evolution import Evolution
+from heat_hf.search.ranks.supernet import SuperNetArguments
 
 SENTENCES = [
     f"The {a} {b} the {c}." for a in ("dog", "child", "train") for b in ("sees", "passes") for c in ("bridge", "house")
@@ -100,6 +103,20 @@ def test_search_by_supernet(checkpoint: Path, capsys: pytest.CaptureFixture[str]
         "ranks.html", "ranks.png", "figure-9.png", "figure-12.png",
     }  # fmt: skip
     assert not record.with_name("ranks.json.partial").exists()
+
+
+def test_defaults_are_those_of_the_api() -> None:
+    parser = argparse.ArgumentParser()
+    ranks.add_arguments(parser)
+    given = parser.parse_args(["model", "--output", "ranks.json"])
+    for defaults, names in (
+        (
+            SuperNetArguments(use_cpu=True),
+            ("hidden_weight", "least_share", "largest_share", "hold", "spread", "variance", "prior"),
+        ),
+        (Evolution(), ("gamma", "population", "generations", "elite", "mutation")),
+    ):
+        assert {name: getattr(given, name) for name in names} == {name: getattr(defaults, name) for name in names}
 
 
 @pytest.mark.parametrize(
