@@ -1,8 +1,8 @@
 """The same searches and trainings by one process and by several: what it takes, and whether the same comes out.
 
 Shapes of all-MiniLM-L6-v2 by one process, by joblib's processes, by a Dask cluster, and by one that loses a worker half-way. A
-MiniLM classifier of low rank distilled by one process, by two at the same global batch, and by two whose last checkpoint one
-process goes on from.
+MiniLM classifier of low rank distilled, and its SuperNet trained: by one process, by two at the same global batch, and by two
+whose last checkpoint one process goes on from.
 
     python -m benchmarks.processes --data DATA --classifier FOLDER --output benchmarks/results/processes.json
 """
@@ -29,7 +29,11 @@ from benchmarks.provenance import captioned, provenance, source_line
 from benchmarks.untrained import sentences
 from heat_hf import DistillationArguments, DistillationTrainer, HeatConfig, ShapeSearch, search_shapes
 from heat_hf.compression.factorize import factorize
+from heat_hf.compression.job import Job
 from heat_hf.encoders.batches import encode_rows
+from heat_hf.search.ranks.methods import get_rank_search
+from heat_hf.search.ranks.supernet import RankSuperNet, SuperNetArguments, SuperNetTrainer
+from heat_hf.search.ranks.supernet_search import supernet_model, supernet_space
 from recipes.demo.run import find_model
 from recipes.evidence import write_json
 
@@ -72,10 +76,10 @@ def lose_one(client: Any, journal: Path) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def launched(processes: int, folder: Path, args: argparse.Namespace, *options: str) -> dict[str, Any]:
+def launched(processes: int, what: str, folder: Path, args: argparse.Namespace, *options: str) -> dict[str, Any]:
     """A training by so many processes: its losses, and the seconds of a step."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    given = ["--data", str(args.data), "--classifier", args.classifier, "--train", str(folder), *options]
+    given = ["--data", str(args.data), "--classifier", args.classifier, "--train", what, str(folder), *options]
     # All cores in either case.
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)) // processes)}
     subprocess.run([*launch, "-m", "benchmarks.processes", *given], check=True, env=environment)
@@ -84,24 +88,56 @@ def launched(processes: int, folder: Path, args: argparse.Namespace, *options: s
 
 
 def train(args: argparse.Namespace) -> None:
-    """What a launched process does: distil, and the first of them writes down how it went."""
-    tokenizer = AutoTokenizer.from_pretrained(args.classifier)
-    student, teacher = (AutoModelForSequenceClassification.from_pretrained(args.classifier) for _ in range(2))
-    factorize(student, HeatConfig(target_params_ratio=0.4, activation_aware=False, refine_steps=0))
-    texts = [{"text": text} for text in sentences(args.data / "sst2" / "train.parquet", "sentence", 0)[: BATCH * STEPS]]
-    arguments = DistillationArguments(
-        output_dir=str(args.train / "run"), max_steps=STEPS, per_device_train_batch_size=BATCH // int(os.environ["WORLD_SIZE"]),
-        learning_rate=3e-4, logging_steps=1, save_steps=STEPS // 2, save_total_limit=2, use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
-    trainer = DistillationTrainer(
-        student, teacher, arguments, encode_rows(texts, tokenizer, 128), DataCollatorWithPadding(tokenizer)
-    )
+    """What a launched process does: train, and the first of them writes down how it went."""
+    what, folder = args.train[0], Path(args.train[1])
+    trainer = TRAINERS[what](args, folder / "run")
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(args.train / "run" / f"checkpoint-{STEPS // 2}") if args.resume else None)
+    trainer.train(resume_from_checkpoint=str(folder / "run" / f"checkpoint-{STEPS // 2}") if args.resume else None)
     seconds = time.perf_counter() - started
     if trainer.is_world_process_zero():
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        write_json(args.train / "found.json", {"losses": losses, "seconds": seconds})
+        write_json(folder / "found.json", {"losses": losses, "seconds": seconds})
+
+
+def texts_of(args: argparse.Namespace) -> list[dict[str, str]]:
+    """For all steps."""
+    return [{"text": text} for text in sentences(args.data / "sst2" / "train.parquet", "sentence", 0)[: BATCH * STEPS]]
+
+
+def options_of(run: Path) -> dict[str, Any]:
+    """Of Trainer."""
+    rows = BATCH // int(os.environ["WORLD_SIZE"])
+    return {
+        "output_dir": str(run), "max_steps": STEPS, "per_device_train_batch_size": rows, "learning_rate": 3e-4,
+        "logging_steps": 1, "save_steps": STEPS // 2, "save_total_limit": 2, "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+
+
+def distillation(args: argparse.Namespace, run: Path) -> Any:
+    """A trainer of a student."""
+    tokenizer = AutoTokenizer.from_pretrained(args.classifier)
+    student, teacher = (AutoModelForSequenceClassification.from_pretrained(args.classifier) for _ in range(2))
+    factorize(student, HeatConfig(target_params_ratio=0.4, activation_aware=False, refine_steps=0))
+    rows = encode_rows(texts_of(args), tokenizer, 128)
+    return DistillationTrainer(
+        student, teacher, DistillationArguments(**options_of(run)), rows, DataCollatorWithPadding(tokenizer)
+    )
+
+
+def supernet(args: argparse.Namespace, run: Path) -> Any:
+    """A trainer of a SuperNet."""
+    tokenizer = AutoTokenizer.from_pretrained(args.classifier)
+    model = AutoModelForSequenceClassification.from_pretrained(args.classifier)
+    problem = Job(model, HeatConfig(rank_search="supernet", target_edp_ratio=0.2, sequence_length=128)).problem
+    arguments = SuperNetArguments(**options_of(run), warmup_steps=2)
+    shapes = {size: get_rank_search("supernet").shape(problem, "low_rank", size) for size in problem.sizes}
+    space = supernet_space(problem, shapes, arguments)
+    net = RankSuperNet(supernet_model(problem, space), space, arguments.stabilizers)
+    rows, collator = encode_rows(texts_of(args), tokenizer, 128), DataCollatorWithPadding(tokenizer)
+    return SuperNetTrainer(net, model, args=arguments, train_dataset=rows, data_collator=collator)
+
+
+TRAINERS = {"distillation": distillation, "SuperNet": supernet}
 
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -111,12 +147,13 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
         for how in (ONE, f"{SEVERAL} (joblib)", "Dask, two workers", "Dask, loses one of two"):
             rows.append({"what": "search of shapes", "how": how, **shapes(how, Path(folder))})
             print(rows[-1], flush=True)
-        one, two = (launched(count, Path(folder) / str(count), args) for count in (1, 2))
-        again = launched(1, Path(folder) / "2", args, "--resume")
-        for how, found in ((ONE, one), (SEVERAL, two), (f"{SEVERAL}, the second half by one", again)):
-            apart = max(abs(a - b) / b for a, b in zip(found["losses"], one["losses"], strict=True))
-            rows.append({"what": "distillation", "how": how, "seconds": found["seconds"], "apart": apart})
-            print(rows[-1], flush=True)
+        for what in TRAINERS:
+            one, two = (launched(count, what, Path(folder) / f"{what}-{count}", args) for count in (1, 2))
+            again = launched(1, what, Path(folder) / f"{what}-2", args, "--resume")
+            for how, found in ((ONE, one), (SEVERAL, two), (f"{SEVERAL}, the second half by one", again)):
+                apart = max(abs(a - b) / b for a, b in zip(found["losses"], one["losses"], strict=True))
+                rows.append({"what": what, "how": how, "seconds": found["seconds"], "apart": apart})
+                print(rows[-1], flush=True)
     return rows
 
 
@@ -132,8 +169,8 @@ def table(data: dict[str, Any]) -> str:
             result = ("the same bytes" if row["result"] == one["result"] else "other bytes") if row is not one else ""
         lines.append(f"| {row['what']} | {row['how']} | {row['seconds']:.0f} | {result} |")
     caption = (
-        f"MiniLM. Distillation: {STEPS} steps of {BATCH} sentences, half of them in the last row, without start-up. Losses: of "
-        "every step, beside those of one process with two threads."
+        f"MiniLM. Trainings: {STEPS} steps of {BATCH} sentences, half of them in the last row of each, without start-up. "
+        "Losses: of every step, beside those of one process with two threads."
     )
     return captioned(lines, caption, source_line(data))
 
@@ -143,7 +180,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--classifier", required=True)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/processes.json"))
-    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train is not None:

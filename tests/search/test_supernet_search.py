@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from heat_hf.reports.ranks import RankRecord
 from heat_hf.search.ranks import evolution
 from heat_hf.search.ranks.evolution import Evolution
 from heat_hf.search.ranks.problem import Training
-from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments
+from heat_hf.search.ranks.supernet import RankSuperNet, Stabilizers, SuperNetArguments, SuperNetTrainer
 
 BATCHES = [{"input_ids": token_ids(24, 6)}]
 ROWS = [{"input_ids": row.tolist(), "attention_mask": [1] * 6} for row in token_ids(64, 6)]
@@ -26,11 +29,17 @@ ARGUMENTS = SuperNetArguments(
     max_steps=4, per_device_train_batch_size=4, save_steps=2, subnets=24, train_sampling_strategy="sequential", use_cpu=True,
     disable_tqdm=True, logging_strategy="no", warmup_steps=1, least_share=0.15, largest_share=0.95,
 )  # fmt: skip
+LOGGED = replace(ARGUMENTS, logging_strategy="steps", logging_steps=1)
 EVOLUTION = Evolution(population=32, generations=5)
 
 
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+
+def losses_of(logs: dict[str, Any]) -> list[float]:
+    """What a training logs, less its summary."""
+    return [float(logs["loss"])] if "loss" in logs else []
 
 
 class Size:
@@ -157,3 +166,32 @@ def test_an_untrusted_predictor_is_refused(tmp_path: Path) -> None:
     noise = iter(torch.rand(1000, generator=torch.Generator().manual_seed(0)).tolist())
     with pytest.raises(ValueError, match="rank correlation"):
         by_supernet(quality=lambda model: next(noise))
+
+
+def test_processes_train_one_supernet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same rows of a step, also where one goes on from what two have done; one of them writes."""
+    losses: dict[str, list[float]] = {}
+
+    def by_one(name: str) -> None:
+        losses[name] = []
+        monkeypatch.setattr(SuperNetTrainer, "log", lambda _, logs, *__: losses[name].extend(losses_of(logs)))
+        by_supernet(tmp_path / name, arguments=replace(LOGGED, per_device_train_batch_size=4))
+
+    def by_two(name: str, *stop: str) -> str:
+        script = [str(Path(__file__).parents[1] / "supernet_in_processes.py"), str(tmp_path / name), *stop]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *script]
+        return subprocess.run(launch, capture_output=True, text=True, check=False).stderr
+
+    by_one("one")
+    said = by_two("two")
+    assert (tmp_path / "two").exists(), said[-3000:]
+    assert "exitcode  : 3" in by_two("stopped", "stop") and not (tmp_path / "stopped").exists()
+    by_one("stopped")
+    record, *others = (RankRecord.load(tmp_path / name) for name in ("one", "two", "stopped"))
+    for other in others:
+        assert other.key == record.key and other.fidelity == record.fidelity
+        assert [v.settings for v in other.variants] == [v.settings for v in record.variants]
+    assert len(losses["one"]) == ARGUMENTS.max_steps
+    np.testing.assert_allclose(json.loads((tmp_path / "two.losses").read_text()), losses["one"], rtol=1e-3)
+    np.testing.assert_allclose(losses["stopped"], losses["one"][2:], rtol=1e-3)
+    assert {file.name for file in tmp_path.iterdir()} == {"one", "two", "stopped", "two.losses"}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from heat_hf.search.ranks.supernet import SuperNetArguments
 
 _KEY = (
-    "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "subnets",
-    "gradient_accumulation_steps", "hidden_weight", "least_share", "largest_share", "hold", "spread", "variance", "prior",
+    "max_steps", "num_train_epochs", "learning_rate", "subnets", "hidden_weight", "least_share", "largest_share", "hold",
+    "spread", "variance", "prior",
 )  # fmt: skip
 
 
@@ -71,11 +71,13 @@ class SuperNet(RankSearch):
     def key(self, problem: Problem) -> dict[str, Any]:
         """Arguments and data of the training."""
         from heat_hf.encoders.batches import data_digest
+        from heat_hf.encoders.resuming import step_rows
         from heat_hf.search.ranks.evolution import Evolution
 
         training, arguments = _training(problem), _arguments(problem)
         return {
             "supernet": {name: getattr(arguments, name) for name in _KEY}
+            | {"rows of a step": step_rows(arguments)}  # however processes share them
             | ({"without": sorted(arguments.without)} if arguments.without else {}),
             "evolution": asdict(training.evolution or Evolution(seed=problem.seed)),
             "training": data_digest(training.rows),
