@@ -46,7 +46,7 @@ def encoders(folder: str, scratch: Path, rows: Any) -> dict[str, tuple[float, En
     calibration = [dict(tokenizer([text], return_tensors="pt", truncation=True, max_length=128)) for text in texts]
     loaded = Loaded(model, tokenizer, sentence_encoder(folder), calibration)
     found = {}
-    for way, runner in runners(loaded, ways(None, None, calibration=True)[0], scratch, torch.get_num_threads()):
+    for way, runner in runners(loaded, ways(None, None, calibration=True)[0], scratch, [torch.get_num_threads()]):
         score = evaluate_task(runner.model, tokenizer, "sentence-similarity", rows)["spearman"]
 
         def encode(sentences: Sequence[str], own: Any = runner.model) -> Any:

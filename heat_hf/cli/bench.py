@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from heat_hf.integrations.bench import Loaded, Way
-    from heat_hf.reports.bench import BenchReport, Tokens
+    from heat_hf.reports.bench import BenchReport, Pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequence-length", type=options.COUNT, nargs="+", default=[32, 128], metavar="L", help="default: 32 128"
     )
-    parser.add_argument("--threads", type=options.whole(1, 4096), metavar="N", help="of every runtime (default: PyTorch's)")
+    text = "of every runtime; several to compare (default: PyTorch's)"
+    parser.add_argument("--threads", type=options.whole(1, 4096), nargs="+", metavar="N", help=text)
     parser.add_argument("--repeats", type=options.whole(2), default=20, metavar="N", help="of each (default: %(default)s)")
     parser.add_argument("--memory", action="store_true", help="also find the peak memory of each, in a process of its own")
     parser.add_argument("--task", help=f"also score the models: {', '.join(TASKS)}")
@@ -125,8 +127,8 @@ def _report(
     from heat_hf.integrations.bench import bench
     from heat_hf.reports.bench import BenchReport
 
-    threads = args.threads or torch.get_num_threads()
-    entries = bench(models, found, _sizes(args), threads, args.repeats, _score(labelled, args.columns), args.memory)
+    threads = list(dict.fromkeys(args.threads or [torch.get_num_threads()]))
+    entries = bench(models, found, _passes(args, threads), args.repeats, _score(labelled, args.columns), args.memory)
     task, rows = labelled
     packages = dict.fromkeys(RUNTIMES[way.runtime].package for way in found)
     about = {**device(), "threads": threads, "repeats": args.repeats, "versions": {name: version(name) for name in packages}}
@@ -135,10 +137,10 @@ def _report(
     return BenchReport(entries, task.main if task else "", args.within, about, left_out)
 
 
-def _sizes(args: argparse.Namespace) -> list[Tokens]:
-    from heat_hf.reports.bench import Tokens
+def _passes(args: argparse.Namespace, threads: Sequence[int]) -> list[Pass]:
+    from heat_hf.reports.bench import Pass
 
-    return list(dict.fromkeys(Tokens(rows, length) for rows in args.batch_size for length in args.sequence_length))
+    return list(dict.fromkeys(starmap(Pass, product(args.batch_size, args.sequence_length, threads))))
 
 
 def _score(labelled: Labelled, columns: Sequence[str] | None) -> Callable[[Any, Any], float] | None:

@@ -23,7 +23,7 @@ from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import Written, exported_bytes, written
 from heat_hf.integrations.int8 import in_int8
 from heat_hf.integrations.memory import peak_memory
-from heat_hf.reports.bench import Entry, Time, Tokens
+from heat_hf.reports.bench import Entry, Pass, Time
 
 if TYPE_CHECKING:
     from heat_hf.encoders.batches import Batch
@@ -121,8 +121,7 @@ def _impossible(way: Way, calibration: bool) -> str:
 def bench(
     models: Mapping[str, Loaded],
     found: Sequence[Way],
-    sizes: Sequence[Tokens],
-    threads: int,
+    passes: Sequence[Pass],
     repeats: int,
     score: Callable[[Any, Any], float] | None = None,
     memory: bool = False,
@@ -132,8 +131,7 @@ def bench(
     Args:
         models: by name.
         found: see `ways`.
-        sizes: of forward passes.
-        threads: that each may use.
+        passes: to time; models are scored with the threads of the first.
         repeats: forward passes of each that count.
         score: of a model, called like one of Transformers, with its tokenizer.
         memory: whether to find out what memory each takes, in a process of its own.
@@ -141,19 +139,21 @@ def bench(
     Returns:
         For every model every way; times are over the first one's.
     """
-    with torch_threads(threads), temporary_directory() as folder:
+    threads = list(dict.fromkeys(one.threads for one in passes))
+    with temporary_directory() as folder:
         made = {}
         for number, (name, loaded) in enumerate(tqdm(models.items(), desc="Exporting", unit="model")):
             for way, runner in runners(loaded, found, folder / str(number), threads):
                 made[name, way] = runner
             if memory and any(way.runtime == "torch" for way in found):
                 loaded.model.save_pretrained(folder / str(number) / "torch")
-        scores = {key: score(runner.model, models[key[0]].tokenizer) for key, runner in made.items()} if score else {}
-        times = {tokens: _times([runner.model for runner in made.values()], tokens, repeats) for tokens in sizes}
+        with torch_threads(threads[0]):
+            scores = {key: score(own.model, models[key[0]].tokenizer) for key, own in made.items()} if score else {}
+        times = {one: _times([own.models[one.threads] for own in made.values()], one, repeats) for one in passes}
         places = tqdm(((way, runner.folder) for (_, way), runner in made.items()), "Memory", len(made), disable=not memory)
-        peaks = [peak_memory(way.runtime, way.precision, place, threads, sizes) if memory else None for way, place in places]
+        peaks = [peak_memory(way.runtime, way.precision, place, passes) if memory else None for way, place in places]
     return [
-        Entry(name, *way, runner.bytes, {tokens: times[tokens][number] for tokens in sizes}, scores.get((name, way)), peak)
+        Entry(name, *way, runner.bytes, {one: times[one][number] for one in passes}, scores.get((name, way)), peak)
         for number, (((name, way), runner), peak) in enumerate(zip(made.items(), peaks, strict=True))
     ]
 
@@ -162,28 +162,34 @@ class Runner(NamedTuple):
     """A model made to run in one way.
 
     Attributes:
-        model: called like one of Transformers.
+        models: number of threads → called like one of Transformers; PyTorch's is the same for all.
         bytes: of its weights on disk.
         folder: where it is; of PyTorch's, where it would be.
     """
 
-    model: Any
+    models: Mapping[int, Any]
     bytes: int
     folder: Path
 
+    @property
+    def model(self) -> Any:  # noqa: ANN401
+        """With the first number of threads."""
+        return next(iter(self.models.values()))
 
-def runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: int) -> Iterator[tuple[Way, Runner]]:
-    """A model in every way; it is written as ONNX once."""
+
+def runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: Sequence[int]) -> Iterator[tuple[Way, Runner]]:
+    """A model in every way, with each number of threads; it is written as ONNX once."""
     with _graph(loaded, found) as graph:
         for way in found:
             if way.runtime == "torch":
                 model = in_int8(loaded.model) if way.precision == "int8" else loaded.model
-                yield way, Runner(model.eval(), _saved_bytes(model), folder / "torch")
+                yield way, Runner(dict.fromkeys(threads, model.eval()), _saved_bytes(model), folder / "torch")
             else:
                 kind, place = EXPORTED[way.runtime], folder / "-".join(way)
                 assert graph is not None
                 graph.place(kind, place, way.precision == "int8", loaded.calibration)
-                yield way, Runner(kind(place, threads).eval(), exported_bytes(kind, place), place)
+                opened = {count: kind(place, count).eval() for count in threads}
+                yield way, Runner(opened, exported_bytes(kind, place), place)
 
 
 @contextmanager
@@ -201,13 +207,15 @@ def _saved_bytes(model: nn.Module) -> int:
     return file.tell()
 
 
-def _times(models: Sequence[Any], tokens: Tokens, repeats: int) -> list[Time]:
+def _times(models: Sequence[Any], one: Pass, repeats: int) -> list[Time]:
     vocabulary = min(model.config.vocab_size for model in models)
-    ids = torch.randint(vocabulary, tuple(tokens), generator=torch.Generator().manual_seed(0))
+    extents = one.batch_size, one.sequence_length
+    ids = torch.randint(vocabulary, extents, generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     calls = {str(number): partial(model, **inputs) for number, model in enumerate(models)}
-    with torch.inference_mode():
-        seconds = race(calls, repeats, partial(tqdm, desc=f"Timing {tokens}", unit="round"))
+    with torch_threads(one.threads), torch.inference_mode():
+        about = f"Timing {one.tokens}, threads: {one.threads}"
+        seconds = race(calls, repeats, partial(tqdm, desc=about, unit="round"))
     return [_time(own, seconds["0"]) for own in seconds.values()]
 
 

@@ -8,28 +8,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from heat_hf.reports.bench import Tokens
+from heat_hf.reports.bench import Pass
 
 PROCESS = Path("/proc/self")
 PEAK, NOW = "VmHWM", "VmRSS"  # lines of Linux's status of a process
 
 
-def peak_memory(runtime: str, precision: str, folder: Path, threads: int, sizes: Sequence[Tokens]) -> int | None:
-    """Bytes that loading a model and a forward pass of each size take at most, in a process of its own.
+def peak_memory(runtime: str, precision: str, folder: Path, passes: Sequence[Pass]) -> int | None:
+    """Bytes that loading a model and forward passes take at most, with as many threads as any may use, in a process of its own.
 
     Args:
         runtime: a name of `RUNTIMES`.
         precision: "float32" or "int8".
         folder: an exported model's; for PyTorch, of the model itself.
-        threads: that it may use.
-        sizes: of forward passes.
+        passes: to make.
 
     Returns:
         None where the system does not say: on others than Linux, or if the model cannot be loaded from the folder alone.
     """
     if not (PROCESS / "clear_refs").exists():
         return None
-    line = [runtime, precision, str(folder), str(threads), *(str(number) for size in sizes for number in size)]
+    threads = max(one.threads for one in passes)
+    line = [runtime, precision, str(folder), str(threads)]
+    line += [str(number) for one in passes for number in (one.batch_size, one.sequence_length)]
     done = subprocess.run([sys.executable, "-m", __name__, *line], capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 

@@ -12,13 +12,16 @@ from heat_hf.reports.text import line_width, text_table
 UNBOUNDED = 1000  # characters: no table is as wide
 
 
-class Tokens(NamedTuple):
-    """Of a forward pass: rows, and tokens in a row."""
+class Pass(NamedTuple):
+    """A forward pass: rows, tokens in a row, and threads that it may use."""
 
     batch_size: int
     sequence_length: int
+    threads: int = 1
 
-    def __str__(self) -> str:
+    @property
+    def tokens(self) -> str:
+        """Rows × tokens."""
         return f"{self.batch_size} × {self.sequence_length}"
 
 
@@ -43,7 +46,7 @@ class Entry:
         runtime: a name of `heat_hf.hardware.machine.runtimes.RUNTIMES`.
         precision: "float32" or "int8".
         bytes: of weights, or of the exported files.
-        times: of each number of tokens.
+        times: of each forward pass.
         score: the task's main one; None without data.
         memory: bytes that loading and forward passes take at most; None where that is not known.
     """
@@ -52,7 +55,7 @@ class Entry:
     runtime: str
     precision: str
     bytes: int
-    times: dict[Tokens, Time]
+    times: dict[Pass, Time]
     score: float | None = None
     memory: int | None = None
 
@@ -80,7 +83,7 @@ class BenchReport:
         entries: the first one is what all times are divided by.
         metric: name of the score; "" without data.
         within: how far below the best score counts as good, as a fraction of it.
-        about: machine, threads, versions, repeats, task and data.
+        about: machine, versions, repeats, task and data.
         left_out: what was not run, and why.
     """
 
@@ -91,29 +94,34 @@ class BenchReport:
     left_out: Sequence[str] = ()
 
     @property
-    def sizes(self) -> list[Tokens]:
-        """Numbers of tokens that were timed."""
+    def passes(self) -> list[Pass]:
+        """Forward passes that were timed."""
         return list(self.entries[0].times)
 
-    def best(self, tokens: Tokens) -> Entry:
+    def label(self, one: Pass) -> str:
+        """Rows × tokens, with the threads where there are passes of several numbers of them."""
+        several = len({own.threads for own in self.passes}) > 1
+        return f"{one.tokens} with {one.threads} thread{'s' * (one.threads > 1)}" if several else one.tokens
+
+    def best(self, one: Pass) -> Entry:
         """The fastest one whose score is good; without scores, of all."""
         scores = [entry.score for entry in self.entries if entry.score is not None]
         least = max(scores) - self.within * abs(max(scores)) if scores else None
         good = [entry for entry in self.entries if least is None or (entry.score is not None and entry.score >= least)]
-        return min(good, key=lambda entry: entry.times[tokens].ratio)
+        return min(good, key=lambda entry: entry.times[one].ratio)
 
     def advice(self) -> list[str]:
-        """A line for each model and way that is the best at some number of tokens."""
-        chosen: dict[int, list[Tokens]] = {}
-        for tokens in self.sizes:
-            chosen.setdefault(next(i for i, entry in enumerate(self.entries) if entry is self.best(tokens)), []).append(tokens)
-        return [self._line(self.entries[number], sizes) for number, sizes in chosen.items()]
+        """A line for each model and way that is the best at some forward pass."""
+        chosen: dict[int, list[Pass]] = {}
+        for one in self.passes:
+            chosen.setdefault(next(i for i, entry in enumerate(self.entries) if entry is self.best(one)), []).append(one)
+        return [self._line(self.entries[number], passes) for number, passes in chosen.items()]
 
-    def _line(self, entry: Entry, sizes: Sequence[Tokens]) -> str:
-        times = ", ".join(f"{entry.times[tokens].ratio:.2f}" for tokens in sizes)
+    def _line(self, entry: Entry, passes: Sequence[Pass]) -> str:
+        times = ", ".join(f"{entry.times[one].ratio:.2f}" for one in passes)
         score = "" if entry.score is None else f" at {self.metric} {entry.score:.4f}"
         name = short_names([own.model for own in self.entries])[entry.model]
-        return f"for {', '.join(map(str, sizes))}: {name} in {entry.way}, {times} of the time{score}: {entry.command()}"
+        return f"for {', '.join(map(self.label, passes))}: {name} in {entry.way}, {times} of the time{score}: {entry.command()}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; times in seconds, sizes in bytes."""
@@ -123,25 +131,25 @@ class BenchReport:
             "within": self.within,
             "left_out": list(self.left_out),
             "entries": [
-                {**asdict(entry), "times": [{**tokens._asdict(), **time._asdict()} for tokens, time in entry.times.items()]}
+                {**asdict(entry), "times": [{**one._asdict(), **time._asdict()} for one, time in entry.times.items()]}
                 for entry in self.entries
             ],
             "use": [
                 {
-                    **tokens._asdict(),
+                    **one._asdict(),
                     "model": own.model,
                     "runtime": own.runtime,
                     "precision": own.precision,
                     "by": own.command(),
                 }
-                for tokens, own in ((tokens, self.best(tokens)) for tokens in self.sizes)
+                for one, own in ((one, self.best(one)) for one in self.passes)
             ],
         }
 
     def table(self, quartiles: bool = True) -> str:
         """A row for each model and way, as wide as it needs; without quartiles, medians alone."""
         names = short_names([entry.model for entry in self.entries])
-        rows = [_cells(names[entry.model], entry, self.metric, quartiles) for entry in self.entries]
+        rows = [self._cells(names[entry.model], entry, quartiles) for entry in self.entries]
         used = [column for column in rows[0] if any(row[column] for row in rows)]
         groups = [
             [[row[column] for column in used] for row, entry in zip(rows, self.entries, strict=True) if entry.model == model]
@@ -154,7 +162,7 @@ class BenchReport:
         if len(table.splitlines()[0]) > line_width():
             table = self.table(quartiles=False)
         names, first = short_names([entry.model for entry in self.entries]), self.entries[0]
-        took = ", ".join(f"{1e3 * time.seconds:.3g} ms at {tokens}" for tokens, time in first.times.items())
+        took = ", ".join(f"{1e3 * time.seconds:.3g} ms at {self.label(one)}" for one, time in first.times.items())
         return "\n".join(
             [
                 table,
@@ -164,16 +172,15 @@ class BenchReport:
             ]
         )
 
-
-def _cells(name: str, entry: Entry, metric: str, quartiles: bool) -> dict[str, str]:
-    """By column; one that is empty everywhere is left out."""
-    return {
-        "model": name,
-        "runs in": entry.way,
-        "MiB": f"{entry.bytes / 2**20:.1f}",
-        "memory, MiB": "" if entry.memory is None else f"{entry.memory / 2**20:.0f}",
-        metric: "" if entry.score is None else f"{entry.score:.4f}",
-    } | {str(tokens): str(time) if quartiles else f"{time.ratio:.2f}" for tokens, time in entry.times.items()}
+    def _cells(self, name: str, entry: Entry, quartiles: bool) -> dict[str, str]:
+        """By column; one that is empty everywhere is left out."""
+        return {
+            "model": name,
+            "runs in": entry.way,
+            "MiB": f"{entry.bytes / 2**20:.1f}",
+            "memory, MiB": "" if entry.memory is None else f"{entry.memory / 2**20:.0f}",
+            self.metric: "" if entry.score is None else f"{entry.score:.4f}",
+        } | {self.label(one): str(time) if quartiles else f"{time.ratio:.2f}" for one, time in entry.times.items()}
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from heat_hf.hardware.machine.runtimes import RUNTIMES
 from heat_hf.integrations.bench import Way, ways
 from heat_hf.integrations.int8 import in_int8
 from heat_hf.integrations.memory import peak_memory
-from heat_hf.reports.bench import Tokens
+from heat_hf.reports.bench import Pass
 
 Calls = Mapping[str, Callable[[], Any]]
 
@@ -93,7 +93,7 @@ def test_dense_and_compressed_in_every_way(checkpoint: Path, track: Track, capsy
         (str(model), *way) for model in (checkpoint, folder) for way in ways
     ]
     assert track.shapes == [(1, 2), (3, 2)]
-    assert asked == [(*way, True, 1, [(1, 5), (3, 5)]) for way in ways] * 2, "every model is in a folder still"
+    assert asked == [(*way, True, [(1, 5, 1), (3, 5, 1)]) for way in ways] * 2, "every model is in a folder still"
     assert [own["memory"] for own in entries] == list(range(1, 9))
     assert [own["times"][1]["ratio"] for own in entries] == [2.0**-number for number in range(8)]
     assert [own["times"][0]["seconds"] for own in entries] == [8.0 * 2.0**-number for number in range(8)]
@@ -103,7 +103,7 @@ def test_dense_and_compressed_in_every_way(checkpoint: Path, track: Track, capsy
     for model, first in ((checkpoint, entries[0]), (folder, entries[4])):
         assert main(["evaluate", str(model), "--task", "text-classification", "--data", str(data), "--json"]) == 0
         assert first["score"] == json.loads(capsys.readouterr().out)[str(model)]["accuracy"]
-    assert result["rows"] == 4 and result["threads"] == 1 and set(result["versions"]) == {"torch", "onnxruntime"}
+    assert result["rows"] == 4 and result["threads"] == [1] and set(result["versions"]) == {"torch", "onnxruntime"}
     assert json.loads((place / "out" / "bench.json").read_text()) == result
     assert (place / "out" / "bench.png").is_file()
     assert {own.name for own in place.iterdir()} == before | {"out"}
@@ -112,9 +112,9 @@ def test_dense_and_compressed_in_every_way(checkpoint: Path, track: Track, capsy
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says it")
 def test_memory_is_what_a_model_adds(checkpoint: Path) -> None:
     """More for longer inputs, whose attention has more to hold; nothing is known of what cannot be loaded."""
-    few, many = (peak_memory("torch", "float32", checkpoint, 1, [Tokens(size, 32)]) for size in (1, 4096))
+    few, many = (peak_memory("torch", "float32", checkpoint, [Pass(size, 32)]) for size in (1, 4096))
     assert few is not None and many is not None and 0 < few < many - 4096 * 32 * 24 * 4
-    assert peak_memory("torch", "float32", checkpoint / "nowhere", 1, [Tokens(1, 32)]) is None
+    assert peak_memory("torch", "float32", checkpoint / "nowhere", [Pass(1, 32)]) is None
 
 
 def test_openvino_runs_beside_the_others(checkpoint: Path, track: Track, capsys: Any) -> None:
@@ -162,6 +162,28 @@ def test_linears_of_low_rank_multiply_in_int8(checkpoint: Path) -> None:
     assert {type(own).__module__ for name, own in small.named_modules() if name.endswith(".left")} == {
         "torch.ao.nn.quantized.dynamic.modules.linear"
     }
+
+
+def test_each_runtime_is_opened_with_each_number_of_threads(checkpoint: Path, monkeypatch: Any, capsys: Any) -> None:
+    kind = pytest.importorskip("heat_hf.integrations.onnx").OnnxModel
+    opened, own, raced = [], kind._open, []
+
+    def look(calls: Calls, repeats: int, rounds: object) -> dict[str, list[float]]:
+        raced.append((torch.get_num_threads(), [call().logits.shape for call in calls.values()]))
+        return {name: [1.0] * repeats for name in calls}
+
+    def note(model: Any, path: Path, threads: int | None) -> None:
+        opened.append(threads)
+        own(model, path, threads)
+
+    monkeypatch.setattr(kind, "_open", note)
+    monkeypatch.setattr(bench_module, "race", look)
+    line: list[object] = [checkpoint, "--runtimes", "torch", "onnxruntime", "--precisions", "float32", "--threads", 2, 1, 2]
+    result = found([*line, "--batch-size", 3, "--sequence-length", 4], capsys)
+    assert opened == [None, 2, 1], "to check the export, and then each"
+    assert raced == [(2, [(3, 2)] * 2), (1, [(3, 2)] * 2)]
+    assert result["threads"] == [2, 1]
+    assert [[time["threads"] for time in entry["times"]] for entry in result["entries"]] == [[2, 1]] * 2
 
 
 def test_threads_are_given_back(checkpoint: Path, only_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from heat_hf.reports.bench import BenchReport, Entry, Time, Tokens, short_names
+from heat_hf.reports.bench import BenchReport, Entry, Pass, Time, short_names
 from heat_hf.reports.figures.bench import draw_bench
 
-SMALL, LARGE = Tokens(1, 32), Tokens(8, 128)
+SMALL, LARGE = Pass(1, 32), Pass(8, 128)
 
 
 def entry(model: str, runtime: str, precision: str, small: float, large: float, score: float | None = None) -> Entry:
@@ -35,10 +35,10 @@ def report(scored: bool = True, **options: Any) -> BenchReport:
 
 def test_the_fastest_within_reach_of_the_best_score_is_recommended() -> None:
     found = report()
-    assert [found.best(tokens).way for tokens in found.sizes] == ["onnxruntime int8", "torch int8"]
-    assert [report(within=0.001).best(tokens).way for tokens in found.sizes] == ["torch float32"] * 2
-    assert [report(within=0.1).best(tokens).way for tokens in found.sizes] == ["openvino float32"] * 2
-    assert [report(scored=False).best(tokens).way for tokens in found.sizes] == ["openvino float32"] * 2
+    assert [found.best(one).way for one in found.passes] == ["onnxruntime int8", "torch int8"]
+    assert [report(within=0.001).best(one).way for one in found.passes] == ["torch float32"] * 2
+    assert [report(within=0.1).best(one).way for one in found.passes] == ["openvino float32"] * 2
+    assert [report(scored=False).best(one).way for one in found.passes] == ["openvino float32"] * 2
 
 
 def test_scores_below_zero_have_a_best_one_too() -> None:
@@ -61,6 +61,21 @@ def test_advice_names_the_command() -> None:
     )
 
 
+def test_several_numbers_of_threads_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, both = Pass(8, 128, 1), Pass(8, 128, 2)
+    times = {alone: Time(0.2, 1.0, 1.0, 1.0), both: Time(0.1, 1.0, 1.0, 1.0)}
+    other = {alone: Time(0.1, 0.5, 0.5, 0.5), both: Time(0.2, 2.0, 2.0, 2.0)}
+    entries = [Entry("m", "torch", "float32", 1, times), Entry("m", "onnxruntime", "float32", 1, other)]
+    found = BenchReport(entries)
+    assert [line.partition(":")[0] for line in found.advice()] == ["for 8 × 128 with 1 thread", "for 8 × 128 with 2 threads"]
+    assert "it took 200 ms at 8 × 128 with 1 thread, 100 ms at 8 × 128 with 2 threads" in str(found)
+    assert [(own["threads"], own["runtime"]) for own in found.to_dict()["use"]] == [(1, "onnxruntime"), (2, "torch")]
+    figures: list[Figure] = []
+    monkeypatch.setattr("heat_hf.reports.figures.bench.save_figure", lambda figure, path: figures.append(figure))
+    draw_bench(found, tmp_path / "bench.png")
+    assert [axes.get_title() for axes in figures[0].axes] == ["8 × 128 tokens with 1 thread", "8 × 128 tokens with 2 threads"]
+
+
 def test_commands() -> None:
     assert entry("m", "torch", "float32", 1, 1).command() == "as it is"
     assert "--int8 --calibration-file FILE" in entry("m", "openvino", "int8", 1, 1).command()
@@ -75,7 +90,8 @@ def test_text_and_data() -> None:
     data = json.loads(json.dumps(found.to_dict()))
     assert data["threads"] == 2 and data["metric"] == "spearman"
     assert data["entries"][1]["times"][0] == {
-        "batch_size": 1, "sequence_length": 32, "seconds": 0.003, "lower": 0.27, "ratio": 0.3, "upper": pytest.approx(0.33),
+        "batch_size": 1, "sequence_length": 32, "threads": 1,
+        "seconds": 0.003, "lower": 0.27, "ratio": 0.3, "upper": pytest.approx(0.33),
     }  # fmt: skip
     assert [(own["sequence_length"], own["runtime"]) for own in data["use"]] == [(32, "onnxruntime"), (128, "torch")]
     assert report(scored=False).to_dict()["metric"] is None

@@ -1,4 +1,4 @@
-"""The picture of a bench: score over speed where models were scored, else times; a panel for each number of tokens."""
+"""The picture of a bench: score over speed where models were scored, else times; a panel for each forward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from heat_hf.reports.bench import BenchReport, Entry, Tokens, short_names
+from heat_hf.reports.bench import BenchReport, Entry, Pass, short_names
 from heat_hf.reports.figures.style import COLOURS, WIDEST, save_figure, tidy_axes
 from heat_hf.search.shapes.pareto import pareto_front
 
@@ -29,17 +29,17 @@ def draw_bench(report: BenchReport, path: str | Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    sizes, scored = report.sizes, bool(report.metric)
-    columns = min(2, len(sizes))
-    rows = -(-len(sizes) // columns)
+    passes, scored = report.passes, bool(report.metric)
+    columns = min(2, len(passes))
+    rows = -(-len(passes) // columns)
     height = 3.4 if scored else 0.9 + 0.28 * len(report.entries)
     figure = Figure(figsize=(WIDEST if columns > 1 else 0.7 * WIDEST, 0.9 + height * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes, tokens in zip(panels, sizes, strict=False):
-        (_draw_scores if scored else _draw_times)(axes, report, tokens)
-        axes.set_title(f"{tokens} tokens")
+    for axes, one in zip(panels, passes, strict=False):
+        (_draw_scores if scored else _draw_times)(axes, report, one)
+        axes.set_title(report.label(one).replace(one.tokens, f"{one.tokens} tokens"))
         tidy_axes(axes)
-    for axes in panels[len(sizes) :]:
+    for axes in panels[len(passes) :]:
         axes.set_visible(False)
     if scored:
         _legend(figure, report)
@@ -53,35 +53,35 @@ def _styles(report: BenchReport) -> tuple[dict[str, str], dict[str, str]]:
     return colours, {way: MARKS[number % len(MARKS)] for number, way in enumerate(ways)}
 
 
-def _draw_scores(axes: Axes, report: BenchReport, tokens: Tokens) -> None:
+def _draw_scores(axes: Axes, report: BenchReport, one: Pass) -> None:
     """Score over how many times as fast as the reference each is, and the front of those that nothing beats in both."""
     colours, marks = _styles(report)
-    entries = sorted(report.entries, key=lambda entry: entry.times[tokens].ratio)
-    points = [(entry.times[tokens].ratio, -(entry.score or 0.0)) for entry in entries]
+    entries = sorted(report.entries, key=lambda entry: entry.times[one].ratio)
+    points = [(entry.times[one].ratio, -(entry.score or 0.0)) for entry in entries]
     front = [entry for entry, keep in zip(entries, pareto_front(points), strict=True) if keep]
-    axes.plot(*zip(*(_point(entry, tokens) for entry in front), strict=True), color="grey", linewidth=1, zorder=1)
+    axes.plot(*zip(*(_point(entry, one) for entry in front), strict=True), color="grey", linewidth=1, zorder=1)
     for entry in entries:
-        x, y = _point(entry, tokens)
-        time = entry.times[tokens]
+        x, y = _point(entry, one)
+        time = entry.times[one]
         axes.plot([1 / time.upper, 1 / time.lower], [y, y], color=colours[entry.model], linewidth=1, alpha=0.5)
         axes.scatter(
             [x], [y], s=40, marker=marks[entry.way], c=colours[entry.model], edgecolors="black", linewidths=0.5, zorder=3
         )
-    best = report.best(tokens)
-    x, y = _point(best, tokens)
+    best = report.best(one)
+    x, y = _point(best, one)
     axes.scatter([x], [y], s=170, facecolors="none", edgecolors="black", zorder=2)
-    _name(axes, front, tokens)
+    _name(axes, front, one)
     axes.margins(x=0.18, y=0.15)
     axes.set(xlabel="times as fast", ylabel=report.metric)
 
 
-def _point(entry: Entry, tokens: Tokens) -> tuple[float, float]:
-    return 1 / entry.times[tokens].ratio, entry.score or 0.0
+def _point(entry: Entry, one: Pass) -> tuple[float, float]:
+    return 1 / entry.times[one].ratio, entry.score or 0.0
 
 
-def _name(axes: Axes, entries: Sequence[Entry], tokens: Tokens) -> None:
+def _name(axes: Axes, entries: Sequence[Entry], one: Pass) -> None:
     for number, entry in enumerate(entries):
-        place = _point(entry, tokens)
+        place = _point(entry, one)
         above = 9 if number % 2 else -15  # neighbours' names would meet
         axes.annotate(entry.way, place, (0, above), textcoords="offset points", ha="center", fontsize=8)
 
@@ -99,11 +99,11 @@ def _legend(figure: Figure, report: BenchReport) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
-def _draw_times(axes: Axes, report: BenchReport, tokens: Tokens) -> None:
+def _draw_times(axes: Axes, report: BenchReport, one: Pass) -> None:
     """A bar for each, the first one on top, with quartiles."""
     colours, _ = _styles(report)
     names = short_names(list(colours))
-    times = [entry.times[tokens] for entry in report.entries]
+    times = [entry.times[one] for entry in report.entries]
     ratios = [time.ratio for time in times]
     spread = [[time.ratio - time.lower for time in times], [time.upper - time.ratio for time in times]]
     labels = [f"{names[entry.model]}, {entry.way}" for entry in report.entries]
