@@ -75,7 +75,7 @@ class HeatConfig:
         exclude: regular expressions for linears to leave dense.
         calibration_memory: "model" collects all second moments in one pass over the calibration data; "layer" takes one pass
             per Transformer block and holds the moments of one block at a time; "disk" is "model" with them in files that have
-            no name, in the folder that `TMPDIR` names: of the dense model nothing has to stay in memory.
+            no name, in the folder that `TMPDIR` names, and the cores, too: nothing stays in memory that grows with the model.
         seed: of decompositions that start at random, see `Solver`; from 0 to 2³² − 1.
         max_sweeps: of iterative decompositions, likewise.
         refinement_steps: of a projection that has no closed form, likewise.
@@ -245,8 +245,13 @@ class HeatConfig:
     @property
     def collected(self) -> dict[str, Any]:
         """What is collected of calibration data, as `Statistics.collect` takes it."""
-        kept = {"disk": self.calibration_memory == "disk"}
-        return {"gradients": self.collects_gradients, "seed": self.seed, "tile": self.tile_extent, **kept}
+        known = {"seed": self.seed, "tile": self.tile_extent, "disk": self.on_disk}
+        return {"gradients": self.collects_gradients, **known}
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether what grows with the model is kept in files."""
+        return self.calibration_memory == "disk"
 
     @property
     def tile_extent(self) -> int:

@@ -18,7 +18,7 @@ from heat_hf.compression.config import JOINTLY, HeatConfig
 from heat_hf.compression.measuring import answers, expected, measured, with_output_errors
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import Kept, refine_blocks
-from heat_hf.compression.replacing import attach, copied, kept_of, layers_of, replacing
+from heat_hf.compression.replacing import attach, copied, kept_of, layer_of, replacing
 from heat_hf.compression.reporting import Reached, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.compression.trial import require_parameters, require_runs
@@ -296,20 +296,21 @@ class Job:
         """Replace the model's linears by factorized layers, in place, blocks `done` as they are; an error changes nothing."""
         settings = chosen.settings
         projection = Projection.of(self.model, self.linears, settings, self.config, self._calibrated)
-        reached = dict.fromkeys(self.linears, Reached(None))
+        reached, layers = dict.fromkeys(self.linears, Reached(None)), dict[str, FactorizedLinear]()
         factorized = [name for name in self.linears if settings[name] is not None]
         if not self._by_block:
             _ = self.statistics  # collected behind a bar of its own, which ends before the next begins
         with tqdm(total=len(factorized), desc="Factorizing", unit="matrix") as progress:
             for names, statistics in self._moments_by_group(factorized):
                 for name, result in projection.reached(names, statistics):
-                    reached[name] = result
+                    layer = layer_of(self.linears[name], result, self.config.tokens, self.config.on_disk)
+                    layers |= {} if layer is None else {name: layer}
+                    reached[name] = result.less_cores  # memory holds them once
                     progress.update()
         dense = self.given_answers or answers(self.model, self.calibration, self.config)  # statistics have shown that it runs
         report = self._report(reached, self.calibration_rows)
         if report.few_tokens:
             logger.warning(report.few_tokens)
-        layers = layers_of(self.linears, reached, self.config.tokens)
         gone = dropped_blocks(settings)
         with replacing(self.model, self.linears, layers, gone) as replace_all:
             report = self._refine(report, layers, kept_of(reached), gone, done)

@@ -15,6 +15,7 @@ from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.dropping import drop_blocks, dropped_blocks, renumbered, stood_for
 from heat_hf.encoders.linears import swap_modules
+from heat_hf.encoders.triangles import in_file
 from heat_hf.formats import GONE
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import Settings
@@ -29,19 +30,22 @@ def copied(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def layers_of(linears: Mapping[str, nn.Linear], reached: Mapping[str, Reached], tokens: int) -> dict[str, FactorizedLinear]:
-    """The layers that take the place of linears, by name.
+def layer_of(linear: nn.Linear, result: Reached, tokens: int, disk: bool) -> FactorizedLinear | None:
+    """The layer that takes the place of a linear; None where it stays, or goes.
 
     Args:
-        linears: dense, by name.
-        reached: what was found for each.
+        linear: dense.
+        result: what was found for it.
         tokens: for which contraction paths are chosen.
+        disk: whether what the layer holds is in files, where it is on the CPU, see `room`.
     """
-    return {
-        name: FactorizedLinear.from_linear(linears[name], result.setting, result.factorization, tokens)
-        for name, result in reached.items()
-        if result.setting is not None and result.factorization is not None
-    }
+    if result.setting is None or result.factorization is None:
+        return None
+    layer = FactorizedLinear.from_linear(linear, result.setting, result.factorization, tokens)
+    if disk and linear.weight.device.type == "cpu":
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            tensor.data = in_file(tensor.data)
+    return layer
 
 
 @contextmanager

@@ -37,6 +37,11 @@ class Reached:
     setting: TensorSetting | None
     factorization: Factorization | None = None
 
+    @property
+    def less_cores(self) -> Reached:
+        """The same once a layer has the cores."""
+        return self if self.factorization is None else replace(self, factorization=replace(self.factorization, cores=()))
+
 
 def report_of(
     model: PreTrainedModel,

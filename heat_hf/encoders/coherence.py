@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.moments import Gradients, run_watched, spread
-from heat_hf.encoders.triangles import Moments, copied
+from heat_hf.encoders.triangles import Moments, in_file
 from heat_hf.formats.projection import OUTPUT_DAMPING, triangular_root
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def scaled_moments(
         weight = module.weight
         assert isinstance(weight, Tensor)
         error, losses[name] = typical_error(weight, second_moments[name], output_moments[name])
-        errors[name] = copied(error) if disk else error
+        errors[name] = in_file(error) if disk else error
     chosen = [batches[number] for number in sorted(spread(batches, ROWS))]
     inputs = _Moved(errors, disk)
     outputs = _Sums(inputs, seed + 1)  # other directions than those that G was taken along
@@ -99,7 +99,7 @@ class _Moved:
 
         def move(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             moved = args[0].detach() @ self.errors[name].T
-            self.last[name] = copied(moved) if self.disk else moved
+            self.last[name] = in_file(moved) if self.disk else moved
 
         return move
 

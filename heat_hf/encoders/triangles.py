@@ -42,7 +42,7 @@ def room(*extents: int, dtype: torch.dtype, device: torch.device | None = None, 
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(extents)
 
 
-def copied(tensor: Tensor) -> Tensor:
+def in_file(tensor: Tensor) -> Tensor:
     """A tensor in a file, see `room`."""
     return room(*tensor.shape, dtype=tensor.dtype, disk=True).copy_(tensor)
 

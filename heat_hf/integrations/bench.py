@@ -141,12 +141,7 @@ def bench(
     """
     threads = list(dict.fromkeys(one.threads for one in passes))
     with temporary_directory() as folder:
-        made = {}
-        for number, (name, loaded) in enumerate(tqdm(models.items(), desc="Exporting", unit="model")):
-            for way, runner in runners(loaded, found, folder / str(number), threads):
-                made[name, way] = runner
-            if memory and any(way.runtime == "torch" for way in found):
-                loaded.model.save_pretrained(folder / str(number) / "torch")
+        made = _made(models, found, folder, threads, memory)
         with torch_threads(threads[0]):
             scores = {key: score(own.model, models[key[0]].tokenizer) for key, own in made.items()} if score else {}
         times = {one: _times([own.models[one.threads] for own in made.values()], one, repeats) for one in passes}
@@ -156,6 +151,19 @@ def bench(
         Entry(name, *way, runner.bytes, {one: times[one][number] for one in passes}, scores.get((name, way)), peak)
         for number, (((name, way), runner), peak) in enumerate(zip(made.items(), peaks, strict=True))
     ]
+
+
+def _made(
+    models: Mapping[str, Loaded], found: Sequence[Way], folder: Path, threads: Sequence[int], saved: bool
+) -> dict[tuple[str, Way], Runner]:
+    """Every model in every way; with `saved`, PyTorch's are in a folder, too."""
+    made = {}
+    for number, (name, loaded) in enumerate(tqdm(models.items(), desc="Exporting", unit="model")):
+        for way, runner in runners(loaded, found, folder / str(number), threads):
+            made[name, way] = runner
+        if saved and any(way.runtime == "torch" for way in found):
+            loaded.model.save_pretrained(folder / str(number) / "torch")
+    return made
 
 
 class Runner(NamedTuple):
