@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_shape(size)
     size.add_argument("--rank-search", default="uniform", help=f"{', '.join(RANK_SEARCHES)} (default: %(default)s)")
     options.add_joint(size)
+    options.add_embedding(size)
     options.add_tiles(size)
     options.add_cost_table(size, "for shapes and for pareto")
     options.add_matrices(size)

@@ -129,6 +129,11 @@ def add_joint(group: Group) -> None:
     group.add_argument("--blocks", action="store_true", help="also weigh dropping whole Transformer blocks")
 
 
+def add_embedding(group: Group) -> None:
+    """`--embedding-rank`: of the word embeddings."""
+    group.add_argument("--embedding-rank", type=COUNT, metavar="R", help="of the word embeddings, which stay dense without it")
+
+
 def add_tiles(group: Group) -> None:
     """`--tile` and `--initial-values`: of an operator on tiles."""
     from heat_hf.formats.strassen_tile import STARTS, TILE, TILES

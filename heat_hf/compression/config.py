@@ -86,6 +86,8 @@ class HeatConfig:
             multiplied with it once. Not for ALBERT, DeBERTa and ModernBERT.
         blocks: whether whole Transformer blocks may go, likewise. What that costs is measured on calibration rows, set by set.
             Not for ALBERT and ModernBERT.
+        embedding_rank: of the word embeddings, which then take rank·(tokens + width) parameters. What is lost is weighed by how
+            often tokens come in the calibration data, and by the gradients there. Default: they stay dense.
         tile: t of "strassen_tile", 2, 3 or 4: tokens and features of a tile. Default: 4.
         initial_values: of "strassen_tile": "strassen", what least squares make of the algorithm of its name, fitted to each
             matrix and its inputs; "als", the same from random starts; "hadamard", characters of a group; "random".
@@ -125,6 +127,7 @@ class HeatConfig:
     widths: bool = False
     groups: bool = False
     blocks: bool = False
+    embedding_rank: int | None = None
     tile: int | None = None
     initial_values: str | None = None
 
@@ -151,6 +154,8 @@ class HeatConfig:
         if self.decomposition == MIXED and not method.mixes_formats:
             mixing = " or ".join(f"rank_search={other.name!r}" for other in RANK_SEARCHES.values() if other.mixes_formats)
             raise ValueError(f"decomposition='mixed' needs {mixing}, got {self.rank_search!r}")
+        if self.embedding_rank is not None and self.activation_aware is False:
+            raise ValueError("embedding_rank needs calibration data, which activation_aware=False leaves out")
         if method.needs_calibration and self.activation_aware is False:
             raise ValueError(f"{search} needs calibration data, which activation_aware=False leaves out")
 
@@ -312,5 +317,6 @@ CHECKS: dict[str, fields.Check] = {
     "widths": fields.truth,
     "groups": fields.truth,
     "blocks": fields.truth,
+    "embedding_rank": fields.optional(fields.number(1, fields.MOST_EXTENT)),
     "refine_steps": fields.number(0, fields.MOST_ITERATIONS),
 }

@@ -19,13 +19,15 @@ from heat_hf.compression.measuring import answers, expected, measured, with_outp
 from heat_hf.compression.projecting import Projection
 from heat_hf.compression.refinement import Kept, refine_blocks
 from heat_hf.compression.replacing import attach, copied, kept_of, layer_of, replacing
-from heat_hf.compression.reporting import Reached, refined_report, report_of
+from heat_hf.compression.reporting import Reached, embedding_report, refined_report, report_of
 from heat_hf.compression.resuming import RefinedBlocks
+from heat_hf.compression.tabled import table_of
 from heat_hf.compression.trial import require_parameters, require_runs
 from heat_hf.encoders.batches import Batch, data_digest, sequences
 from heat_hf.encoders.checkpoints.key import require_same_key
 from heat_hf.encoders.checkpoints.names import checkpoint_name
 from heat_hf.encoders.dropping import droppable, dropped_blocks
+from heat_hf.encoders.embedding import Embedded, embed, word_embeddings
 from heat_hf.encoders.linears import by_block, encoder_linears
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.evaluation.quality import Quality
@@ -41,8 +43,6 @@ from heat_hf.search.ranks.methods import Solution
 from heat_hf.search.ranks.problem import Problem, Training
 from heat_hf.search.ranks.space import Costs, matrices_of
 from heat_hf.search.ranks.variants import Variant, find_variants, search_key
-from heat_hf.search.shapes.search import ShapeSearch, require_fit, search_shapes
-from heat_hf.search.shapes.table import CostTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +62,7 @@ class Job:
         given_cost_model: what settings are costed by; None for the one of the request's accelerator.
         training: for methods that train.
         given_answers: of the dense model to the rows that the finished one is measured on; None to ask it.
+        given_embedded: word embeddings of low rank that were found before.
     """
 
     model: PreTrainedModel
@@ -71,6 +72,7 @@ class Job:
     given_cost_model: CostModel | None = None
     training: Training | None = None
     given_answers: Quality | None = None
+    given_embedded: Embedded | None = None
 
     @cached_property
     def linears(self) -> dict[str, nn.Linear]:
@@ -118,25 +120,12 @@ class Job:
         return sum(map(sequences, self.calibration or ())) if given is None else given.rows
 
     @cached_property
-    def table(self) -> CostTable | None:
-        """The cost table that the request names, or that its method needs; None where it needs none."""
-        config = self.config
-        if config.cost_table is not None:
-            table = CostTable.load(config.cost_table)
-            assert self.cost_model is not None
-            require_fit(table, config.cost_table, self.linears, self.cost_model, config.tokens)
-            return table
-        if not config.method.needs_table:
-            return None
-        assert self.cost_model is not None
-        return search_shapes(
-            self.model,
-            self.cost_model,
-            config.tokens,
-            ShapeSearch(formats=config.formats, seed=config.seed),
-            modules=config.modules,
-            exclude=config.exclude,
-        )
+    def embedded(self) -> Embedded | None:
+        """Word embeddings of the rank that is asked for; None where they stay dense."""
+        config, rank = self.config, self.config.embedding_rank
+        if rank is None or self.given_embedded is not None:
+            return self.given_embedded
+        return embed(self.model, self.calibration or (), rank, config.uses_gradients, config.seed)
 
     @property
     def _searches_statistics(self) -> bool:
@@ -152,6 +141,7 @@ class Job:
         """The same without statistics: all that its key takes."""
         config = self.config
         asked = ("decomposition", "rank_search", *TARGETS, "tokens", "shape", "tile", "cost_table", "seed", *JOINTLY)
+        asked += ("embedding_rank",) if config.embedding_rank else ()
         if config.blocks:
             droppable(self.model, self.linears)
             if not self.calibration:
@@ -171,7 +161,7 @@ class Job:
             **{name: getattr(config, name) for name in JOINTLY},
             calibration=self.calibration,
             diverges=self._diverges,
-            table=self.table,
+            table=table_of(self.model, self.linears, config, self.cost_model),
             training=self.training,
             key={"calibration": self._searched_digest(), **{name: getattr(config, name) for name in asked}},
         )
@@ -209,6 +199,10 @@ class Job:
         for name in ("activation_aware", "loss_aware"):
             if getattr(self.config, name) and not self._calibrated:
                 raise ValueError(f"{name}=True needs a calibration_dataset")
+        if self.config.embedding_rank is not None:
+            word_embeddings(self.model, self.config.embedding_rank)
+            if not self.calibration:
+                raise ValueError("embedding_rank needs the rows of a calibration_dataset, also beside statistics")
         _ = self.cost_model
         require_runs(self.model, self.linears, self.calibration[0] if self.calibration else None, self.config.tile_extent)
 
@@ -274,7 +268,7 @@ class Job:
 
     def _diverges(self, settings: Settings) -> float | None:
         """What a copy of the model, projected and not refined, diverges by on the calibration rows, if that is known."""
-        known = {"given_statistics": self.statistics, "given_answers": self._unrefined_answers}
+        known = {"given_statistics": self.statistics, "given_answers": self._unrefined_answers, "given_embedded": self.embedded}
         job = replace(self, model=copied(self.model), config=self._unrefined, **known)  # type: ignore[arg-type]
         fidelity = job.factorize(Solution(settings)).fidelity
         return None if fidelity is None else fidelity.measured
@@ -284,13 +278,17 @@ class Job:
         report = self._report({name: Reached(setting) for name, setting in chosen.settings.items()})
         return replace(report, fidelity=expected(chosen))
 
-    def _report(self, reached: Mapping[str, Reached], calibration_rows: int = 0) -> CompressionReport:
+    def _report(
+        self, reached: Mapping[str, Reached], calibration_rows: int = 0, embedded: Embedded | None = None
+    ) -> CompressionReport:
         """The request goes with it, less paths: these lead nowhere on other machines."""
         name = None if self.cost_model is None else self.cost_model.name
         named = {"accelerator": CPU if self.config.accelerator == CPU else name, "cost_table": None}
         request = replace(self.config, **named).to_dict()  # type: ignore[arg-type]
         fed = self.config.sequence_length, self.config.batch_size
-        return report_of(self.model, self.costs, reached, calibration_rows, request, fed)
+        rank, error = self.config.embedding_rank, None if embedded is None else embedded.error
+        embedding = None if rank is None else embedding_report(*word_embeddings(self.model, rank), rank, error)
+        return report_of(self.model, self.costs, reached, calibration_rows, request, fed, embedding)
 
     def factorize(self, chosen: Variant | Solution, done: RefinedBlocks | None = None) -> CompressionReport:
         """Replace the model's linears by factorized layers, in place, blocks `done` as they are; an error changes nothing."""
@@ -308,11 +306,11 @@ class Job:
                     reached[name] = result.less_cores  # memory holds them once
                     progress.update()
         dense = self.given_answers or answers(self.model, self.calibration, self.config)  # statistics have shown that it runs
-        report = self._report(reached, self.calibration_rows)
+        report = self._report(reached, self.calibration_rows, self.embedded)
         if report.few_tokens:
             logger.warning(report.few_tokens)
         gone = dropped_blocks(settings)
-        with replacing(self.model, self.linears, layers, gone) as replace_all:
+        with replacing(self.model, self.linears, layers, gone, self.embedded) as replace_all:
             report = self._refine(report, layers, kept_of(reached), gone, done)
             report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
             replace_all()
@@ -346,5 +344,7 @@ class Job:
         if not (self._calibrated and self.config.refine_steps):
             return report
         held = None if self._by_block else self.statistics
-        refined = refine_blocks(self.model, self.linears, layers, self.calibration, self.config, held, kept, gone, done)
+        refined = refine_blocks(
+            self.model, self.linears, layers, self.calibration, self.config, held, kept, gone, done, self.embedded
+        )
         return refined_report(report, refined)

@@ -23,6 +23,7 @@ from heat_hf.compression.resuming import RefinedBlocks
 from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.blocks import Blocks
+from heat_hf.encoders.embedding import Embedded
 from heat_hf.encoders.linears import by_block, dense_linears, swap_modules
 from heat_hf.encoders.moments import InputMoments, padding_mask
 from heat_hf.encoders.statistics import Statistics
@@ -67,6 +68,7 @@ def refine_blocks(
     kept: Kept | None = None,
     gone: Collection[str] = (),
     done: RefinedBlocks | None = None,
+    embedded: Embedded | None = None,
 ) -> Refined:
     """Refine cores and biases of factorized layers, block by block; a block that would not get better stays as it was.
 
@@ -87,6 +89,7 @@ def refine_blocks(
         gone: names of blocks that answer what they read, as they will not be there; the block before such ones is refined
             towards what the last of them answers.
         done: where blocks are kept, and taken from that are there already.
+        embedded: takes the place of the word embeddings, so that the first block makes up for what they lost.
     """
     few, out = few_batches(batches or ())
     if len(few) < LEAST_BATCHES:
@@ -110,7 +113,7 @@ def refine_blocks(
         generator = torch.Generator().manual_seed(config.seed)
         refiner = _Refiner(
             blocks, linears, layers, few, out, config.refine_steps, generator, moments, kept or {}, gone,
-            done or RefinedBlocks(),
+            done or RefinedBlocks(), embedded,
         )  # fmt: skip
         reached = refiner.run(groups)
         return Refined(Refinement(config.refine_steps, tuple(reached)) if reached else None, refiner.errors)
@@ -134,6 +137,7 @@ class _Refiner:
         kept: neurons that stay, of layers that lose some.
         gone: names of blocks that will not be there.
         done: blocks that an interrupted refinement left, and those of this one.
+        embedded: word embeddings of low rank; None where they stay dense.
         errors: of the layers refined so far.
         dense: number of a batch → hidden states that the dense model has at the boundary reached; empty before the first block.
         now: the same of the model compressed so far.
@@ -150,6 +154,7 @@ class _Refiner:
     kept: Kept
     gone: Collection[str]
     done: RefinedBlocks
+    embedded: Embedded | None
     errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     dense: States = field(default_factory=dict)
     now: States = field(default_factory=dict)
@@ -168,6 +173,7 @@ class _Refiner:
             for name, *behind in _spans(groups, self.gone):
                 names = groups[name]
                 moments = self._dense(name, names, bar)
+                self._embed()
                 for other in behind:
                     self.dense = self._replaced(other, self.dense, bar)
                 if not names:  # it stays dense, or is gone
@@ -178,6 +184,12 @@ class _Refiner:
                 for one in names:
                     self.errors[one] = self._errors(one, moments[one])
         return reached
+
+    def _embed(self) -> None:
+        """Once it is known what the dense model reads at its first block, that of the compressed one comes of its own."""
+        if self.embedded is not None:
+            dense = self.blocks.model.get_submodule(self.embedded.name)
+            swap_modules(self.blocks.model, {dense: self.embedded.module})
 
     def _dense(self, name: str, names: Sequence[str], bar: tqdm[None]) -> Mapping[str, Tensor]:
         """Run a block while it is dense; returns C of the inputs of its linears."""

@@ -14,7 +14,8 @@ from heat_hf.compression.refinement import Kept
 from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.dropping import drop_blocks, dropped_blocks, renumbered, stood_for
-from heat_hf.encoders.linears import swap_modules
+from heat_hf.encoders.embedding import Embedded
+from heat_hf.encoders.linears import factorized_embeddings, swap_modules
 from heat_hf.encoders.triangles import in_file
 from heat_hf.formats import GONE
 from heat_hf.formats.layer import FactorizedLinear
@@ -54,6 +55,7 @@ def replacing(
     linears: Mapping[str, nn.Linear],
     layers: Mapping[str, FactorizedLinear],
     gone: Collection[str],
+    embedded: Embedded | None = None,
 ) -> Iterator[Callable[[], None]]:
     """What puts layers in the place of linears, and takes out blocks that go. After an error the model is as it was before.
 
@@ -62,11 +64,13 @@ def replacing(
         linears: by name.
         layers: by the same names.
         gone: names of the blocks that go.
+        embedded: what takes the place of the word embeddings; None where they stay.
     """
     restored = list[Callable[[], None]]()
+    tables = dict[nn.Module, nn.Module]() if embedded is None else {model.get_submodule(embedded.name): embedded.module}
 
     def replace() -> None:
-        swap_modules(model, {linears[name]: layer for name, layer in layers.items()})
+        swap_modules(model, tables | {linears[name]: layer for name, layer in layers.items()})
         restored.append(drop_blocks(model, gone))
 
     try:
@@ -74,7 +78,8 @@ def replacing(
     except BaseException:
         for restore in restored:
             restore()
-        swap_modules(model, {layer: linears[name] for name, layer in layers.items()})
+        back = {table: dense for dense, table in tables.items()}
+        swap_modules(model, back | {layer: linears[name] for name, layer in layers.items()})
         raise
 
 
@@ -94,12 +99,14 @@ def attach(model: PreTrainedModel, settings: Settings, tokens: int, report: Comp
     """
     gone = dropped_blocks(settings)
     kept = {name: setting for name, setting in settings.items() if setting is not None and setting.format not in GONE}
-    if not kept:  # a dense model with fewer blocks
+    embeddings = {name: module.rank for name, module in factorized_embeddings(model).items()}
+    if not (kept or embeddings):  # a dense model with fewer blocks
         return
     config = FactorizedConfig(
         tensors={renumbered(name, gone): setting for name, setting in kept.items()},
         tokens=tokens,
         accelerator=report.accelerator,
+        embeddings=embeddings or None,
         blocks=stood_for(gone, model.config.num_hidden_layers) if gone else None,
         heat_version=report.heat_version,
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from heat_hf.compression.refinement import Refined
 from heat_hf.encoders.around import cost_around
 from heat_hf.encoders.checkpoints.names import checkpoint_name, package_version
@@ -18,6 +20,7 @@ from heat_hf.reports.card import inherited_license
 from heat_hf.reports.compared import Compared
 from heat_hf.reports.compression import CompressionReport
 from heat_hf.reports.dropping import Dropped
+from heat_hf.reports.embedding import EmbeddingReport
 from heat_hf.reports.tensor import TensorReport
 from heat_hf.search.ranks.space import Costs
 
@@ -50,6 +53,7 @@ def report_of(
     calibration_rows: int = 0,
     request: Mapping[str, Any] | None = None,
     fed: tuple[int, int] | None = None,
+    embedding: EmbeddingReport | None = None,
 ) -> CompressionReport:
     """The report of a model that is still dense.
 
@@ -60,6 +64,7 @@ def report_of(
         calibration_rows: sequences of the calibration data.
         request: what was asked for, as JSON.
         fed: tokens of a sequence and sequences of a forward pass, to cost what is around the matrices.
+        embedding: of word embeddings of low rank.
     """
     settings = {name: result.setting for name, result in reached.items()}
     hardware, place = costs.model, str(model.config._name_or_path)
@@ -75,13 +80,23 @@ def report_of(
         heat_version=package_version(),
         request=request or {},
         dropped=_dropped(model, settings),
-        around=None if fed is None else _around(model, costs, settings, *fed),
+        embedding=embedding,
+        around=None if fed is None else _around(model, costs, settings, fed, embedding),
     )
 
 
-def _around(model: PreTrainedModel, costs: Costs, settings: Settings, length: int, batch: int) -> Compared | None:
+def embedding_report(name: str, dense: nn.Embedding, rank: int, error: float | None) -> EmbeddingReport:
+    """Of word embeddings that get a rank; the error is known once they have it."""
+    return EmbeddingReport(name, dense.num_embeddings, dense.embedding_dim, rank, error)
+
+
+def _around(
+    model: PreTrainedModel, costs: Costs, settings: Settings, fed: tuple[int, int], embedding: EmbeddingReport | None
+) -> Compared | None:
     """Only where the accelerator is described: other cost models know products of matrices."""
-    found = cost_around(model, settings, costs.model, length, batch) if isinstance(costs.model, AnalyticModel) else None
+    if not isinstance(costs.model, AnalyticModel):
+        return None
+    found = cost_around(model, settings, costs.model, *fed, 0 if embedding is None else embedding.rank)
     return None if found is None else Compared(*found)
 
 

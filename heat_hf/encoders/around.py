@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.dropping import dropped_blocks
 from heat_hf.encoders.linears import BLOCKS, block_of, dense_linears, runs
 from heat_hf.encoders.together import head_groups, inner_pairs
+from heat_hf.formats.embedding import FactorizedEmbedding
 from heat_hf.formats.setting import Settings, TensorSetting
 from heat_hf.hardware.analytic import AnalyticModel
 from heat_hf.hardware.cascade import Cascade, cost_gemm
@@ -33,14 +34,14 @@ class Extra:
         what: one of `EXTRAS`.
         repeats: how often a forward pass runs it.
         gemm: what is left of it; None if nothing is.
-        dense: of the dense model.
+        dense: of the dense model; None if it does no such thing.
     """
 
     name: str
     what: str
     repeats: int
     gemm: Gemm | None
-    dense: Gemm
+    dense: Gemm | None
 
     def cascade(self, gemm: Gemm | None, costs: AnalyticModel) -> Cascade:
         """The cost of `gemm` or of `dense`."""
@@ -51,7 +52,9 @@ class Extra:
         return min((cost_gemm(way, costs.mapper, self.name) for way in ways), key=lambda cost: cost.edp)
 
 
-def extras(model: PreTrainedModel, names: Iterable[str], settings: Settings, length: int, batch: int) -> list[Extra]:
+def extras(
+    model: PreTrainedModel, names: Iterable[str], settings: Settings, length: int, batch: int, embedding_rank: int = 0
+) -> list[Extra]:
     """Of a model of a known family; element-wise ones have a multiply-accumulate for each operand of an element.
 
     Args:
@@ -60,6 +63,7 @@ def extras(model: PreTrainedModel, names: Iterable[str], settings: Settings, len
         settings: by name.
         length: tokens of a sequence.
         batch: sequences of a forward pass.
+        embedding_rank: that the word embeddings get; 0 where they are as in the model.
     """
     config = model.config
     if config.model_type not in BLOCKS:
@@ -89,7 +93,11 @@ def extras(model: PreTrainedModel, names: Iterable[str], settings: Settings, len
         ("layer norm of embeddings", "elementwise", 1, each(elements), each(elements)),
         ("word + position + type", "embeddings", 1, each(elements, 3), each(elements, 3)),
     ]
-    return [Extra(name, what, repeats, now, dense) for name, what, repeats, now, dense in found if dense is not None]
+    words: Any = model.get_input_embeddings()
+    rank = words.rank if isinstance(words, FactorizedEmbedding) else embedding_rank
+    if rank:
+        found.append(("words from their rank", "embeddings", 1, Gemm(batch * length, words.embedding_dim, rank), None))
+    return [Extra(*one) for one in found]
 
 
 def _blocks(
@@ -118,10 +126,10 @@ def _kept(setting: TensorSetting | None, whole: int) -> int:
 
 
 def cost_around(
-    model: PreTrainedModel, settings: Settings, costs: AnalyticModel, length: int, batch: int
+    model: PreTrainedModel, settings: Settings, costs: AnalyticModel, length: int, batch: int, embedding_rank: int = 0
 ) -> tuple[Cost, Cost] | None:
     """Of all extras together as settings leave them, and of the dense model, which is given; None for an unknown family."""
-    found = extras(model, dense_linears(model), settings, length, batch)
+    found = extras(model, dense_linears(model), settings, length, batch, embedding_rank)
     now, dense = Cost(0.0, 0.0), Cost(0.0, 0.0)
     for extra in found:
         now += extra.cascade(extra.gemm, costs).cost * extra.repeats

@@ -27,9 +27,10 @@ class FactorizedConfig(QuantizationConfigMixin):
     """What loading needs: the `quantization_config` of a factorized model. How it was asked for is in its report.
 
     Args:
-        tensors: module name → what the matrix got; at least one.
+        tensors: module name → what the matrix got; at least one, or embeddings.
         tokens: tokens of a forward pass for which contraction paths are chosen; any number can be run.
         accelerator: name of the hardware that settings were chosen for, or costs reported for; None without.
+        embeddings: name of the word embeddings → their rank; None where they are dense.
         blocks: of the dense model's blocks, counted from 0, the last that each block stands for; None where none was dropped.
         heat_version: version of heat_hf that factorized the model.
         weights_file: name of the weights file, if not the usual one. Set on saving.
@@ -43,13 +44,14 @@ class FactorizedConfig(QuantizationConfigMixin):
     tensors: dict[str, TensorSetting] = field(default_factory=dict)
     tokens: int = 128
     accelerator: str | None = None
+    embeddings: dict[str, int] | None = None
     blocks: list[int] | None = None
     heat_version: str | None = None
     weights_file: str | None = None
     checksum: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.tensors or not isinstance(self.tensors, Mapping):
+        if not isinstance(self.tensors, Mapping) or not (self.tensors or self.embeddings):
             raise ValueError("the checkpoint's quantization_config has method 'heat' but no tensors: it is damaged")
         if len(self.tensors) > MOST_TENSORS:
             raise ValueError(
@@ -57,6 +59,8 @@ class FactorizedConfig(QuantizationConfigMixin):
             )
         self.tensors = {name: _setting(name, setting) for name, setting in self.tensors.items()}
         whole("tokens of the quantization_config", self.tokens, 1, MOST_TOKENS)
+        if self.embeddings is not None:
+            self.embeddings = _ranks("embeddings of the quantization_config", self.embeddings)
         if self.blocks is not None:
             self.blocks = _rising("blocks of the quantization_config", self.blocks)
         for name in ("accelerator", "heat_version", "weights_file", "checksum"):
@@ -89,6 +93,12 @@ class FactorizedConfig(QuantizationConfigMixin):
             )
         config = cls(**data)
         return (config, {}) if return_unused_kwargs else config
+
+
+def _ranks(name: str, value: Any) -> dict[str, int]:  # noqa: ANN401
+    if not isinstance(value, Mapping) or not 0 < len(value) <= MOST_TENSORS or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must be a mapping from names to ranks, got {shown(value)}")
+    return {key: whole(f"the rank of {shown(key)} in {name}", rank, 1, MOST_TOKENS) for key, rank in value.items()}
 
 
 def _rising(name: str, value: Any) -> list[int]:  # noqa: ANN401

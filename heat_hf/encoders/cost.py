@@ -15,7 +15,16 @@ from heat_hf.encoders.around import EXTRAS, extras
 from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.checkpoints.reading import told
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import BLOCKS, block_pattern, dense_linears, factorized_layers, resolve_names, runs
+from heat_hf.encoders.embedding import tables_of
+from heat_hf.encoders.linears import (
+    BLOCKS,
+    block_pattern,
+    dense_linears,
+    factorized_layers,
+    resolve_names,
+    runs,
+    swap_modules,
+)
 from heat_hf.encoders.together import require_together
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import TensorSetting
@@ -158,12 +167,14 @@ def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str
         del config.quantization_config
     with told(source), torch.device("meta"):
         model = AutoModel.from_config(config)
-        tensors = FactorizedConfig.from_dict(quantization).tensors if quantization else {}
+        saved = FactorizedConfig.from_dict(quantization) if quantization else None
+        tensors = {} if saved is None else saved.tensors
         names = resolve_names(model, tensors)
         settings = {names[name]: setting for name, setting in tensors.items() if name in names}
         for name, setting in settings.items():
             setting.shape.require(*model.get_submodule(name).weight.shape)
         require_together(model, settings)
+        swap_modules(model, {} if saved is None else tables_of(model, saved.embeddings or {}))
     return model, settings
 
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from heat_hf.encoders.bases import hook_projection
 from heat_hf.encoders.tiles import hook_tokens
+from heat_hf.formats.embedding import FactorizedEmbedding
 from heat_hf.formats.layer import FactorizedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+_CALLED: dict[type[nn.Module], str] = {nn.Linear: "linear layer", nn.Embedding: "embedding"}
 # Names of a family's Transformer blocks, relative to the base model. Their linears are factorized; embeddings, poolers and
 # heads are not (paper, section 4).
 BERT_BLOCKS = r"encoder\.layer\.\d+\."
@@ -82,8 +84,9 @@ def encoder_linears(
 
 
 def dense_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """All linear layers by module name, shared ones once, less those that are the cores of a low-rank layer."""
-    cores = {child for layer in factorized_layers(model).values() for child in layer.children()}
+    """All linear layers by module name, shared ones once, less those that are the cores of a layer or of word embeddings."""
+    factorized = (module for module in model.modules() if isinstance(module, (FactorizedLinear, FactorizedEmbedding)))
+    cores = {child for module in factorized for child in module.children()}
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module not in cores}
 
 
@@ -151,14 +154,21 @@ def swap_modules(model: nn.Module, pairs: Mapping[nn.Module, nn.Module]) -> None
         swapped = {child: pairs[module] for child, module in parent._modules.items() if module is not None and module in pairs}
         for child, new in swapped.items():
             setattr(parent, child, new)
-        if swapped:
-            # Some models initialize a child's `weight` from its parent; loaded cores need no initialization.
+        if any(isinstance(new, FactorizedLinear) for new in swapped.values()):
+            # Some models initialize a child's `weight` from its parent; loaded cores need no initialization. What holds word
+            # embeddings does: positions are no part of a checkpoint.
             parent._is_hf_initialized = True  # type: ignore[assignment]
+        if swapped:
             hook_projection(parent)
     hook_tokens(model)
 
 
-def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the compressed checkpoint") -> dict[str, str]:
+def resolve_names(
+    model: PreTrainedModel,
+    names: Iterable[str],
+    what: str = "the compressed checkpoint",
+    kind: type[nn.Module] = nn.Linear,
+) -> dict[str, str]:
     """Map tensor names of a saved model to module names of this one.
 
     The classes may differ: a checkpoint saved with a head loads headless and the other way round, so names are tried with and
@@ -166,8 +176,9 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the
 
     Args:
         model: with dense layers.
-        names: of linear layers in a saved model.
+        names: of modules in a saved model.
         what: has these names, for the message.
+        kind: of these modules, `nn.Linear` or `nn.Embedding`.
 
     Returns:
         Saved name → name here, without names of other heads.
@@ -175,13 +186,14 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the
     Raises:
         ValueError: if a name of the base model is not found.
     """
-    linears = {name for name, module in dense_linears(model).items() if type(module) is nn.Linear}
+    known = dense_linears(model) if kind is nn.Linear else dict(model.named_modules())
+    there = {name for name, module in known.items() if type(module) is kind}
     prefix = f"{model.base_model_prefix}."
     here = base_prefix(model)
     resolved, missing = {}, []
     for name in names:
         candidates = (name, here + name.removeprefix(prefix), name.removeprefix(prefix))
-        match = next((candidate for candidate in candidates if candidate in linears), None)
+        match = next((candidate for candidate in candidates if candidate in there), None)
         if match:
             resolved[name] = match
         else:
@@ -190,9 +202,14 @@ def resolve_names(model: PreTrainedModel, names: Iterable[str], what: str = "the
     lost = [name for name in missing if name.startswith(prefix) or re.match(blocks, name) or not resolved]
     if lost:
         raise ValueError(
-            f"{what} does not fit {type(model).__name__}: it has no linear layer {lost[0]!r} ({len(lost)} such names)"
+            f"{what} does not fit {type(model).__name__}: it has no {_CALLED[kind]} {lost[0]!r} ({len(lost)} such names)"
         )
     return resolved
+
+
+def factorized_embeddings(model: nn.Module) -> dict[str, FactorizedEmbedding]:
+    """All word embeddings of low rank by module name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FactorizedEmbedding)}
 
 
 def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:

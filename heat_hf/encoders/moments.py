@@ -123,6 +123,19 @@ class Inputs(Protocol):
         """A batch is done."""
 
 
+class Unwatched:
+    """Where only what comes out of layers has to be seen."""
+
+    mask: Tensor | None = None
+
+    def hook(self, _name: str) -> Callable[..., None]:
+        """To be called before the layer."""
+        return lambda *_: None
+
+    def clear(self) -> None:
+        """A batch is done."""
+
+
 @dataclass
 class InputMoments:
     """Adds up x xᵀ over the rows of every layer's inputs; layers fed the same tensor share one sum.

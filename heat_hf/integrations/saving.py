@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ from heat_hf.encoders.checkpoints.names import (
 from heat_hf.encoders.checkpoints.storage import atomic_directory
 from heat_hf.encoders.checkpoints.weights import checksum as weights_checksum
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import factorized_layers
-from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.encoders.linears import factorized_embeddings, factorized_layers
+from heat_hf.formats.layer import DEFAULT_TOKENS, FactorizedLinear
 
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _WEIGHTS = re.compile(r"(heat_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -63,13 +63,13 @@ def save_pretrained(
     given = inspect.signature(save).bind(model, folder, *args, **kwargs).arguments
     quantization = None if getattr(model, "_hf_peft_config_loaded", False) else _settings_of(model)
     if quantization is None:
-        keep = bool(factorized_layers(model))
+        keep = bool(factorized_layers(model) or factorized_embeddings(model))
         return save(model, folder, *args, **kwargs) if keep else _save_dense(save, model, folder, *args, **kwargs)
     if given.get("variant"):
         raise ValueError(f"variant={given['variant']!r} is not supported for factorized models; save to another folder")
     if not given.get("is_main_process", True):
         return save(model, folder, *args, **kwargs)
-    _require_plain(factorized_layers(model), given.get("state_dict") or model.state_dict())
+    _require_plain(factorized_layers(model), factorized_embeddings(model), given.get("state_dict") or model.state_dict())
     options = {**{name: value for name, value in given.items() if name not in ("self", "kwargs")}, **given.get("kwargs", {})}
     push = options.pop("push_to_hub", False)
     options.pop("save_directory")
@@ -112,33 +112,38 @@ def push_to_hub(push: Callable[..., Any], model: PreTrainedModel, repo_id: str, 
 def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
     """What config.json is to say of a model's layers; None if it has no factorized ones, or is not the one to save them."""
     layers = factorized_layers(model)
-    if not layers or any(".base_layer" in name for name in layers):
+    embeddings = {name: module.rank for name, module in factorized_embeddings(model).items()}
+    if not (layers or embeddings) or any(".base_layer" in name for name in layers):
         return None
     known = next((held["quantization_config"] for _, held in _held(model.config) if "quantization_config" in held), None)
     return FactorizedConfig(
         tensors={name: layer.setting for name, layer in layers.items()},
-        tokens=next(iter(layers.values())).tokens,
+        tokens=next((layer.tokens for layer in layers.values()), DEFAULT_TOKENS),
         accelerator=_field(known, "accelerator"),
+        embeddings=embeddings or None,
         blocks=_field(known, "blocks"),
         heat_version=_field(known, "heat_version") or package_version(),
     )
 
 
-def _require_plain(layers: Mapping[str, FactorizedLinear], tensors: Mapping[str, Any]) -> None:
+def _require_plain(layers: Mapping[str, FactorizedLinear], embeddings: Iterable[str], tensors: Mapping[str, Any]) -> None:
     """Make sure that factorized layers have the tensors that a folder is loaded with: no masks, no quantized ones.
 
     Args:
         layers: by name.
+        embeddings: names of word embeddings of low rank.
         tensors: of the whole model, that are to be saved.
 
     Raises:
         ValueError: naming layer and tensor.
     """
+    wanted = {name: {f"{name}.low.weight", f"{name}.up.weight"} for name in embeddings}
     for name, layer in layers.items():
         with torch.device("meta"):
-            wanted = {f"{name}.{key}" for key in FactorizedLinear(layer.setting, layer.bias is not None).state_dict()}
-        odd = min(wanted ^ {key for key in tensors if key.startswith(f"{name}.")}, default=None)
-        quantized = (key for key in wanted if odd is None and type(tensors[key]).dequantize is not torch.Tensor.dequantize)
+            wanted[name] = {f"{name}.{key}" for key in FactorizedLinear(layer.setting, layer.bias is not None).state_dict()}
+    for name, keys in wanted.items():
+        odd = min(keys ^ {key for key in tensors if key.startswith(f"{name}.")}, default=None)
+        quantized = (key for key in keys if odd is None and type(tensors[key]).dequantize is not torch.Tensor.dequantize)
         odd = odd or next(quantized, None)
         if odd is not None:
             raise ValueError(

@@ -17,7 +17,8 @@ from transformers.quantizers.base import HfQuantizer
 
 from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
-from heat_hf.encoders.linears import factorized_layers, resolve_names, swap_modules
+from heat_hf.encoders.embedding import tables_of
+from heat_hf.encoders.linears import factorized_embeddings, factorized_layers, resolve_names, swap_modules
 from heat_hf.encoders.together import require_together
 from heat_hf.formats.layer import FactorizedLinear
 
@@ -63,7 +64,7 @@ class HeatQuantizer(HfQuantizer):
                     setting, linear.bias is not None, self.quantization_config.tokens, dtype=linear.weight.dtype
                 )
             swapped[linear] = layer
-        swap_modules(model, swapped)
+        swap_modules(model, swapped | tables_of(model, self.quantization_config.embeddings or {}))
         self._files = kwargs.get("checkpoint_files") or ()
         self._names = saved_names(model, self._files)
         self._extents = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -87,7 +88,8 @@ class HeatQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         layers = factorized_layers(model)
-        swap_modules(model, {layer: layer.to_linear(basis_of(layers, name)) for name, layer in layers.items()})
+        dense: dict[nn.Module, nn.Module] = {layer: layer.to_linear(basis_of(layers, name)) for name, layer in layers.items()}
+        swap_modules(model, dense | {module: module.to_dense() for module in factorized_embeddings(model).values()})
         return model
 
     def attach(self, model: PreTrainedModel) -> None:
@@ -120,7 +122,7 @@ class HeatQuantizer(HfQuantizer):
 
 def _align(model: PreTrainedModel) -> None:
     """Copy cores to aligned memory: as views into a mapped file they are slower, and their products differ in the last bit."""
-    for layer in factorized_layers(model).values():
+    for layer in (*factorized_layers(model).values(), *factorized_embeddings(model).values()):
         for parameter in layer.parameters():
             if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNMENT:
                 parameter.data = parameter.data.clone()

@@ -104,6 +104,7 @@ def model_card(report: CompressionReport, origin: Origin, evaluations: Sequence[
         tensors=len(report.tensors),
         formats=", ".join(sorted(_formats(report))),
         dropped="" if report.dropped is None else plain(str(report.dropped)),
+        embedding="" if report.embedding is None else plain(str(report.embedding)),
         params_ratio=f"{report.params_ratio:.3f}",
         gain="" if cost is None else _gain(cost, report.whole),
         error="‖W − W′‖/‖W‖"

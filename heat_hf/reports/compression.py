@@ -19,12 +19,15 @@ from heat_hf.hardware.cost import EDP, TIME, MisfitError
 from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compared import Compared
 from heat_hf.reports.dropping import Dropped
+from heat_hf.reports.embedding import EmbeddingReport
 from heat_hf.reports.fidelity import Fidelity
 from heat_hf.reports.refinement import Refinement
 from heat_hf.reports.tensor import MOST, TensorReport, figure_text, gain_text
 from heat_hf.reports.text import text_table
 
-PARTS: Mapping[str, Any] = {"dropped": Dropped, "refinement": Refinement, "fidelity": Fidelity, "around": Compared}
+PARTS: Mapping[str, Any] = {
+    "dropped": Dropped, "embedding": EmbeddingReport, "refinement": Refinement, "fidelity": Fidelity, "around": Compared,
+}  # fmt: skip
 OF_MATRICES = " of the matrices"
 CHIP = "simba-l"  # the paper's accelerator
 
@@ -45,6 +48,7 @@ class CompressionReport:
         request: the options that were asked for, as JSON; empty where it is not known.
         license: that the dense checkpoint's own card states, if it was in a folder.
         dropped: Transformer blocks that went; None where all stay.
+        embedding: the word embeddings; None where they stay dense.
         refinement: of the Transformer blocks; None where none was refined.
         fidelity: how far the model's outputs are from the dense model's; None where nothing is known of it.
         around: costs of attention's products, normalization, activations and embeddings; None where they are not known.
@@ -61,6 +65,7 @@ class CompressionReport:
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     license: str | None = None
     dropped: Dropped | None = None
+    embedding: EmbeddingReport | None = None
     refinement: Refinement | None = None
     fidelity: Fidelity | None = None
     around: Compared | None = None
@@ -84,6 +89,7 @@ class CompressionReport:
     def compressed_model_parameters(self) -> int:
         """Parameters of the whole model after."""
         others = sum(t.bias_lost for t in self.tensors) + (0 if self.dropped is None else self.dropped.others)
+        others += 0 if self.embedding is None else self.embedding.lost
         return self.model_parameters - self.dense_parameters + self.parameters - others
 
     @property
@@ -235,7 +241,7 @@ class CompressionReport:
         table = text_table(columns, [rows, totals], f"{self.base_model}, {self.tokens} tokens", left=(0, 2))
         more = sum(t.macs > t.dense_parameters for t in self.tensors)
         warning = f"\n{more} of {len(self.tensors)} matrices need more MACs than the dense layer; expect them to be slower."
-        said = (self.dropped, self.refinement, self.fidelity)
+        said = (self.dropped, self.embedding, self.refinement, self.fidelity)
         parts = "".join(f"\n{part}" for part in said if part is not None)
         few = self.few_tokens and f"\n{self.few_tokens}"
         return table + self._hardware_line() + parts + (warning if more else "") + few

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from heat_hf.encoders.checkpoints.reading import require_regular
-from heat_hf.encoders.linears import base_prefix, block_of, factorized_layers
+from heat_hf.encoders.linears import base_prefix, block_of, factorized_embeddings, factorized_layers
 from heat_hf.encoders.values import brief
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def require_loaded(model: PreTrainedModel, names: Container[str]) -> None:
         ValueError: if one did not; the message names it.
     """
     layers = factorized_layers(model)
-    for name, parameter, of_blocks in _owed(model, layers, names):
+    for name, parameter, of_blocks in _owed(model, [*layers, *factorized_embeddings(model)], names):
         there = (parameter.is_meta or not of_blocks) and _known(model, name, names)
         if not there and not getattr(parameter, "_is_hf_initialized", False):
             raise _damaged(model, name)
