@@ -246,6 +246,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "serving": (machine.serving, "serving"),
     "tensorly_layers": (machine.tensorly_layers, "tensorly_layers"),
     "vocabulary": (vocabulary.table, "vocabulary"),
+    "embedding_ranks": (vocabulary.ranks_table, "vocabulary"),
     "step_cost": (distilled.step_cost, "distillation"),
     "processes": (processes.table, "processes"),
     "growth": (growth.table, "growth"),

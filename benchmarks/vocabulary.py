@@ -1,7 +1,7 @@
 """Word embeddings made smaller: a vocabulary trimmed to a corpus, and tables of low rank; parameters and score.
 
-Beside a trimmed vocabulary, tables of low rank with as many parameters; beside ours, which weigh what is lost by how often tokens
-come and by gradients, those of plain SVD. Scores are of texts that are not in the corpus. Nothing else is compressed.
+Beside a trimmed vocabulary, tables of low rank with as many parameters; beside ours, which weigh what is lost by how often
+tokens come and by gradients, those of plain SVD. Scores are of texts that are not in the corpus. Nothing else is compressed.
 
     python -m benchmarks.vocabulary --data DATA --classifier FOLDER --output benchmarks/results/vocabulary.json
 """

@@ -168,7 +168,7 @@ def layer_table(model: CostedModel) -> str:
         rows.append(
             (key.rsplit(" ", 1)[0], layer.what, layer.size, str(count), _micro(energy), f"{energy / total.energy_pJ:.1%}",
              f"{units.TIME.of(seconds):,.1f}", f"{seconds / total.seconds:.1%}", f"{layer.cost.utilization:.3f}",
-             f"{layer.cost.edp / layer.dense.edp:.3f}")
+             f"{layer.cost.edp / layer.dense.edp:.3f}" if layer.dense.edp else "")
         )  # fmt: skip
     head = ("tensor", "format", "size", "runs", units.ENERGY.name, "of all", units.TIME.name, "of all", "utilization",
             "EDP of dense")  # fmt: skip

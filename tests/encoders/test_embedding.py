@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from conftest import FAMILIES, SENTENCES, small_model, token_ids
+from students import train
 from torch import nn
 
 from heat_hf import CompressionReport, HeatCompressor, HeatConfig
@@ -21,6 +22,7 @@ from heat_hf.encoders.cost import model_cost
 from heat_hf.encoders.embedding import embed, token_counts, word_embeddings
 from heat_hf.formats.embedding import FactorizedEmbedding, project_embeddings
 from heat_hf.hardware.analytic import cost_accelerator
+from heat_hf.reports.cost import layer_table
 
 BATCHES = [{"input_ids": token_ids(6, 9), "attention_mask": torch.ones(6, 9, dtype=torch.long)}, {"input_ids": token_ids(6, 8)}]
 ASKED = HeatConfig(target_params_ratio=0.5, embedding_rank=5, refine_steps=3, sequence_length=8)
@@ -149,6 +151,23 @@ def test_it_trains_and_quantizes_and_compiles(tmp_path: Path) -> None:
         model.resize_token_embeddings(70)
 
 
+def test_it_is_exported(checkpoint: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("heat_hf.integrations.onnx")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    factorize(model, ASKED, BATCHES)
+    onnx.export_onnx(model, transformers.AutoTokenizer.from_pretrained(checkpoint), tmp_path / "onnx")
+    with torch.no_grad():
+        found = onnx.OnnxModel(tmp_path / "onnx")(**BATCHES[0]).logits
+        torch.testing.assert_close(found, model(**BATCHES[0]).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_distilled(tmp_path: Path) -> None:
+    model = compressed()
+    before = copy.deepcopy(model.get_input_embeddings().state_dict())
+    train(tmp_path / "run", model, small_model("bert"), max_steps=2)
+    assert all(not torch.equal(own, before[name]) for name, own in model.get_input_embeddings().state_dict().items())
+
+
 def test_its_cost_is_counted(tmp_path: Path) -> None:
     model, costs = compressed(), cost_accelerator("simba-l")
     model.save_pretrained(tmp_path)
@@ -157,6 +176,7 @@ def test_its_cost_is_counted(tmp_path: Path) -> None:
     assert words.size == "16x24x5" and words.cost.edp > 0 and not words.dense.edp
     assert "words from their rank" not in [layer.name for layer in dense.layers]
     assert model_cost(str(tmp_path), costs, 16, count=["embeddings"]).total.edp == now.total.edp
+    assert "words from their rank" in layer_table(now)
     report = factorize(small_model("bert"), replace(ASKED, sequence_length=16), BATCHES)
     assert report.around.now.seconds - report.around.dense.seconds == pytest.approx(words.cost.cost.seconds)
 
