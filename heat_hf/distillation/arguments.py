@@ -40,7 +40,7 @@ class DistillationArguments(TeachingArguments):
         targets: of Eq. 4's cross entropy: the "teacher"'s distribution, as in the paper, or the data's "labels".
         similarity_weight: of the pairwise similarities of a sentence encoder's batch.
         student_dropout: leave the student's dropout on. Off by default: the teacher's outputs are to be met, not noise.
-        train_embeddings: also train the embeddings, which the factorization did not change.
+        train_embeddings: also train the embeddings that were not changed; word embeddings of low rank always are.
         encoded_rate: learning rate of the encoded weights of `strassen_tile`, in those of everything else.
         teacher_cache_gib: memory for the teacher's answers to training rows, so that each row is asked once; 0: none.
 

@@ -22,6 +22,7 @@ from heat_hf.distillation.results import TrainedStudent
 from heat_hf.distillation.stages import Stage, label_columns
 from heat_hf.distillation.teacher import Teacher, set_attention
 from heat_hf.encoders.checkpoints.hub import push_saved
+from heat_hf.encoders.linears import factorized_embeddings
 from heat_hf.encoders.signals import OF_NUMBERS, output_signals
 from heat_hf.encoders.training import TeachingTrainer, disable_dropout
 from heat_hf.reports.card import Evaluation, Origin
@@ -328,3 +329,5 @@ def _freeze(model: Any, args: DistillationArguments) -> None:  # noqa: ANN401
     if not args.train_embeddings:
         embeddings = getattr(model.base_model, "embeddings", None) or model.get_input_embeddings()
         embeddings.requires_grad_(False)
+        for table in factorized_embeddings(model).values():
+            table.requires_grad_(True)
