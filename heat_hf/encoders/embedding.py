@@ -12,6 +12,7 @@ from heat_hf.encoders.batches import Batch
 from heat_hf.encoders.linears import resolve_names
 from heat_hf.encoders.moments import OutputMoments, Unwatched, padding_mask, run_watched, spread
 from heat_hf.encoders.statistics import GRADIENT_ROWS
+from heat_hf.encoders.values import shown
 from heat_hf.formats.embedding import FactorizedEmbedding, project_embeddings
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ def word_embeddings(model: PreTrainedModel, rank: int) -> tuple[str, nn.Embeddin
     Raises:
         ValueError: if they are no plain table, an output layer shares them, or that rank would not make them smaller.
     """
-    found: Any = model.get_input_embeddings()
+    try:
+        found: Any = model.get_input_embeddings()
+    except NotImplementedError as error:
+        raise ValueError(f"embedding_rank is for models of words, {type(model).__name__} says of no embeddings") from error
     if type(found) is not nn.Embedding or found.max_norm is not None:
-        raise ValueError(f"embedding_rank is for models with an nn.Embedding of words, {type(model).__name__} has {found}")
+        raise ValueError(f"embedding_rank is for a plain nn.Embedding of words, {type(model).__name__} has {shown(found)}")
     output: Any = model.get_output_embeddings()
     if output is not None and output.weight is found.weight:
         raise ValueError(f"embedding_rank: {type(model).__name__} shares its word embeddings with its output layer")
@@ -90,6 +94,9 @@ def token_counts(batches: Sequence[Batch], tokens: int) -> Tensor:
             raise ValueError(f"embedding_rank needs calibration data with {IDS}, it has {', '.join(batch)}")
         mask, ids = padding_mask(batch), batch[IDS].cpu()
         read = ids.reshape(-1) if mask is None else ids[mask.cpu()]
+        wrong = read[(read < 0) | (read >= tokens)]
+        if len(wrong):
+            raise ValueError(f"the calibration data has the token {int(wrong[0])}; the model has 0 to {tokens - 1}")
         counts += torch.bincount(read, minlength=tokens)
     once, never = float((counts == 1).sum()), int((counts == 0).sum())
     counts[counts == 0] = max(once, 1.0) / max(never, 1)
@@ -115,7 +122,7 @@ def embed(model: PreTrainedModel, batches: Sequence[Batch], rank: int, gradients
         chosen = [batches[number] for number in sorted(spread(batches, GRADIENT_ROWS))]
         outputs = OutputMoments(seed)
         run_watched(model, {name: dense}, chosen, Unwatched(), outputs, range(len(chosen)))
-        moment = outputs.moments({name: dense})[name]
+        moment = outputs.moments({name: dense})[name].cpu()
     projected = project_embeddings(dense.weight.cpu(), counts, moment, rank)
     module = FactorizedEmbedding(dense, rank)
     with torch.no_grad():

@@ -71,6 +71,10 @@ def test_tokens_that_never_come_count_as_much_as_those_that_come_once() -> None:
     assert token_counts([batch], 8).tolist() == [0.4, 1, 3, 1, 0.4, 0.4, 0.4, 0.4]
     every = {"input_ids": torch.arange(4)[None]}
     assert token_counts([every, every], 4).tolist() == [2, 2, 2, 2]
+    with pytest.raises(ValueError, match="has the token 3; the model has 0 to 2"):
+        token_counts([every], 3)
+    with pytest.raises(ValueError, match="needs calibration data with input_ids, it has inputs_embeds"):
+        token_counts([{"inputs_embeds": torch.zeros(1, 2, 4)}], 3)
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -236,7 +240,7 @@ def test_what_it_cannot_be_done_to() -> None:
         factorize(transformers.BertForMaskedLM(config), HeatConfig(target_params_ratio=0.5, embedding_rank=4), BATCHES)
     other = small_model("bert")
     other.set_input_embeddings(nn.Embedding(60, 24, max_norm=1.0))
-    with pytest.raises(ValueError, match=r"is for models with an nn.Embedding of words, BertForSequenceClassification has"):
+    with pytest.raises(ValueError, match=r"is for a plain nn.Embedding of words, BertForSequenceClassification has Emb"):
         factorize(other, HeatConfig(target_params_ratio=0.5, embedding_rank=4), BATCHES)
 
 
