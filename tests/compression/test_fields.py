@@ -59,6 +59,7 @@ BAD: dict[str, list[Any]] = {
     "max_sweeps": [0, -1, 1e3, True, HUGE],
     "refinement_steps": [0, "40", None, 10**9],
     "refine_steps": [-1, 1.5, "60", None, True, 10**9],
+    "embedding_rank": [0, -1, 2.5, True, "64", HUGE, [], float("nan")],
 }  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def test_the_loss_of_an_error_is_the_divergence_that_it_causes(family: str, monk
         scale = float(scaled.output_moments[name].trace() / plain.output_moments[name].trace())
         found.append((measured(model, linear, error, ids), scale * loss, loss))
     most = max(truth for truth, _, _ in found)
-    counted = torch.tensor([row for row in found if row[0] > 1e-3 * most]).log2()  # the others drown in rounding
+    counted = torch.tensor([row for row in found if row[0] > 1e-2 * most]).log2()  # the others drown in rounding
     off = (counted[:, 1:] - counted[:, :1]).abs()
     assert off[:, 0].max() < 1
     assert off[:, 0].mean() < 0.7 * off[:, 1].mean()

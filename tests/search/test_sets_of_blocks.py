@@ -33,7 +33,7 @@ def test_measured_divergences_weigh_less_where_losses_are_understated(monkeypatc
 @pytest.mark.parametrize("accelerator", [None, "simba-l"])
 @pytest.mark.parametrize("more", [{}, {"widths": True, "groups": True}])
 def test_a_block_that_says_nothing_goes(accelerator: str | None, more: dict[str, Any], tmp_path: Path) -> None:
-    target = {"target_params_ratio": [0.3, 0.6]} if accelerator is None else {"target_edp_ratio": [0.45, 0.6]}
+    target = {"target_params_ratio": [0.25, 0.3]} if accelerator is None else {"target_edp_ratio": [0.45, 0.6]}
     options = {**OPTIONS, **more, **target, "accelerator": accelerator}
     model = silent(deep_model(), 1)
     configs = [HeatConfig(**options, blocks=blocks) for blocks in (True, False)]
