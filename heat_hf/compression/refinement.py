@@ -190,6 +190,7 @@ class _Refiner:
         if self.embedded is not None:
             dense = self.blocks.model.get_submodule(self.embedded.name)
             swap_modules(self.blocks.model, {dense: self.embedded.module})
+            self.embedded = None  # once
 
     def _dense(self, name: str, names: Sequence[str], bar: tqdm[None]) -> Mapping[str, Tensor]:
         """Run a block while it is dense; returns C of the inputs of its linears."""

@@ -15,7 +15,7 @@ from heat_hf.compression.reporting import Reached
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.dropping import drop_blocks, dropped_blocks, renumbered, stood_for
 from heat_hf.encoders.embedding import Embedded
-from heat_hf.encoders.linears import factorized_embeddings, swap_modules
+from heat_hf.encoders.linears import embedding_ranks, swap_modules
 from heat_hf.encoders.triangles import in_file
 from heat_hf.formats import GONE
 from heat_hf.formats.layer import FactorizedLinear
@@ -99,14 +99,14 @@ def attach(model: PreTrainedModel, settings: Settings, tokens: int, report: Comp
     """
     gone = dropped_blocks(settings)
     kept = {name: setting for name, setting in settings.items() if setting is not None and setting.format not in GONE}
-    embeddings = {name: module.rank for name, module in factorized_embeddings(model).items()}
+    embeddings = embedding_ranks(model)
     if not (kept or embeddings):  # a dense model with fewer blocks
         return
     config = FactorizedConfig(
         tensors={renumbered(name, gone): setting for name, setting in kept.items()},
         tokens=tokens,
         accelerator=report.accelerator,
-        embeddings=embeddings or None,
+        embeddings=embeddings,
         blocks=stood_for(gone, model.config.num_hidden_layers) if gone else None,
         heat_version=report.heat_version,
     )

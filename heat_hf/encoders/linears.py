@@ -212,6 +212,11 @@ def factorized_embeddings(model: nn.Module) -> dict[str, FactorizedEmbedding]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FactorizedEmbedding)}
 
 
+def embedding_ranks(model: nn.Module) -> dict[str, int] | None:
+    """Their ranks by module name, as a saved model carries them; None where there are none."""
+    return {name: module.rank for name, module in factorized_embeddings(model).items()} or None
+
+
 def factorized_layers(model: nn.Module) -> dict[str, FactorizedLinear]:
     """All factorized layers by module name, shared ones once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FactorizedLinear)}

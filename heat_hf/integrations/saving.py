@@ -34,7 +34,7 @@ from heat_hf.encoders.checkpoints.names import (
 from heat_hf.encoders.checkpoints.storage import atomic_directory
 from heat_hf.encoders.checkpoints.weights import checksum as weights_checksum
 from heat_hf.encoders.config import FactorizedConfig
-from heat_hf.encoders.linears import factorized_embeddings, factorized_layers
+from heat_hf.encoders.linears import embedding_ranks, factorized_embeddings, factorized_layers
 from heat_hf.formats.layer import DEFAULT_TOKENS, FactorizedLinear
 
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -112,7 +112,7 @@ def push_to_hub(push: Callable[..., Any], model: PreTrainedModel, repo_id: str, 
 def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
     """What config.json is to say of a model's layers; None if it has no factorized ones, or is not the one to save them."""
     layers = factorized_layers(model)
-    embeddings = {name: module.rank for name, module in factorized_embeddings(model).items()}
+    embeddings = embedding_ranks(model)
     if not (layers or embeddings) or any(".base_layer" in name for name in layers):
         return None
     known = next((held["quantization_config"] for _, held in _held(model.config) if "quantization_config" in held), None)
@@ -120,7 +120,7 @@ def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
         tensors={name: layer.setting for name, layer in layers.items()},
         tokens=next((layer.tokens for layer in layers.values()), DEFAULT_TOKENS),
         accelerator=_field(known, "accelerator"),
-        embeddings=embeddings or None,
+        embeddings=embeddings,
         blocks=_field(known, "blocks"),
         heat_version=_field(known, "heat_version") or package_version(),
     )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heat_hf.encoders.checkpoints.reading import typed
+from heat_hf.encoders.checkpoints.reading import require_figures
 from heat_hf.encoders.values import shown, whole
 
 MOST = 2**53
@@ -33,9 +32,19 @@ class EmbeddingReport:
     error: float | None = None
 
     @property
+    def dense_parameters(self) -> int:
+        """Of the table before."""
+        return self.tokens * self.width
+
+    @property
+    def parameters(self) -> int:
+        """Of what takes its place."""
+        return self.rank * (self.tokens + self.width)
+
+    @property
     def lost(self) -> int:
         """Parameters that went."""
-        return self.tokens * self.width - self.rank * (self.tokens + self.width)
+        return self.dense_parameters - self.parameters
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -52,13 +61,11 @@ class EmbeddingReport:
             raise ValueError(f"name must be text, got {shown(data['name'])}")
         for name in ("tokens", "width", "rank"):
             whole(name, data[name], 1, MOST)
-        typed(data, "error", float, int)
-        if data["error"] is not None and not math.isfinite(data["error"]):
-            raise ValueError(f"error must be finite, got {shown(data['error'])}")
+        require_figures(data, "error")
         return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
 
     def __str__(self) -> str:
-        before, after = self.tokens * self.width, self.rank * (self.tokens + self.width)
+        before, after = self.dense_parameters, self.parameters
         error = "" if self.error is None else f"; error {self.error:.4f}, weighed by how often tokens come"
         size = f"{before:,} → {after:,} parameters, ×{after / before:.3f}"
         return f"Word embeddings of {self.tokens:,} tokens at rank {self.rank}: {size}{error}."

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heat_hf.encoders.checkpoints.reading import typed
-from heat_hf.encoders.values import shown, whole
+from heat_hf.encoders.checkpoints.reading import require_figures
+from heat_hf.encoders.values import whole
 
 MOST_ROWS = 2**53
 
@@ -42,10 +41,7 @@ class Fidelity:
         Raises:
             KeyError, TypeError, ValueError: if a key is missing, or a value is of another kind.
         """
-        for name in ("expected", "lower", "upper", "measured"):
-            typed(data, name, float, int)
-            if data[name] is not None and not math.isfinite(data[name]):
-                raise ValueError(f"{name} must be finite, got {shown(data[name])}")
+        require_figures(data, "expected", "lower", "upper", "measured")
         whole("rows", data["rows"], 0, MOST_ROWS)
         return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
 

@@ -87,6 +87,18 @@ def typed(found: Mapping[str, Any], name: str, *kinds: type, default: Any = None
     return default if value is None else value
 
 
+def require_figures(found: Mapping[str, Any], *names: str) -> None:
+    """Make sure that values of a JSON object are finite numbers, or null.
+
+    Raises:
+        ValueError: naming one that is not.
+    """
+    for name in names:
+        value = typed(found, name, float, int)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {shown(value)}")
+
+
 _NAMES: Mapping[type, str] = {dict: "object", list: "list"}
 
 
