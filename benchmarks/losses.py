@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.evaluation.quality import Quality
 from heat_hf.evaluation.tasks import TASKS
+from heat_hf.search.ranks.curves import Curves
 from heat_hf.search.ranks.methods import Solution
 from heat_hf.search.ranks.methods.sensitivity import Sensitivity
 from recipes.demo.run import find_model
@@ -39,8 +41,11 @@ SPREAD = 1.0  # of the logarithm of a tensor's own price around the network's
 MEASURED = 2048
 
 
+CONFIG = HeatConfig(rank_search="sensitivity", target_edp_ratio=0.2, widths=True, groups=True, refine_steps=0)
+
+
 class Bench:
-    """A subject's dense model, curves, and rows to measure on."""
+    """A subject's dense model, statistics, and rows to measure on."""
 
     def __init__(self, name: str, source: str, args: argparse.Namespace) -> None:
         task, (file, column), _, _ = SUBJECTS[name]
@@ -51,31 +56,36 @@ class Bench:
         self.batches, unseen = (calibration_batches(part, tokenizer, max_length=128) for part in parts)
         self.statistics = Statistics.collect(self.dense, encoder_linears(self.dense), self.batches)
         self.quality = Quality(self.dense, unseen)
-        self.config = HeatConfig(
-            rank_search="sensitivity", target_edp_ratio=0.2, widths=True, groups=True, refine_steps=0
-        )  # fmt: skip
-        job = Job(self.dense, self.config, self.batches, self.statistics)
-        self.groups = Sensitivity()._curves(job.problem).groups
 
-    def drawn(self, generator: np.random.Generator) -> tuple[dict[str, Any], float]:
-        """Settings of a network, and the sum of their losses."""
-        low, high = np.log(PRICES)
-        price, settings, loss = generator.uniform(low, high), {}, 0.0
-        for group in self.groups:
-            energy = np.array([footprint.cost.energy_pJ for footprint in group.footprints])
-            own = np.exp(price + generator.normal(0, SPREAD))
-            place = int(np.argmin(np.array(group.losses) + own * energy / energy.max()))
-            settings |= dict(zip(group.names, group.options[place], strict=True))
-            loss += group.losses[place]
-        return (settings, loss) if any(settings.values()) else self.drawn(generator)
+    def job(self, config: HeatConfig, copied: bool = False) -> Job:
+        """Of the model, or of a copy of it."""
+        return Job(copy.deepcopy(self.dense) if copied else self.dense, config, self.batches, self.statistics)
 
-    def divergences(self, settings: dict[str, Any]) -> dict[str, float]:
+    def curves(self, config: HeatConfig) -> Curves:
+        """Options of every tensor or group of tensors, with their losses."""
+        found: Curves = Sensitivity()._curves(self.job(config).problem)
+        return found
+
+    def divergences(self, settings: Mapping[str, Any], config: HeatConfig) -> dict[str, float]:
         """Of the projected network: on the calibration rows, as a search reads it, and on unseen rows."""
-        model = copy.deepcopy(self.dense)
-        fidelity = Job(model, self.config, self.batches, self.statistics).factorize(Solution(settings)).fidelity
+        job = self.job(config, copied=True)
+        fidelity = job.factorize(Solution(settings)).fidelity
         assert fidelity is not None
         assert fidelity.measured is not None
-        return {"expected": fidelity.measured, "measured": self.quality.both(model)[1]}
+        return {"expected": fidelity.measured, "measured": self.quality.both(job.model)[1]}
+
+
+def drawn(groups: Sequence[Any], generator: np.random.Generator) -> tuple[dict[str, Any], float]:
+    """Settings of a network, and the sum of their losses."""
+    low, high = np.log(PRICES)
+    price, settings, loss = generator.uniform(low, high), {}, 0.0
+    for group in groups:
+        energy = np.array([footprint.cost.energy_pJ for footprint in group.footprints])
+        own = np.exp(price + generator.normal(0, SPREAD))
+        place = int(np.argmin(np.array(group.losses) + own * energy / energy.max()))
+        settings |= dict(zip(group.names, group.options[place], strict=True))
+        loss += group.losses[place]
+    return (settings, loss) if any(settings.values()) else drawn(groups, generator)
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -111,9 +121,10 @@ def main() -> None:
         if len(rows) == args.networks:
             continue
         bench = Bench(name, source, args)
-        drawn = [bench.drawn(generator) for _ in range(args.networks)]
-        for settings, loss in drawn[len(rows) :]:
-            rows.append({"loss": loss, **bench.divergences(settings)})
+        groups = bench.curves(CONFIG).groups
+        networks = [drawn(groups, generator) for _ in range(args.networks)]
+        for settings, loss in networks[len(rows) :]:
+            rows.append({"loss": loss, **bench.divergences(settings, CONFIG)})
             results["summary"][name] = summary(rows)
             write_json(args.output, results)
             print(name, rows[-1], flush=True)

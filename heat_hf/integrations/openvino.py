@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
-from heat_hf.hardware.machine.runtimes import openvino_compiled
+from heat_hf.hardware.machine.runtimes import openvino_compiled, openvino_quantized
 from heat_hf.integrations.exporting import Arrays, ExportedModel, export_model, fed
 
 if TYPE_CHECKING:
@@ -46,22 +43,17 @@ class OpenVinoModel(ExportedModel):
     @staticmethod
     def quantize(path: Path, calibration: Sequence[Batch], scratch: Path) -> None:
         """Weights per channel, and activations by the ranges that they have on the rows (static)."""
-        os.environ.setdefault("NNCF_CI", "1")  # as above: no statistics
-        import nncf
         import openvino
 
-        nncf.set_log_level(logging.WARNING)
         model = openvino.Core().read_model(str(path))
         names = [wanted.any_name for wanted in model.inputs]
-        rows = nncf.Dataset([fed(batch, names) for batch in calibration])
-        with contextlib.redirect_stdout(sys.stderr):  # its progress bars
-            small = nncf.quantize(model, rows, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration))
+        small = openvino_quantized(model, [fed(batch, names) for batch in calibration])
         openvino.save_model(small, str(scratch / path.name), compress_to_fp16=False)
         for file in (path, path.with_suffix(".bin")):  # not written in place: the weights are read from there
             (scratch / file.name).replace(file)
 
     def _open(self, path: Path, threads: int | None) -> None:
-        compiled = openvino_compiled(path, threads)
+        compiled = openvino_compiled(str(path), threads)
         self.request = compiled.create_infer_request()
         self.inputs = [wanted.any_name for wanted in compiled.inputs]
         self._outputs = [output.any_name for output in compiled.outputs]

@@ -48,7 +48,7 @@ class MachineModel(CostModel):
 
     Args:
         runtime: what runs the layers, a name of `heat_hf.hardware.machine.runtimes.RUNTIMES`.
-        precision: "float32", or with "onnxruntime" "int8", as `heat_hf.integrations.onnx` exports it.
+        precision: "float32", or "int8" with "onnxruntime" or "openvino", as `heat-hf export --int8` writes it for them.
         cache: folder in which measurements are kept for later runs; default: `cache_folder()`.
         threads: that a layer may use; default: PyTorch's number at this moment.
         measure: times layers; default: this machine does.
@@ -69,7 +69,7 @@ class MachineModel(CostModel):
         threads: int | None = None,
         measure: Measure | None = None,
     ) -> None:
-        version = get_runtime(runtime, precision).version
+        version = get_runtime(runtime, precision).version(precision)
         self.name = f"{CPU} ({runtime}{'' if precision == 'float32' else f' {precision}'})"
         self.threads = threads or _threads()
         about = {"runtime": runtime, "version": version, "precision": precision, "threads": self.threads}

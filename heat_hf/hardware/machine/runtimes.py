@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,25 +28,30 @@ class Runtime(ABC):
         name: by which users ask for it.
         package: that has to be installed.
         extra: of this package, that installs it; empty where it comes with it.
+        quantizer: package that int8 needs beside it; empty where that needs none.
         precisions: that it runs in.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str] = ""
+    quantizer: ClassVar[str] = ""
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
 
-    @property
-    def version(self) -> str:
-        """Of the package.
+    def version(self, precision: str) -> str:
+        """Of the package, and in int8 of what quantizes.
 
         Raises:
-            ImportError: if it is not installed.
+            ImportError: if one of them is not installed.
         """
+        packages = (self.package, self.quantizer) if precision == "int8" and self.quantizer else (self.package,)
+        return ", ".join(map(self._version, packages))
+
+    def _version(self, package: str) -> str:
         try:
-            return version(self.package)
+            return version(package)
         except PackageNotFoundError as error:
-            raise ImportError(f"runtime={self.name!r} needs {self.package}: pip install 'heat-hf[{self.extra}]'") from error
+            raise ImportError(f"runtime={self.name!r} needs {package}: pip install 'heat-hf[{self.extra}]'") from error
 
     @abstractmethod
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
@@ -127,9 +135,11 @@ class OpenVino(Runtime):
     name = "openvino"
     package = "openvino"
     extra = "openvino"
+    quantizer = "nncf"
+    precisions = ("float32", "int8")
 
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
-        """The layers as one graph, its inputs in memory that is there already."""
+        """The layers as one graph, its inputs in memory that is there already; in int8 by the ranges of these inputs."""
         import openvino
 
         from heat_hf.hardware.machine.graphs import write_stack
@@ -139,7 +149,10 @@ class OpenVino(Runtime):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "stack.onnx"
             write_stack(stack, path)
-            request = openvino_compiled(path, threads).create_infer_request()
+            model = openvino.Core().read_model(str(path))
+            if precision == "int8":
+                model = openvino_quantized(model, [{f"x{number}": x.numpy() for number, x in enumerate(stack.inputs)}])
+            request = openvino_compiled(model, threads).create_infer_request()
         for number, x in enumerate(stack.inputs):
             request.set_input_tensor(number, openvino.Tensor(x.numpy()))
         return request.infer  # type: ignore[no-any-return]
@@ -157,14 +170,24 @@ def onnx_session(path: Path, threads: int | None) -> Any:  # noqa: ANN401
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def openvino_compiled(path: Path, threads: int | None) -> Any:  # noqa: ANN401
-    """A model that OpenVINO compiled for one request at a time on the CPU, in float32."""
+def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401
+    """A model of OpenVINO with weights in int8 per channel, and activations by the ranges that they have on the rows (static)."""
+    os.environ.setdefault("NNCF_CI", "1")  # sends no statistics of the model
+    import nncf
+
+    nncf.set_log_level(logging.WARNING)
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars
+        return nncf.quantize(model, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
+
+
+def openvino_compiled(model: Any, threads: int | None) -> Any:  # noqa: ANN401
+    """A model, or a file of one, that OpenVINO compiled for one request at a time on the CPU, in float32 where it is not int8."""
     import openvino
 
     hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
         hints["INFERENCE_NUM_THREADS"] = threads
-    return openvino.Core().compile_model(str(path), "CPU", hints)
+    return openvino.Core().compile_model(model, "CPU", hints)
 
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(), OnnxRuntime(), OpenVino())}
