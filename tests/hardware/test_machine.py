@@ -141,7 +141,7 @@ def test_another_version_is_measured_anew(tmp_path: Path, monkeypatch: pytest.Mo
     clock = Clock()
     model(tmp_path, clock).linear(SIZE, TOKENS)
     before = len(clock.measured)
-    monkeypatch.setattr(type(RUNTIMES["torch"]), "version", "9.9")
+    monkeypatch.setattr(type(RUNTIMES["torch"]), "version", lambda self, precision: "9.9")
     model(tmp_path, clock).linear(SIZE, TOKENS)
     assert len(clock.measured) == 2 * before
 
@@ -256,6 +256,11 @@ def test_a_runtime_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(type(RUNTIMES["openvino"]), "package", "no-such-package")
     with pytest.raises(ImportError, match=r"runtime='openvino' needs no-such-package: pip install 'heat-hf\[openvino\]'"):
         cost_model("cpu", tmp_path, runtime="openvino")
+    monkeypatch.setattr(type(RUNTIMES["openvino"]), "package", "torch")
+    monkeypatch.setattr(type(RUNTIMES["openvino"]), "quantizer", "no-such-quantizer")
+    with pytest.raises(ImportError, match=r"runtime='openvino' needs no-such-quantizer: pip install 'heat-hf\[openvino\]'"):
+        cost_model("cpu", tmp_path, runtime="openvino", precision="int8")
+    assert cost_model("cpu", tmp_path, runtime="openvino").fingerprint["version"] == torch.__version__
 
 
 def test_products_and_plans_are_dense_layers(tmp_path: Path) -> None:
@@ -283,6 +288,8 @@ def test_a_real_measurement(runtime: str, monkeypatch: pytest.MonkeyPatch) -> No
     settings += [TensorSetting("cp", TensorShape.parse("64:6x8", 64, 48), (8,))]
     settings += [Between(32, 1, "gelu", 2, 4), Between(4, 16, "", 2, 4)]
     for precision in RUNTIMES[runtime].precisions:
+        if precision == "int8" and RUNTIMES[runtime].quantizer:
+            pytest.importorskip(RUNTIMES[runtime].quantizer)
         timings = measure([(one, 8) for one in [size, *settings]], runtime, precision, threads=1)
         assert all(0 < timing.lower <= timing.median <= timing.upper and timing.spread >= 0 for timing in timings)
     assert torch.get_num_threads() == threads
