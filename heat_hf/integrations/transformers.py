@@ -56,14 +56,12 @@ class HeatQuantizer(HfQuantizer):
         settings = {name: tensors[saved] for saved, name in resolve_names(model, tensors).items()}
         require_together(model, settings)
         swapped: dict[nn.Module, nn.Module] = {}
-        for name, setting in settings.items():
-            linear = cast(nn.Linear, model.get_submodule(name))
-            setting.shape.require(linear.out_features, linear.in_features)
-            with torch.device("meta"), no_init_weights():
-                layer = FactorizedLinear(
-                    setting, linear.bias is not None, self.quantization_config.tokens, dtype=linear.weight.dtype
-                )
-            swapped[linear] = layer
+        with torch.device("meta"), no_init_weights():
+            for name, setting in settings.items():
+                linear = cast(nn.Linear, model.get_submodule(name))
+                setting.shape.require(linear.out_features, linear.in_features)
+                tokens, dtype = self.quantization_config.tokens, linear.weight.dtype
+                swapped[linear] = FactorizedLinear(setting, linear.bias is not None, tokens, dtype=dtype)
         swap_modules(model, swapped | tables_of(model, self.quantization_config.embeddings or {}))
         self._files = kwargs.get("checkpoint_files") or ()
         self._names = saved_names(model, self._files)

@@ -284,6 +284,15 @@ def test_a_damaged_folder_is_refused(damage: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_whose_sum_is_infinite_are_numbers(tmp_path: Path) -> None:
+    model = compressed()
+    with torch.no_grad():
+        next(iter(factorized_layers(model).values())).bias.fill_(torch.finfo(torch.float32).max)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+
+
 def _shards(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("heat_model-*.safetensors"))
 

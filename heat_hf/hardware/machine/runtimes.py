@@ -171,7 +171,7 @@ def onnx_session(path: Path, threads: int | None) -> Any:  # noqa: ANN401
 
 
 def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401
-    """A model of OpenVINO with weights in int8 per channel, and activations by the ranges that they have on the rows (static)."""
+    """A model of OpenVINO in int8: weights per channel, activations by the ranges that they have on the rows (static)."""
     os.environ.setdefault("NNCF_CI", "1")  # sends no statistics of the model
     import nncf
 
@@ -181,7 +181,7 @@ def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:  #
 
 
 def openvino_compiled(model: Any, threads: int | None) -> Any:  # noqa: ANN401
-    """A model, or a file of one, that OpenVINO compiled for one request at a time on the CPU, in float32 where it is not int8."""
+    """A model or its file, compiled by OpenVINO for one request at a time on the CPU, in float32 where it is not int8."""
     import openvino
 
     hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
