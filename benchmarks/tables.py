@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
-from benchmarks import growth, processes, runtimes, vocabulary, whole_blocks
+from benchmarks import equal_loss, growth, processes, runtimes, vocabulary, whole_blocks
 from benchmarks import machine_tables as machine
 from benchmarks import strassen_tables as tiles
 from benchmarks import supernet_table as supernet
@@ -225,6 +225,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "cost_agreement": (costs.agreement, "cost"),
     "cost_figures": (costs.figures, "cost"),
     "cost_paper": (costs.paper, "cost"),
+    "equal_loss": (equal_loss.table, "equal_loss"),
     "shapes_speed": (shapes_speed, "shapes_speed"),
     "shapes": (shapes, "shapes"),
     "ranks": (ranks, "ranks"),
