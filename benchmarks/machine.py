@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import json
 import random
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,14 @@ REPEATS = 11  # of whole models
 ROWS = ("A few rows of text", "give activations their ranges.", "Most are longer than this one, or than those before it.")
 
 
-def runs() -> Iterator[tuple[str, str]]:
-    """Runtimes that are installed, each in its precisions."""
+def runs(only: Container[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Runtimes that are installed, each in its precisions; of these some, as "openvino int8"."""
     for name, runtime in RUNTIMES.items():
         for precision in runtime.precisions:
             with contextlib.suppress(ImportError):
                 runtime.version(precision)
-                yield name, precision
+                if only is None or f"{name} {precision}" in only:
+                    yield name, precision
 
 
 def held_out(format: str, size: MatrixSize, rng: random.Random) -> list[TensorSetting]:
@@ -137,13 +138,15 @@ def predicted(costs: MachineModel, dense: Any, settings: Settings, batch: int, l
     return total
 
 
-def exported(models: Mapping[str, Any], folder: Path, tokenizer: Any) -> dict[str, dict[str, Any]]:
+def exported(
+    models: Mapping[str, Any], folder: Path, tokenizer: Any, only: Container[str] | None = None
+) -> dict[str, dict[str, Any]]:
     """The same models in each runtime and precision; times do not hang on what the rows of int8 say."""
     rows = [dict(tokenizer(text, return_tensors="pt")) for text in ROWS]
-    found: dict[str, dict[str, Any]] = {f"{runtime} {precision}": {} for runtime, precision in runs()}
+    found: dict[str, dict[str, Any]] = {f"{runtime} {precision}": {} for runtime, precision in runs(only)}
     for number, (name, model) in enumerate(models.items()):
         with written(model, tokenizer) as graph:
-            for runtime, precision in runs():
+            for runtime, precision in runs(only):
                 own: Any = model
                 if runtime in EXPORTED:
                     target = folder / f"{number}-{runtime}-{precision}"
@@ -192,17 +195,18 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--cache", type=Path, help="measurements of an earlier run (default: measure anew)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/machine.json"))
+    parser.add_argument("--only", nargs="+", metavar="WAY", help='as "openvino int8"; others stay as they are in the output')
     args = parser.parse_args()
-    started, tokenizer = time.perf_counter(), transformers.AutoTokenizer.from_pretrained(args.model)
-    found: dict[str, Any] = {}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+    found: dict[str, Any] = json.loads(args.output.read_text())["runtimes"] if args.only and args.output.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
         cache = args.cache or Path(scratch) / "cache"
         made = variants(args.model, cache)
         sizes = list(dict.fromkeys(map(MatrixSize.of, encoder_linears(made["dense"][0]).values())))
-        models = exported({name: model for name, (model, _) in made.items()}, Path(scratch), tokenizer)
-        for runtime, precision in runs():
+        models = exported({name: model for name, (model, _) in made.items()}, Path(scratch), tokenizer, args.only)
+        for runtime, precision in runs(args.only):
             costs, name = MachineModel(runtime, precision, cache), f"{runtime} {precision}"
-            own: dict[str, Any] = {"held_out": {}}
+            own: dict[str, Any] = {"device": costs.fingerprint["device"], "held_out": {}}
             for batch, length in SIZES:
                 rows = layers(costs, runtime, precision, batch * length, sizes)
                 own["held_out"][f"{batch} × {length}"] = summary(rows) | {"rows": rounded(rows)}
@@ -211,12 +215,8 @@ def main() -> None:
             print(name, {k: {n: v for n, v in s.items() if n != "rows"} for k, s in own["held_out"].items()}, flush=True)
             print(*own["models"], sep="\n", flush=True)
     packages = dict.fromkeys(RUNTIMES[runtime].package for runtime, _ in runs())
-    about = {
-        **provenance("python -m benchmarks.machine --model FOLDER --output FILE", *packages),
-        "device": costs.fingerprint["device"],
-        "threads": torch.get_num_threads(),
-        "seconds": round(time.perf_counter() - started),
-    }
+    command = "python -m benchmarks.machine --model FOLDER --output FILE"
+    about = {**provenance(command, *packages), "threads": torch.get_num_threads()}
     write_json(args.output, {**about, "runtimes": found})
 
 

@@ -13,7 +13,7 @@ import copy
 import json
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from heat_hf.formats.setting import TensorSetting
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.hardware.machine import MachineModel
 from heat_hf.hardware.machine.layers import COPIED_TOKENS, Stack
+from heat_hf.hardware.machine.measuring import device
 from heat_hf.hardware.machine.race import race
 from heat_hf.search.ranks.budgets import network_budgets
 from heat_hf.search.ranks.methods import get_rank_search
@@ -81,7 +82,7 @@ class Search:
         return best
 
 
-def found_in(path: Path, model: Any, text: Path, caches: Path, rows: int) -> dict[str, Any]:
+def found_in(path: Path, model: Any, text: Path, caches: Path, rows: int, only: Container[str] | None) -> dict[str, Any]:
     """What searches found, from the file where an earlier run left it."""
     if path.is_file():
         return json.loads(path.read_text())  # type: ignore[no-any-return]
@@ -91,7 +92,7 @@ def found_in(path: Path, model: Any, text: Path, caches: Path, rows: int) -> dic
     chip = Search(model, cost_model("simba-l"), "target_edp_ratio", collected, batches)
     wanted = {f"{gain:g}": chip.of(1 / gain) for gain in GAINS}
     found: dict[str, Any] = {gain: {"simba-l": kept(*own)} for gain, own in wanted.items()}
-    for runtime, precision in runs():
+    for runtime, precision in runs(only):
         here = Search(model, MachineModel(runtime, precision, caches), "target_latency_ratio", collected, batches)
         for gain, (settings, loss) in wanted.items():
             mine = here.least(loss)
@@ -119,14 +120,16 @@ def shaped(model: Any, settings: Mapping[str, dict[str, Any] | None]) -> Any:
     return other.eval()
 
 
-def timed(found: Mapping[str, Any], model: Any, folder: Path, repeats: int) -> list[dict[str, Any]]:
+def timed(
+    found: Mapping[str, Any], model: Any, folder: Path, repeats: int, only: Container[str] | None
+) -> list[dict[str, Any]]:
     """Whole networks side by side in every runtime and precision."""
     rows, tokenizer = [], transformers.AutoTokenizer.from_pretrained(model.config._name_or_path)
     ids = torch.randint(1000, 20000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     names = {"dense": model}
     for gain, of in found.items():
         names |= {f"{gain} {where}": shaped(model, own["settings"]) for where, own in of.items()}
-    made = exported(names, folder, tokenizer)
+    made = exported(names, folder, tokenizer, only)
     print("timing", flush=True)
     for way, models in made.items():
         chosen = {name: own for name, own in models.items() if name == "dense" or name.endswith((" simba-l", f" {way}"))}
@@ -139,6 +142,7 @@ def timed(found: Mapping[str, Any], model: Any, folder: Path, repeats: int) -> l
                 "runs in": way, "gain": gain, "loss": of[way]["loss"], "simba_loss": of["simba-l"]["loss"],
                 "predicted": of[way]["predicted"],
                 "measured": statistics.quantiles([a / b for a, b in zip(here, chip, strict=True)], n=4),
+                "device": device()["device"],
                 "of_dense": [statistics.median(ratios) for ratios in of_dense],
             })  # fmt: skip
             print(rows[-1], flush=True)
@@ -153,13 +157,16 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="measurements and searches of an earlier run (default: anew)")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/machine_search.json"))
+    parser.add_argument("--only", nargs="+", metavar="WAY", help='as "openvino int8"; others stay as they are in the output')
     args = parser.parse_args()
+    rows = json.loads(args.output.read_text())["rows"] if args.only and args.output.exists() else []
+    rows = [row for row in rows if row["runs in"] not in (args.only or ())]
     model = transformers.AutoModel.from_pretrained(args.model).eval()
     with tempfile.TemporaryDirectory() as scratch:
         cache = args.cache or Path(scratch) / "cache"
         cache.mkdir(parents=True, exist_ok=True)
-        found = found_in(cache / "searches.json", model, args.text, cache, args.rows)
-        rows = [rounded([row])[0] for row in timed(found, model, Path(scratch), args.repeats)]
+        found = found_in(cache / "searches.json", model, args.text, cache, args.rows, args.only)
+        rows += rounded(timed(found, model, Path(scratch), args.repeats, args.only))
     command = "python -m benchmarks.machine_search --model FOLDER --text FILE --output FILE"
     about = {**provenance(command, "torch", "onnxruntime", "openvino"), "threads": torch.get_num_threads()}
     write_json(args.output, {**about, "calibration_rows": args.rows, "rows": rows})
