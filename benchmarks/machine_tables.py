@@ -7,12 +7,20 @@ from typing import Any
 
 from benchmarks.provenance import captioned, source_line
 
+INSTRUCTIONS = {"avx512_vnni": "VNNI", "amx_int8": "AMX"}
+
+
+def processor(found: dict[str, Any]) -> str:
+    """What a measurement is of: its name, and the instructions that int8 takes."""
+    name, _, flags = found["device"].replace("(R)", "").replace(" Processor", "").partition(" avx2")
+    return name + "".join(f", {label}" for flag, label in INSTRUCTIONS.items() if flag in flags)
+
 
 def machine(data: dict) -> str:
     """A row for each runtime, precision and number of tokens: layers held out, and whole models."""
     lines = [
-        "| runs in | tokens | layers held out | median error | largest | Spearman | whole models, predicted / measured |",
-        "|---|---|---:|---:|---:|---:|---|",
+        "| runs in | processor | tokens | layers held out | median error | largest | Spearman | whole models, predicted / measured |",
+        "|---|---|---|---:|---:|---:|---:|---|",
     ]
     for name, found in data["runtimes"].items():
         for tokens, layers in found["held_out"].items():
@@ -20,26 +28,23 @@ def machine(data: dict) -> str:
             models = [row for row in found["models"] if row["tokens"] == tokens and row["model"] != "dense"]
             errors = ", ".join(f"{1 + row['error']:.2f}" for row in models)
             lines.append(
-                f"| {name} | {tokens} | {layers['layers']} | {share['median_error']:.1%} | {share['largest_error']:.0%} "
+                f"| {name} | {processor(found)} | {tokens} | {layers['layers']} | {share['median_error']:.1%} | {share['largest_error']:.0%} "
                 f"| {share['spearman']:.3f} | {errors} |"
             )
     rows = next(iter(data["runtimes"].values()))["models"]
     names = dict.fromkeys(row["model"] for row in rows if row["model"] != "dense")
-    caption = (
-        f"all-MiniLM-L6-v2, {data['device'].split(' avx')[0]}, threads: {data['threads']}. Layers: time over the dense one's. "
-        f"Models: {'; '.join(names)}."
-    )
+    caption = f"all-MiniLM-L6-v2, threads: {data['threads']}. Layers: time over the dense one's. Models: {'; '.join(names)}."
     return captioned(lines, caption, source_line(data))
 
 
 def machine_search(data: dict[str, Any]) -> str:
     """A row for each runtime, precision and gain."""
-    lines = ["| runs in | EDP gain | simba-l's, of dense | this machine's, of dense | one over the other | predicted |",
-             "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    lines = ["| runs in | processor | EDP gain | simba-l's, of dense | this machine's, of dense | one over the other | predicted |",
+             "|---|---|---:|---:|---:|---:|---:|"]  # fmt: skip
     for row in data["rows"]:
         (chip, here), (low, middle, high) = row["of_dense"], row["measured"]
         cells = f"{chip:.2f} | {here:.2f} | {middle:.2f} ({low:.2f}–{high:.2f}) | {row['predicted']:.2f}"
-        lines.append(f"| {row['runs in']} | {row['gain']}× | {cells} |")
+        lines.append(f"| {row['runs in']} | {processor(row)} | {row['gain']}× | {cells} |")
     caption = (
         f"all-MiniLM-L6-v2, 8 × 128 tokens, threads: {data['threads']}. Networks of a search for simba-l's "
         "EDP and from one for the time here, at equal predicted loss; whole networks, medians and quartiles of rounds."
