@@ -19,7 +19,8 @@ def processor(found: dict[str, Any]) -> str:
 def machine(data: dict) -> str:
     """A row for each runtime, precision and number of tokens: layers held out, and whole models."""
     lines = [
-        "| runs in | processor | tokens | layers held out | median error | largest | Spearman | whole models, predicted / measured |",
+        "| runs in | processor | tokens | layers held out | median error | largest | Spearman "
+        "| whole models, predicted / measured |",
         "|---|---|---|---:|---:|---:|---:|---|",
     ]
     for name, found in data["runtimes"].items():
@@ -28,7 +29,8 @@ def machine(data: dict) -> str:
             models = [row for row in found["models"] if row["tokens"] == tokens and row["model"] != "dense"]
             errors = ", ".join(f"{1 + row['error']:.2f}" for row in models)
             lines.append(
-                f"| {name} | {processor(found)} | {tokens} | {layers['layers']} | {share['median_error']:.1%} | {share['largest_error']:.0%} "
+                f"| {name} | {processor(found)} | {tokens} "
+                f"| {layers['layers']} | {share['median_error']:.1%} | {share['largest_error']:.0%} "
                 f"| {share['spearman']:.3f} | {errors} |"
             )
     rows = next(iter(data["runtimes"].values()))["models"]
@@ -39,7 +41,8 @@ def machine(data: dict) -> str:
 
 def machine_search(data: dict[str, Any]) -> str:
     """A row for each runtime, precision and gain."""
-    lines = ["| runs in | processor | EDP gain | simba-l's, of dense | this machine's, of dense | one over the other | predicted |",
+    lines = ["| runs in | processor | EDP gain | simba-l's, of dense | this machine's, of dense "
+             "| one over the other | predicted |",
              "|---|---|---:|---:|---:|---:|---:|"]  # fmt: skip
     for row in data["rows"]:
         (chip, here), (low, middle, high) = row["of_dense"], row["measured"]
