@@ -4,7 +4,7 @@ Students are those that `benchmarks.distilled` leaves in its cache, with the den
 also of other machines, are kept in short: the fastest student that loses no more than a point, over the fastest dense model.
 
     python -m benchmarks.runtimes --bench DIR --output benchmarks/results/runtimes.json
-    python -m benchmarks.runtimes --bench DIR DIR DIR --output benchmarks/results/runtimes_repeated.json
+    python -m benchmarks.runtimes --bench FILE DIR DIR --output benchmarks/results/runtimes_repeated.json
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine_tables import processor
 from benchmarks.provenance import captioned, provenance, source_line
 from recipes.evidence import write_json
 
@@ -91,7 +92,7 @@ def repeated(data: dict[str, Any]) -> str:
         ways = " | ".join(
             f"{run[name]}, {100 * run[loss]:.1f}" for name, loss in (("dense", "dense_loss"), ("student", "loss"))
         )
-        lines.append(f"| {run['metric']} | {run['device']} | {ways} | {own} | {all_of} |")
+        lines.append(f"| {run['metric']} | {processor(run)} | {ways} | {own} | {all_of} |")
     caption = (
         "The fastest student that loses no more than a point: times faster than the fastest dense model in any runtime "
         "and precision, for each of rows × tokens. One thread; mean: geometric."
@@ -99,10 +100,10 @@ def repeated(data: dict[str, Any]) -> str:
     return captioned(lines, caption, source_line(data))
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """What a run found; folders and files of one machine mean nothing elsewhere."""
-    found: dict[str, Any] = json.loads((folder / "bench.json").read_text())
-    for entry in (*found["entries"], *found.pop("use")):
+def read(path: Path) -> dict[str, Any]:
+    """What a run found, in its folder or kept before; folders and files of one machine mean nothing elsewhere."""
+    found: dict[str, Any] = json.loads((path / "bench.json" if path.is_dir() else path).read_text())
+    for entry in (*found["entries"], *found.pop("use", ())):
         entry["model"] = Path(entry["model"]).name
     found["data"] = Path(found["data"]).name
     return found

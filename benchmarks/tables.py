@@ -239,6 +239,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "question_answering": (distilled.question_answering, "question_answering"),
     "exported": (exported, "exported"),
     "runtimes": (runtimes.table, "runtimes"),
+    "runtimes_repeated": (runtimes.repeated, "runtimes_repeated"),
     "machine": (machine.machine, "machine"),
     "machine_search": (machine.machine_search, "machine_search"),
     "amdahl": (machine.amdahl, "amdahl"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.hardware.machine.layers import Stack, Subject
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
-
-    from heat_hf.hardware.machine.layers import Stack
 
 OPSET = 23  # the first that has attention as one operation, which runtimes have a kernel for
 IR_VERSION = 10  # that PyTorch writes
@@ -90,12 +91,19 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def write_stack(stack: Stack, path: Path) -> None:
-    """A stack of layers as ONNX, by hand where that can be; inputs are called x0, x1 and so on."""
-    if all(map(_is_plain, stack.layers)):
-        path.write_bytes(by_hand(stack).SerializeToString())
-    else:
-        by_pytorch(stack, path)
+@lru_cache(maxsize=16)  # a race that is run again has them again
+def stack_graph(subject: Subject, tokens: int, int8: bool = False) -> bytes:
+    """A stack of layers as ONNX, by hand where that can be, with inputs x0, x1 and so on; in int8 as ONNX Runtime has it."""
+    stack = Stack(subject, tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stack.onnx"
+        if all(map(_is_plain, stack.layers)):
+            path.write_bytes(by_hand(stack).SerializeToString())
+        else:
+            by_pytorch(stack, path)
+        if int8:
+            quantize(path, Path(folder))
+        return path.read_bytes()
 
 
 def by_pytorch(stack: Stack, path: Path) -> None:

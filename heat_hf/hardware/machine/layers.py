@@ -41,13 +41,19 @@ class Stack(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.layers = nn.ModuleList(_layer(subject, tokens, generator) for _ in range(copies(subject, tokens)))
-        self.each = 3 if isinstance(subject, Between) and not subject.activation else 1
-        self.inputs = (_input(*_extents(subject, tokens)),) * (self.each * len(self.layers))
+        self.inputs = inputs(subject, tokens)
         self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """What each layer makes of its inputs."""
-        return tuple(layer(*inputs[k * self.each : (k + 1) * self.each]) for k, layer in enumerate(self.layers))
+        each = len(inputs) // len(self.layers)
+        return tuple(layer(*inputs[k * each : (k + 1) * each]) for k, layer in enumerate(self.layers))
+
+
+def inputs(subject: Subject, tokens: int) -> tuple[Tensor, ...]:
+    """Of a stack, layer by layer."""
+    each = 3 if isinstance(subject, Between) and not subject.activation else 1
+    return (_input(*_extents(subject, tokens)),) * (each * copies(subject, tokens))
 
 
 def _extents(subject: Subject, tokens: int) -> tuple[int, int, int]:

@@ -6,9 +6,9 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -107,17 +107,11 @@ class OnnxRuntime(Runtime):
 
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """The layers as one graph, its inputs and outputs in memory that is there already."""
-        from heat_hf.hardware.machine.graphs import quantize, write_stack
-        from heat_hf.hardware.machine.layers import Stack
+        from heat_hf.hardware.machine.graphs import stack_graph
+        from heat_hf.hardware.machine.layers import inputs
 
-        stack = Stack(subject, tokens)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "stack.onnx"
-            write_stack(stack, path)
-            if precision == "int8":
-                quantize(path, Path(folder))
-            session = onnx_session(path, threads)
-        binding, arrays = session.io_binding(), [x.numpy() for x in stack.inputs]
+        session = onnx_session(stack_graph(subject, tokens, precision == "int8"), threads)
+        binding, arrays = session.io_binding(), [x.numpy() for x in inputs(subject, tokens)]
         for wanted, array in zip(session.get_inputs(), arrays, strict=True):
             binding.bind_cpu_input(wanted.name, array)
         for output in session.get_outputs():
@@ -142,23 +136,27 @@ class OpenVino(Runtime):
         """The layers as one graph, its inputs in memory that is there already; in int8 by the ranges of these inputs."""
         import openvino
 
-        from heat_hf.hardware.machine.graphs import write_stack
-        from heat_hf.hardware.machine.layers import Stack
+        from heat_hf.hardware.machine.layers import inputs
 
-        stack = Stack(subject, tokens)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "stack.onnx"
-            write_stack(stack, path)
-            model = openvino.Core().read_model(str(path))
-            if precision == "int8":
-                model = openvino_quantized(model, [{f"x{number}": x.numpy() for number, x in enumerate(stack.inputs)}])
-            request = openvino_compiled(model, threads).create_infer_request()
-        for number, x in enumerate(stack.inputs):
+        request = openvino_compiled(_openvino_stack(subject, tokens, precision == "int8"), threads).create_infer_request()
+        for number, x in enumerate(inputs(subject, tokens)):
             request.set_input_tensor(number, openvino.Tensor(x.numpy()))
         return request.infer  # type: ignore[no-any-return]
 
 
-def onnx_session(path: Path, threads: int | None) -> Any:  # noqa: ANN401
+@lru_cache(maxsize=16)  # a race that is run again has them again
+def _openvino_stack(subject: Subject, tokens: int, int8: bool) -> Any:  # noqa: ANN401
+    import openvino
+
+    from heat_hf.hardware.machine.graphs import stack_graph
+    from heat_hf.hardware.machine.layers import inputs
+
+    model = openvino.Core().read_model(stack_graph(subject, tokens))
+    feed = {f"x{number}": x.numpy() for number, x in enumerate(inputs(subject, tokens))}
+    return openvino_quantized(model, [feed]) if int8 else model
+
+
+def onnx_session(model: Path | bytes, threads: int | None) -> Any:  # noqa: ANN401
     """A session of ONNX Runtime on the CPU; with a number of threads, these sleep between its runs."""
     import onnxruntime
 
@@ -167,7 +165,7 @@ def onnx_session(path: Path, threads: int | None) -> Any:  # noqa: ANN401
         options.intra_op_num_threads = threads
         # Sessions that wait for work without sleeping would disturb the one that has its turn.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401
