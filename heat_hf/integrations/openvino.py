@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ class OpenVinoModel(ExportedModel):
 
         model = openvino.Core().read_model(str(path))
         names = [wanted.any_name for wanted in model.inputs]
-        small = openvino_quantized(model, [fed(batch, names) for batch in calibration])
+        small = openvino_quantized(model, [fed(batch, names) for batch in calibration], sys.stderr)
         openvino.save_model(small, str(scratch / path.name), compress_to_fp16=False)
         for file in (path, path.with_suffix(".bin")):  # not written in place: the weights are read from there
             (scratch / file.name).replace(file)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from heat_hf.hardware.spec import CPU
 
@@ -168,13 +168,13 @@ def onnx_session(model: Path | bytes, threads: int | None) -> Any:  # noqa: ANN4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]]) -> Any:  # noqa: ANN401
+def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]], bars: TextIO | None = None) -> Any:  # noqa: ANN401
     """A model of OpenVINO in int8: weights per channel, activations by the ranges that they have on the rows (static)."""
     os.environ.setdefault("NNCF_CI", "1")  # sends no statistics of the model
     import nncf
 
     nncf.set_log_level(logging.WARNING)
-    with contextlib.redirect_stdout(sys.stderr):  # its progress bars
+    with contextlib.redirect_stdout(bars or io.StringIO()):  # its progress bars
         return nncf.quantize(model, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
 
 
