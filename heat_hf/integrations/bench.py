@@ -93,7 +93,7 @@ def _asked(runtimes: Sequence[str] | None, precisions: Sequence[str] | None) -> 
 def _missing(runtime: str) -> str:
     """Why a runtime cannot run, or nothing."""
     try:
-        RUNTIMES[runtime].version  # noqa: B018
+        RUNTIMES[runtime].version("float32")
         if runtime in EXPORTED:
             EXPORTED[runtime].require_packages()
     except ImportError as error:

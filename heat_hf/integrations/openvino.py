@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
-from heat_hf.hardware.machine.runtimes import openvino_compiled, openvino_quantized
+from heat_hf.hardware.machine.graphs import openvino_quantized
+from heat_hf.hardware.machine.runtimes import openvino_compiled
 from heat_hf.integrations.exporting import Arrays, ExportedModel, export_model, fed
 
 if TYPE_CHECKING:

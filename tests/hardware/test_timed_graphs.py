@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 
 from heat_hf.hardware.between import Between
-from heat_hf.hardware.machine.graphs import by_hand, by_pytorch, quantize, stack_graph
+from heat_hf.hardware.machine.graphs import by_hand, by_pytorch, onnx_stack, quantize, stack_graph
 from heat_hf.hardware.machine.layers import COPIED_TOKENS, Stack, copies
 
 SIZE = MatrixSize(48, 64)
@@ -57,7 +57,7 @@ def test_by_hand_as_by_pytorch(name: str, tmp_path: Path) -> None:
 
 def test_copies_have_weights_of_their_own(tmp_path: Path) -> None:
     own = Stack(SUBJECTS["low_rank"], 8)
-    (tmp_path / "stack").write_bytes(stack_graph(SUBJECTS["low_rank"], 8))
+    stack_graph(SUBJECTS["low_rank"], 8, tmp_path / "stack")
     assert len(own.layers) == copies(SIZE, 8) == 16 and kinds(tmp_path / "stack")["MatMul"] == 32
     assert len({float(layer(own.inputs[0]).sum()) for layer in own.layers}) == 16
     assert {x.data_ptr() for x in own.inputs} == {Stack(SIZE, 4).inputs[0].data_ptr()}, "inputs are in the cache, as in a model"
@@ -68,11 +68,11 @@ def test_copies_have_weights_of_their_own(tmp_path: Path) -> None:
 def test_other_formats_are_exported(tmp_path: Path) -> None:
     cp = TensorSetting("cp", TensorShape.parse("48:8x8", *SIZE), (4,))
     own = Stack(cp, COPIED_TOKENS)
-    (tmp_path / "stack").write_bytes(stack_graph(cp, COPIED_TOKENS))
+    stack_graph(cp, COPIED_TOKENS, tmp_path / "stack")
     (wanted,) = own(*own.inputs)
     np.testing.assert_allclose(outputs(tmp_path / "stack", own)[0], wanted.numpy(), atol=1e-4)
     small = tmp_path / "int8"
-    small.write_bytes(stack_graph(SUBJECTS["low_rank"], COPIED_TOKENS, int8=True))
+    small.write_bytes(onnx_stack(SUBJECTS["low_rank"], COPIED_TOKENS, int8=True))
     assert "DynamicQuantizeLinear" in kinds(small)
 
 
@@ -80,7 +80,7 @@ def test_attention_is_what_an_exported_model_runs(tmp_path: Path) -> None:
     """One operation with a mask, of three inputs; what it answers is what heads do with them."""
     attention = Between(3, 8, "", 2, 5)
     own = Stack(attention, 10)
-    (tmp_path / "stack").write_bytes(stack_graph(attention, 10))
+    stack_graph(attention, 10, tmp_path / "stack")
     nodes = [node for node in onnx.load(tmp_path / "stack").graph.node if node.op_type == "Attention"]
     assert len(nodes) == len(own.layers) == 16 and all(len(node.input) == 4 for node in nodes)
     random = np.random.default_rng(0).normal(size=(3, 2, 5, 24)).astype(np.float32)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor, nn
 
 from heat_hf.formats.layer import FactorizedLinear
-from heat_hf.hardware.machine.layers import Stack, Subject
+from heat_hf.hardware.machine.layers import Stack, Subject, inputs
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -77,6 +79,16 @@ def quantize(path: Path, scratch: Path) -> None:
     quantize_dynamic(str(prepared), str(path), op_types_to_quantize=kinds, **options)
 
 
+def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]], bars: TextIO | None = None) -> Any:  # noqa: ANN401
+    """A model of OpenVINO in int8: weights per channel, activations by the ranges that they have on the rows (static)."""
+    os.environ.setdefault("NNCF_CI", "1")  # sends no statistics of the model
+    import nncf
+
+    nncf.set_log_level(logging.WARNING)
+    with contextlib.redirect_stdout(bars or io.StringIO()):  # its progress bars
+        return nncf.quantize(model, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter warns of packages that it does not need, and of axes that share a name on purpose."""
@@ -91,19 +103,37 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-@lru_cache(maxsize=16)  # a race that is run again has them again
-def stack_graph(subject: Subject, tokens: int, int8: bool = False) -> bytes:
-    """A stack of layers as ONNX, by hand where that can be, with inputs x0, x1 and so on; in int8 as ONNX Runtime has it."""
+def stack_graph(subject: Subject, tokens: int, path: Path) -> None:
+    """Write a stack of layers as ONNX, by hand where that can be; inputs are called x0, x1 and so on."""
     stack = Stack(subject, tokens)
+    if all(map(_is_plain, stack.layers)):
+        path.write_bytes(by_hand(stack).SerializeToString())
+    else:
+        by_pytorch(stack, path)
+
+
+@lru_cache(maxsize=16)  # a race that is run again has them again
+def onnx_stack(subject: Subject, tokens: int, int8: bool) -> bytes:
+    """A stack of layers for ONNX Runtime."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stack.onnx"
-        if all(map(_is_plain, stack.layers)):
-            path.write_bytes(by_hand(stack).SerializeToString())
-        else:
-            by_pytorch(stack, path)
+        stack_graph(subject, tokens, path)
         if int8:
             quantize(path, Path(folder))
         return path.read_bytes()
+
+
+@lru_cache(maxsize=16)
+def openvino_stack(subject: Subject, tokens: int, int8: bool) -> Any:  # noqa: ANN401
+    """A stack of layers for OpenVINO."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stack.onnx"
+        stack_graph(subject, tokens, path)
+        model = openvino.Core().read_model(path.read_bytes())
+    feed = {f"x{number}": x.numpy() for number, x in enumerate(inputs(subject, tokens))}
+    return openvino_quantized(model, [feed]) if int8 else model
 
 
 def by_pytorch(stack: Stack, path: Path) -> None:

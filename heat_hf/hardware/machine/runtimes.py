@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from heat_hf.hardware.spec import CPU
 
@@ -107,10 +103,10 @@ class OnnxRuntime(Runtime):
 
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """The layers as one graph, its inputs and outputs in memory that is there already."""
-        from heat_hf.hardware.machine.graphs import stack_graph
+        from heat_hf.hardware.machine.graphs import onnx_stack
         from heat_hf.hardware.machine.layers import inputs
 
-        session = onnx_session(stack_graph(subject, tokens, precision == "int8"), threads)
+        session = onnx_session(onnx_stack(subject, tokens, precision == "int8"), threads)
         binding, arrays = session.io_binding(), [x.numpy() for x in inputs(subject, tokens)]
         for wanted, array in zip(session.get_inputs(), arrays, strict=True):
             binding.bind_cpu_input(wanted.name, array)
@@ -136,24 +132,13 @@ class OpenVino(Runtime):
         """The layers as one graph, its inputs in memory that is there already; in int8 by the ranges of these inputs."""
         import openvino
 
+        from heat_hf.hardware.machine.graphs import openvino_stack
         from heat_hf.hardware.machine.layers import inputs
 
-        request = openvino_compiled(_openvino_stack(subject, tokens, precision == "int8"), threads).create_infer_request()
+        request = openvino_compiled(openvino_stack(subject, tokens, precision == "int8"), threads).create_infer_request()
         for number, x in enumerate(inputs(subject, tokens)):
             request.set_input_tensor(number, openvino.Tensor(x.numpy()))
         return request.infer  # type: ignore[no-any-return]
-
-
-@lru_cache(maxsize=16)  # a race that is run again has them again
-def _openvino_stack(subject: Subject, tokens: int, int8: bool) -> Any:  # noqa: ANN401
-    import openvino
-
-    from heat_hf.hardware.machine.graphs import stack_graph
-    from heat_hf.hardware.machine.layers import inputs
-
-    model = openvino.Core().read_model(stack_graph(subject, tokens))
-    feed = {f"x{number}": x.numpy() for number, x in enumerate(inputs(subject, tokens))}
-    return openvino_quantized(model, [feed]) if int8 else model
 
 
 def onnx_session(model: Path | bytes, threads: int | None) -> Any:  # noqa: ANN401
@@ -166,16 +151,6 @@ def onnx_session(model: Path | bytes, threads: int | None) -> Any:  # noqa: ANN4
         # Sessions that wait for work without sleeping would disturb the one that has its turn.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def openvino_quantized(model: Any, rows: Sequence[Mapping[str, Any]], bars: TextIO | None = None) -> Any:  # noqa: ANN401
-    """A model of OpenVINO in int8: weights per channel, activations by the ranges that they have on the rows (static)."""
-    os.environ.setdefault("NNCF_CI", "1")  # sends no statistics of the model
-    import nncf
-
-    nncf.set_log_level(logging.WARNING)
-    with contextlib.redirect_stdout(bars or io.StringIO()):  # its progress bars
-        return nncf.quantize(model, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(rows))
 
 
 def openvino_compiled(model: Any, threads: int | None) -> Any:  # noqa: ANN401
