@@ -21,7 +21,7 @@ from heat_hf.compression.job import Job
 from heat_hf.encoders.around import EXTRAS
 from heat_hf.encoders.cost import model_cost
 from heat_hf.hardware.analytic import cost_accelerator
-from heat_hf.integrations.int8 import in_int8
+from heat_hf.integrations.precision import in_int8
 
 GAINS = {"STS-B": (5.7, 10.0), "SST-2": (10.0, 20.0, 30.0)}
 KEPT_BLOCKS = (3, 2)  # of six

@@ -34,7 +34,7 @@ from heat_hf.encoders.batches import calibration_batches
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.rows import load_rows
 from heat_hf.evaluation.tasks import TASKS, evaluate_task
-from heat_hf.integrations.int8 import in_int8
+from heat_hf.integrations.precision import in_int8
 from recipes.demo.run import find_model
 from recipes.evidence import write_json
 

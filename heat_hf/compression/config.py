@@ -68,7 +68,7 @@ class HeatConfig:
             report. "cpu" is this machine: layers are measured when a search first asks for them, then kept in the user's cache
             folder. What would run no faster than dense, stays dense.
         runtime: of "cpu", "torch", or "onnxruntime" or "openvino" for what `heat-hf export` writes.
-        precision: of "cpu", "float32", or with "onnxruntime" or "openvino" "int8".
+        precision: of "cpu", "float32"; with "torch" or "openvino" also "bfloat16", with "onnxruntime" or "openvino" "int8".
         modules: regular expressions, searched in the names of the model's linear layers, that choose what to factorize.
             Default: the linears of the Transformer blocks of a known model family. One that may take for ever, by repetitions
             inside one another, is refused.

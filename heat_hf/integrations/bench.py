@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
 from heat_hf.encoders.checkpoints.storage import temporary_directory
 from heat_hf.hardware.machine.race import race
-from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, get_runtime, torch_threads
+from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, beside_int8, get_runtime, has_bfloat16, torch_threads
 from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import Written, exported_bytes, written
-from heat_hf.integrations.int8 import in_int8
 from heat_hf.integrations.memory import peak_memory
+from heat_hf.integrations.precision import in_precision
 from heat_hf.reports.bench import Entry, Pass, Time
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def ways(
 
     Args:
         runtimes: names; default: all that are installed.
-        precisions: names; default: all.
+        precisions: names; default: all that the CPU has instructions for.
         calibration: whether there are rows for int8 where a runtime needs them.
 
     Raises:
@@ -87,7 +87,15 @@ def _asked(runtimes: Sequence[str] | None, precisions: Sequence[str] | None) -> 
     if unknown is not None:
         raise ValueError(f"--precisions must be of {', '.join(PRECISIONS)}, got {unknown!r}")
     names = [name for name in RUNTIMES if runtimes is None or name in runtimes]
-    return [Way(name, precision) for name in names for precision in PRECISIONS if precision in (precisions or PRECISIONS)]
+    asked = [Way(name, own) for name in names for own in _precisions(name) if own in (precisions or PRECISIONS)]
+    if not asked:
+        raise ValueError(f"--precisions {' '.join(precisions or ())}: {', '.join(names)} does not run in it")
+    return asked
+
+
+def _precisions(runtime: str) -> tuple[str, ...]:
+    """PyTorch has int8, too, though no layer is timed in it for searches."""
+    return PRECISIONS if runtime == "torch" else RUNTIMES[runtime].precisions
 
 
 def _missing(runtime: str) -> str:
@@ -103,6 +111,8 @@ def _missing(runtime: str) -> str:
 
 def _impossible(way: Way, calibration: bool) -> str:
     """Why a runtime does not run in a precision, or nothing."""
+    if way.precision == "bfloat16":
+        return "" if has_bfloat16() else "bfloat16: this CPU has no instructions for it"
     if way.precision != "int8":
         return ""
     if way.runtime == "torch":
@@ -190,13 +200,14 @@ def runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: Sequenc
     with _graph(loaded, found) as graph:
         for way in found:
             if way.runtime == "torch":
-                model = in_int8(loaded.model) if way.precision == "int8" else loaded.model
-                yield way, Runner(dict.fromkeys(threads, model.eval()), _saved_bytes(model), folder / "torch")
+                model = in_precision(loaded.model, way.precision).eval()
+                yield way, Runner(dict.fromkeys(threads, model), _saved_bytes(model), folder / "torch")
             else:
                 kind, place = EXPORTED[way.runtime], folder / "-".join(way)
                 assert graph is not None
                 graph.place(kind, place, way.precision == "int8", loaded.calibration)
-                opened = {count: kind(place, count).eval() for count in threads}
+                half = kind.has_bfloat16 and beside_int8(way.precision)
+                opened = {count: kind(place, count, half).eval() for count in threads}
                 yield way, Runner(opened, exported_bytes(kind, place), place)
 
 

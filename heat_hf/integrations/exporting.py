@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of
 from heat_hf.encoders.checkpoints.storage import atomic_directory, temporary_directory
 from heat_hf.hardware.machine.graphs import export
+from heat_hf.hardware.machine.runtimes import Runtime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,6 +47,7 @@ class ExportedModel(nn.Module, ABC):
         extra: of this package, that installs them.
         quantizers: packages that int8 needs beside them.
         calibrated: whether int8 needs rows of text.
+        has_bfloat16: whether it can compute in bfloat16.
         config: of the model.
         inputs: names of what it takes.
         device: the CPU.
@@ -57,30 +59,37 @@ class ExportedModel(nn.Module, ABC):
     extra: ClassVar[str]
     quantizers: ClassVar[tuple[str, ...]] = ()
     calibrated: ClassVar[bool] = False
+    has_bfloat16: ClassVar[bool] = False
     inputs: Sequence[str]
     device = torch.device("cpu")
 
-    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None, bfloat16: bool = False) -> None:
         """Load what `export_model` wrote.
 
         Args:
             folder: where.
             threads: that a forward pass may use, and that sleep between passes; default: as the runtime does.
+            bfloat16: compute in bfloat16 what is not int8.
 
         Raises:
             ImportError: if the packages of the runtime's extra are not installed.
             FileNotFoundError: if the folder has no such file.
+            ValueError: for bfloat16, if the runtime or the CPU cannot compute in it.
         """
         super().__init__()
         self.require_packages()
         from transformers import AutoConfig
 
+        if bfloat16 and not self.has_bfloat16:
+            raise ValueError(f"bfloat16=True: {self.title} does not compute in it on CPUs")
+        if bfloat16:
+            Runtime.require_instructions("bfloat16")
         path = Path(folder) / self.file
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no {self.file}: export a model there first")
         self.config = AutoConfig.from_pretrained(folder)
         self.config._name_or_path = str(folder)
-        self._open(path, threads)
+        self._open(path, threads, bfloat16)
 
     @classmethod
     def require_packages(cls, *more: str) -> None:
@@ -108,7 +117,7 @@ class ExportedModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def _open(self, path: Path, threads: int | None) -> None:
+    def _open(self, path: Path, threads: int | None, bfloat16: bool) -> None:
         """Load the file, and set `inputs`."""
 
     @abstractmethod

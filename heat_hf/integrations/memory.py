@@ -19,7 +19,7 @@ def peak_memory(runtime: str, precision: str, folder: Path, passes: Sequence[Pas
 
     Args:
         runtime: a name of `RUNTIMES`.
-        precision: "float32" or "int8".
+        precision: one of `PRECISIONS`.
         folder: an exported model's; for PyTorch, of the model itself.
         passes: to make.
 
@@ -47,17 +47,16 @@ def _loader(runtime: str, precision: str, folder: str, threads: int) -> Callable
 
     import heat_hf  # noqa: F401
     from heat_hf.encoders.linears import model_class_of
+    from heat_hf.hardware.machine.runtimes import beside_int8
     from heat_hf.integrations.exported import EXPORTED
-    from heat_hf.integrations.int8 import in_int8
+    from heat_hf.integrations.precision import in_precision
 
     torch.set_num_threads(threads)
     if runtime in EXPORTED:
         EXPORTED[runtime].require_packages()
-        return lambda: EXPORTED[runtime](folder, threads).eval()
+        return lambda: EXPORTED[runtime](folder, threads, runtime == "openvino" and beside_int8(precision)).eval()
     own = model_class_of(AutoConfig.from_pretrained(folder))
-    if precision == "int8":
-        return lambda: in_int8(own.from_pretrained(folder)).eval()
-    return lambda: own.from_pretrained(folder).eval()
+    return lambda: in_precision(own.from_pretrained(folder), precision).eval()
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class OnnxModel(ExportedModel):
         with _temporary_files_in(scratch):
             quantize(path, scratch)
 
-    def _open(self, path: Path, threads: int | None) -> None:
+    def _open(self, path: Path, threads: int | None, bfloat16: bool) -> None:
         self.session = onnx_session(path, threads)
         self.inputs = [wanted.name for wanted in self.session.get_inputs()]
         self._outputs = [output.name for output in self.session.get_outputs()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class OpenVinoModel(ExportedModel):
     """An exported model in OpenVINO, called like the model it was exported from; on the CPU, and not trainable.
 
-    It computes in float32 where CPUs have fewer digits at hand, too: OpenVINO itself would take bfloat16 there.
+    It computes in float32 unless bfloat16 is asked for, which OpenVINO itself takes wherever the CPU has it.
 
     Attributes:
         config: of the model.
@@ -33,6 +33,7 @@ class OpenVinoModel(ExportedModel):
     extra = "openvino"
     quantizers = ("nncf",)
     calibrated = True
+    has_bfloat16 = True
 
     @staticmethod
     def write(graph: Path, path: Path) -> None:
@@ -54,8 +55,8 @@ class OpenVinoModel(ExportedModel):
         for file in (path, path.with_suffix(".bin")):  # not written in place: the weights are read from there
             (scratch / file.name).replace(file)
 
-    def _open(self, path: Path, threads: int | None) -> None:
-        compiled = openvino_compiled(str(path), threads)
+    def _open(self, path: Path, threads: int | None, bfloat16: bool) -> None:
+        compiled = openvino_compiled(str(path), threads, bfloat16)
         self.request = compiled.create_infer_request()
         self.inputs = [wanted.any_name for wanted in compiled.inputs]
         self._outputs = [output.any_name for output in compiled.outputs]

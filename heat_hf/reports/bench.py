@@ -44,7 +44,7 @@ class Entry:
     Attributes:
         model: Hub id or folder.
         runtime: a name of `heat_hf.hardware.machine.runtimes.RUNTIMES`.
-        precision: "float32" or "int8".
+        precision: one of `heat_hf.hardware.machine.runtimes.PRECISIONS`.
         bytes: of weights, or of the exported files.
         times: of each forward pass.
         score: the task's main one; None without data.
@@ -69,10 +69,10 @@ class Entry:
         if self.runtime != "torch":
             int8 = " --int8 --calibration-file FILE" if self.runtime == "openvino" else " --int8"
             flag = int8 if self.precision == "int8" else ""
-            return f"heat-hf export {self.model} --runtime {self.runtime}{flag} --output DIR"
-        if self.precision == "int8":
-            return "torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)"
-        return "as it is"
+            half = ", then OpenVinoModel(DIR, bfloat16=True)" if self.precision == "bfloat16" else ""
+            return f"heat-hf export {self.model} --runtime {self.runtime}{flag} --output DIR{half}"
+        in_int8 = "torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)"
+        return {"int8": in_int8, "bfloat16": "model.bfloat16()"}.get(self.precision, "as it is")
 
 
 @dataclass(frozen=True)

@@ -151,10 +151,10 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("machine-*")
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE texts SET text = '{\"works\": []' WHERE key LIKE '%low_rank%'")
-    with pytest.raises(OSError, match=r"machine-3.sqlite is damaged at 'low_rank .*': delete it"):
+    with pytest.raises(OSError, match=r"machine-4.sqlite is damaged at 'low_rank .*': delete it"):
         model(tmp_path).setting(low_rank(16), TOKENS)
     file.write_bytes(b"no database" * 100)
-    with pytest.raises(OSError, match=r"machine-3.sqlite cannot be used \(file is not a database\): delete it"):
+    with pytest.raises(OSError, match=r"machine-4.sqlite cannot be used \(file is not a database\): delete it"):
         model(tmp_path)
     file.unlink()
     assert model(tmp_path).setting(low_rank(16), TOKENS)
@@ -239,8 +239,8 @@ def test_searches_of_shapes_leave_them_out(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"runtime": "tflite"}, "runtime must be one of torch, "),
-        ({"precision": "int4"}, "precision must be one of float32, int8, got 'int4'"),
-        ({"precision": "int8"}, "precision must be float32 with runtime='torch', got 'int8'"),
+        ({"precision": "int4"}, "precision must be one of float32, bfloat16, int8, got 'int4'"),
+        ({"precision": "int8"}, "precision must be float32 or bfloat16 with runtime='torch', got 'int8'"),
         ({"accelerator": "simba-l", "runtime": "onnxruntime"}, "runtime='onnxruntime' needs accelerator='cpu', got 'simba-l'"),
         ({"accelerator": None, "runtime": "onnxruntime"}, "runtime='onnxruntime' needs accelerator='cpu', got 'None'"),
     ],
@@ -261,6 +261,15 @@ def test_a_runtime_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ImportError, match=r"runtime='openvino' needs no-such-quantizer: pip install 'heat-hf\[openvino\]'"):
         cost_model("cpu", tmp_path, runtime="openvino", precision="int8")
     assert cost_model("cpu", tmp_path, runtime="openvino").fingerprint["version"] == torch.__version__
+
+
+def test_a_precision_without_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heat_hf.hardware.machine.runtimes.has_bfloat16", lambda: True)
+    assert cost_model("cpu", tmp_path, precision="bfloat16").name == "cpu (torch bfloat16)"
+    monkeypatch.setattr("heat_hf.hardware.machine.runtimes.has_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="precision='bfloat16' needs a CPU with instructions for it"):
+        cost_model("cpu", tmp_path, precision="bfloat16")
+    assert HeatConfig(rank=4, accelerator="cpu", precision="bfloat16").precision == "bfloat16", "a plan of another machine"
 
 
 def test_products_and_plans_are_dense_layers(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ import heat_hf.integrations.bench as bench_module
 from heat_hf import HeatCompressor, HeatConfig
 from heat_hf.cli import main
 from heat_hf.hardware.machine.race import race
-from heat_hf.hardware.machine.runtimes import RUNTIMES
+from heat_hf.hardware.machine.runtimes import RUNTIMES, has_bfloat16
 from heat_hf.integrations.bench import Way, ways
-from heat_hf.integrations.int8 import in_int8
 from heat_hf.integrations.memory import peak_memory
+from heat_hf.integrations.precision import in_int8
 from heat_hf.reports.bench import Pass
 
+NO_BFLOAT16 = "bfloat16: this CPU has no instructions for it"
 Calls = Mapping[str, Callable[[], Any]]
 
 
@@ -42,6 +43,17 @@ def track(monkeypatch: pytest.MonkeyPatch) -> Track:
     own = Track()
     monkeypatch.setattr(bench_module, "race", own)
     return own
+
+
+@pytest.fixture(autouse=True)
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Says whether the CPU has instructions for it; until told otherwise it has none."""
+
+    def say(found: bool) -> None:
+        monkeypatch.setattr(bench_module, "has_bfloat16", lambda: found)
+
+    say(False)
+    return say
 
 
 @pytest.fixture
@@ -131,7 +143,7 @@ def test_openvino_int8_is_calibrated_or_left_out(checkpoint: Path, track: Track,
     pytest.importorskip("nncf", reason="nncf is not installed: pip install 'heat-hf[openvino]'")
     line: list[object] = [checkpoint, "--runtimes", "openvino", "--sequence-length", 4, "--batch-size", 2]
     result = found(line, capsys)
-    assert result["left_out"] == ["openvino int8: needs --calibration-file"]
+    assert result["left_out"] == [NO_BFLOAT16, "openvino int8: needs --calibration-file"]
     result = found([*line, "--calibration-file", checkpoint.parent / "sentences.txt"], capsys)
     assert [own["precision"] for own in result["entries"]] == ["float32", "int8"]
     assert result["entries"][1]["bytes"] < 0.5 * result["entries"][0]["bytes"]
@@ -149,7 +161,43 @@ def test_what_is_not_installed_is_named(only_torch: None, checkpoint: Path, trac
 
 def test_ways(only_torch: None) -> None:
     assert ways(None, ["float32"])[0] == [Way("torch", "float32")]
-    assert ways(["torch"], None) == ([Way("torch", "float32"), Way("torch", "int8")], [])
+    assert ways(["torch"], None) == ([Way("torch", "float32"), Way("torch", "int8")], [NO_BFLOAT16])
+    with pytest.raises(ValueError, match=f"leave nothing to run: {NO_BFLOAT16}"):
+        ways(["torch"], ["bfloat16"])
+    with pytest.raises(ValueError, match="--precisions bfloat16: onnxruntime does not run in it"):
+        ways(["onnxruntime"], ["bfloat16"])
+
+
+def test_bfloat16_in_pytorch(
+    only_torch: None, checkpoint: Path, track: Track, bfloat16: Callable[[bool], None], capsys: Any
+) -> None:
+    bfloat16(True)
+    line: list[object] = [heat(checkpoint), "--task", "text-classification", "--data", checkpoint.parent / "labels.csv"]
+    result = found([*line, "--sequence-length", 4, "--batch-size", 2, "--precisions", "bfloat16", "float32"], capsys)
+    single, half = result["entries"]
+    assert (single["precision"], half["precision"]) == ("float32", "bfloat16") and half["score"] is not None
+    assert half["bytes"] < 0.6 * single["bytes"]
+    assert result["use"][0]["by"] == "model.bfloat16()"
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no instructions for bfloat16")
+def test_bfloat16_in_openvino(checkpoint: Path, bfloat16: Callable[[bool], None], monkeypatch: Any, capsys: Any) -> None:
+    """The same file, other figures; memory is measured of it, too."""
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'heat-hf[openvino]'")
+    bfloat16(True)
+    said: list[torch.Tensor] = []
+
+    def look(calls: Calls, repeats: int, rounds: object) -> dict[str, list[float]]:
+        said.extend(call().logits for call in calls.values())
+        return {name: [2.0 - number] * repeats for number, name in enumerate(calls)}
+
+    monkeypatch.setattr(bench_module, "race", look)
+    line: list[object] = [checkpoint, "--runtimes", "openvino", "--precisions", "bfloat16", "float32", "--memory"]
+    result = found([*line, "--sequence-length", 8, "--batch-size", 2], capsys)
+    assert [own["precision"] for own in result["entries"]] == ["float32", "bfloat16"]
+    assert all(own["memory"] for own in result["entries"])
+    assert 0 < float((said[0] - said[1]).abs().max()) < 0.05
+    assert result["use"][0]["by"].endswith("--runtime openvino --output DIR, then OpenVinoModel(DIR, bfloat16=True)")
 
 
 def test_linears_of_low_rank_multiply_in_int8(checkpoint: Path) -> None:
@@ -172,9 +220,9 @@ def test_each_runtime_is_opened_with_each_number_of_threads(checkpoint: Path, mo
         raced.append((torch.get_num_threads(), [call().logits.shape for call in calls.values()]))
         return {name: [1.0] * repeats for name in calls}
 
-    def note(model: Any, path: Path, threads: int | None) -> None:
+    def note(model: Any, path: Path, threads: int | None, bfloat16: bool) -> None:
         opened.append(threads)
-        own(model, path, threads)
+        own(model, path, threads, bfloat16)
 
     monkeypatch.setattr(kind, "_open", note)
     monkeypatch.setattr(bench_module, "race", look)
@@ -215,7 +263,7 @@ def test_rounds_go_through_a_progress_bar() -> None:
     ("line", "message"),
     [
         ("{model} --runtimes tensorrt", "must be one of torch, onnxruntime, openvino, got 'tensorrt'"),
-        ("{model} --precisions int4", "--precisions must be of float32, int8, got 'int4'"),
+        ("{model} --precisions int4", "--precisions must be of float32, bfloat16, int8, got 'int4'"),
         ("{model} --batch-size 0", "--batch-size: must be a whole number from 1"),
         ("{model} --sequence-length 4 -3", "--sequence-length: must be a whole number from 1"),
         ("{model} --sequence-length 4 513", "--sequence-length must be at most 512, the positions of {model}, got 513"),

@@ -132,3 +132,11 @@ def test_what_lies_in_a_folder_chooses_the_runtime(tmp_path: Path, monkeypatch: 
 def test_a_folder_without_the_file_is_refused(openvino: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no openvino/openvino_model\.xml"):
         OpenVinoModel(tmp_path)
+
+
+def test_bfloat16_is_refused_where_it_cannot_be(openvino: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    with pytest.raises(ValueError, match="bfloat16=True: ONNX Runtime does not compute in it on CPUs"):
+        OnnxModel(tmp_path, bfloat16=True)
+    monkeypatch.setattr("heat_hf.hardware.machine.runtimes.has_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="needs a CPU with instructions for it"):
+        OpenVinoModel(tmp_path, bfloat16=True)

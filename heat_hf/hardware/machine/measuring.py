@@ -93,7 +93,7 @@ def device() -> dict[str, str | int | None]:
     """What measurements are of: the processor's name, its architecture and its cores."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     flags = [line.partition(":")[2].split() for line in _cpuinfo() if line.startswith("flags")]
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flags and flag in flags[0]]
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if flags and flag in flags[0]]
     name = " ".join([names[0] if names else platform.processor() or "unknown", *wide])
     return {"device": name, "machine": platform.machine(), "cores": os.cpu_count()}
 

@@ -27,7 +27,7 @@ from heat_hf.hardware.spec import CPU
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-FILE = "machine-3.sqlite"  # the number changes with what is measured, and how
+FILE = "machine-4.sqlite"  # the number changes with what is measured, and how
 ANCHOR = MatrixSize(768, 768), 128  # the dense layer and its tokens that all others are timed beside
 LEAST_GAIN = 0.03  # of the dense layer's time: less is not told from nothing
 
@@ -48,13 +48,14 @@ class MachineModel(CostModel):
 
     Args:
         runtime: what runs the layers, a name of `heat_hf.hardware.machine.runtimes.RUNTIMES`.
-        precision: "float32", or "int8" with "onnxruntime" or "openvino", as `heat-hf export --int8` writes it for them.
+        precision: "float32"; "bfloat16" with "torch" or "openvino"; or "int8" with "onnxruntime" or "openvino", as `heat-hf
+            export --int8` writes it for them, with what is not int8 as OpenVINO does it: in bfloat16 where the CPU can.
         cache: folder in which measurements are kept for later runs; default: `cache_folder()`.
         threads: that a layer may use; default: PyTorch's number at this moment.
         measure: times layers; default: this machine does.
 
     Raises:
-        ValueError: for a runtime or precision that is not known.
+        ValueError: for a runtime or precision that is not known, or that the CPU has no instructions for.
         ImportError: if the runtime is not installed.
         OSError: if the cache cannot be used.
     """
@@ -69,7 +70,9 @@ class MachineModel(CostModel):
         threads: int | None = None,
         measure: Measure | None = None,
     ) -> None:
-        version = get_runtime(runtime, precision).version(precision)
+        how = get_runtime(runtime, precision)
+        how.require_instructions(precision)
+        version = how.version(precision)
         self.name = f"{CPU} ({runtime}{'' if precision == 'float32' else f' {precision}'})"
         self.threads = threads or _threads()
         about = {"runtime": runtime, "version": version, "precision": precision, "threads": self.threads}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from heat_hf.hardware.machine.layers import Subject
 
 Call = Callable[[], object]
+PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 class Runtime(ABC):
@@ -49,6 +50,12 @@ class Runtime(ABC):
         except PackageNotFoundError as error:
             raise ImportError(f"runtime={self.name!r} needs {package}: pip install 'heat-hf[{self.extra}]'") from error
 
+    @staticmethod
+    def require_instructions(precision: str) -> None:
+        """Raise ValueError if the CPU has no instructions for a precision."""
+        if precision == "bfloat16" and not has_bfloat16():
+            raise ValueError("precision='bfloat16' needs a CPU with instructions for it: this one has none, use 'float32'")
+
     @abstractmethod
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """What runs as many layers as `layers.copies` says, one after the other, and returns when all are done."""
@@ -59,6 +66,7 @@ class Torch(Runtime):
 
     name = "torch"
     package = "torch"
+    precisions = ("float32", "bfloat16")
 
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """The layers as they are."""
@@ -66,11 +74,13 @@ class Torch(Runtime):
 
         from heat_hf.hardware.machine.layers import Stack
 
-        stack = Stack(subject, tokens)
+        dtype = getattr(torch, precision)
+        stack = Stack(subject, tokens).to(dtype)
+        rows = [x.to(dtype) for x in stack.inputs]
 
         def run() -> None:
             with torch.inference_mode(), torch_threads(threads):
-                stack(*stack.inputs)
+                stack(*rows)
 
         return run
 
@@ -88,9 +98,6 @@ def torch_threads(count: int) -> Iterator[None]:
     finally:
         if before != count:
             torch.set_num_threads(before)
-
-
-PRECISIONS = ("float32", "int8")
 
 
 class OnnxRuntime(Runtime):
@@ -126,7 +133,7 @@ class OpenVino(Runtime):
     package = "openvino"
     extra = "openvino"
     quantizer = "nncf"
-    precisions = ("float32", "int8")
+    precisions = PRECISIONS
 
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """The layers as one graph, its inputs in memory that is there already; in int8 by the ranges of these inputs."""
@@ -135,7 +142,8 @@ class OpenVino(Runtime):
         from heat_hf.hardware.machine.graphs import openvino_stack
         from heat_hf.hardware.machine.layers import inputs
 
-        request = openvino_compiled(openvino_stack(subject, tokens, precision == "int8"), threads).create_infer_request()
+        compiled = openvino_compiled(openvino_stack(subject, tokens, precision == "int8"), threads, beside_int8(precision))
+        request = compiled.create_infer_request()
         for number, x in enumerate(inputs(subject, tokens)):
             request.set_input_tensor(number, openvino.Tensor(x.numpy()))
         return request.infer  # type: ignore[no-any-return]
@@ -153,14 +161,26 @@ def onnx_session(model: Path | bytes, threads: int | None) -> Any:  # noqa: ANN4
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def openvino_compiled(model: Any, threads: int | None) -> Any:  # noqa: ANN401
-    """A model or its file, compiled by OpenVINO for one request at a time on the CPU, in float32 where it is not int8."""
+def openvino_compiled(model: Any, threads: int | None, bfloat16: bool = False) -> Any:  # noqa: ANN401
+    """A model or its file, compiled by OpenVINO for one request at a time on the CPU; bfloat16 is for what is not int8."""
     import openvino
 
-    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32"}
     if threads is not None:
         hints["INFERENCE_NUM_THREADS"] = threads
     return openvino.Core().compile_model(model, "CPU", hints)
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16; without them it takes longer than float32."""
+    import torch
+
+    return any(found for name, found in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def beside_int8(precision: str) -> bool:
+    """Whether OpenVINO computes in bfloat16 what is not int8: where that is asked for, and with int8 where the CPU can."""
+    return precision == "bfloat16" or (precision == "int8" and has_bfloat16())
 
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Torch(), OnnxRuntime(), OpenVino())}
