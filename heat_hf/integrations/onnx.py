@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
+from heat_hf.hardware.machine.attention import of_three_axes
 from heat_hf.hardware.machine.graphs import quantize
 from heat_hf.hardware.machine.runtimes import onnx_session
 from heat_hf.integrations.exporting import Arrays, ExportedModel, export_model
@@ -34,8 +35,9 @@ class OnnxModel(ExportedModel):
 
     @staticmethod
     def write(graph: Path, path: Path) -> None:
-        """Copy the file."""
+        """Copy the file, with attention as ONNX Runtime likes it."""
         shutil.copyfile(graph, path)
+        of_three_axes(path)
 
     @staticmethod
     def quantize(path: Path, calibration: Sequence[Batch], scratch: Path) -> None:  # noqa: ARG004

@@ -90,6 +90,12 @@ def test_attention_is_what_an_exported_model_runs(tmp_path: Path) -> None:
     weights = np.exp(query @ key.swapaxes(-1, -2) / 8**0.5)
     wanted = weights / weights.sum(-1, keepdims=True) @ value
     np.testing.assert_allclose(found[-1], wanted.transpose(0, 2, 1, 3).reshape(2, 5, 24), atol=1e-5)
+    (tmp_path / "flat").write_bytes(onnx_stack(attention, 10, int8=False))
+    assert kinds(tmp_path / "stack")["Transpose"] == 64 and "Transpose" not in kinds(tmp_path / "flat")
+    flat = onnxruntime.InferenceSession(str(tmp_path / "flat"), providers=["CPUExecutionProvider"])
+    assert [own.name for own in flat.get_outputs()] == [own.name for own in session.get_outputs()]
+    again = flat.run(None, {f"x{number}": random[number % 3] for number in range(48)})
+    np.testing.assert_allclose(again, found, atol=1e-6)
 
 
 def test_pivots_are_put_in_their_places_when_a_file_is_loaded(tmp_path: Path) -> None:

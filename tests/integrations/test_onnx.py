@@ -122,7 +122,10 @@ def test_every_format_is_exported(minilm: str, decomposition: str, tmp_path: Pat
     compressor = HeatCompressor.from_pretrained(minilm)
     config = HeatConfig(decomposition=decomposition, rank=8, accelerator=None, modules=[r"layer\.0\."])
     compressor.compress(config)
-    assert export_onnx(compressor.model, compressor.tokenizer, tmp_path / "out").is_file()  # checks itself
+    path = export_onnx(compressor.model, compressor.tokenizer, tmp_path / "out")  # checks itself
+    nodes = [node for node in onnx.load(path).graph.node if node.op_type == "Attention"]
+    turned = [node for node in nodes if "q_num_heads" not in {own.name for own in node.attribute}]
+    assert len(turned) <= (decomposition != "pivoted"), "what attention reads and answers is not copied for it"
 
 
 def test_torch_export_and_compile_take_the_model_whole(model: Any, tokenizer: Any) -> None:

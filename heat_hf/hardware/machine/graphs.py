@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.hardware.machine.attention import of_three_axes
 from heat_hf.hardware.machine.layers import Stack, Subject, inputs
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def onnx_stack(subject: Subject, tokens: int, int8: bool) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stack.onnx"
         stack_graph(subject, tokens, path)
+        of_three_axes(path)
         if int8:
             quantize(path, Path(folder))
         return path.read_bytes()
