@@ -25,13 +25,14 @@ from heat_hf.encoders.between import between
 from heat_hf.encoders.linears import encoder_linears, factorized_layers, model_class_of
 from heat_hf.encoders.rows import load_rows
 from heat_hf.formats.size import MatrixSize
+from heat_hf.hardware.machine.runtimes import RUNTIMES, beside_int8, has_bfloat16
 from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import written
 from recipes.evidence import write_json
 
 BATCH, LENGTH = 8, 128
 PASSES = 20
-WAYS = (("onnxruntime", False), ("onnxruntime", True), ("openvino", False), ("openvino", True))
+WAYS = [(runtime, precision) for runtime in EXPORTED for precision in RUNTIMES[runtime].precisions]
 PRODUCTS, ATTENTION, ACTIVATION, NORMS, REST = KINDS = ("products", "attention", "activation", "norms and sums", "rest")
 OPERATIONS = {
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), PRODUCTS),
@@ -43,7 +44,7 @@ OPERATIONS = {
 }  # others are the rest, as what moves and reshapes
 
 
-def onnxruntime_times(path: Path, feed: Mapping[str, Any]) -> Counter[str]:
+def onnxruntime_times(path: Path, precision: str, feed: Mapping[str, Any]) -> Counter[str]:  # noqa: ARG001
     """Seconds of a pass by operation."""
     import onnxruntime
 
@@ -61,11 +62,12 @@ def onnxruntime_times(path: Path, feed: Mapping[str, Any]) -> Counter[str]:
     return times
 
 
-def openvino_times(path: Path, feed: Mapping[str, Any]) -> Counter[str]:
+def openvino_times(path: Path, precision: str, feed: Mapping[str, Any]) -> Counter[str]:
     """Seconds of a pass by operation; those of the first passes do not count."""
     import openvino
 
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}
+    half = "bf16" if beside_int8(precision) else "f32"
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": half, "PERF_COUNT": True}
     hints["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
     request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
     times: Counter[str] = Counter()
@@ -104,16 +106,16 @@ def left(dense: Any, compressed: Any) -> dict[str, float]:
 
 
 def placed(folder: str, scratch: Path, rows: list[str]) -> tuple[Any, dict[str, Path]]:
-    """A model, and its files for each of `WAYS`."""
+    """A model, and its files for each of `WAYS` that the CPU has instructions for."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = model_class_of(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()
     calibration = [dict(tokenizer([row], return_tensors="pt", truncation=True, max_length=LENGTH)) for row in rows]
     files = {}
     with written(model, tokenizer) as graph:
-        for runtime, int8 in WAYS:
-            place = scratch / f"{runtime}-{int8}"
-            graph.place(EXPORTED[runtime], place, int8, calibration)
-            files[f"{runtime} {'int8' if int8 else 'float32'}"] = place / EXPORTED[runtime].file
+        for runtime, precision in WAYS if has_bfloat16() else [way for way in WAYS if "bfloat16" not in way]:
+            place = scratch / f"{runtime}-{precision}"
+            graph.place(EXPORTED[runtime], place, precision == "int8", calibration)
+            files[f"{runtime} {precision}"] = place / EXPORTED[runtime].file
     return model, files
 
 
@@ -123,7 +125,8 @@ def profiled(files: Mapping[str, Path]) -> dict[str, dict[str, float]]:
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     found = {}
     for way, file in files.items():
-        times = PROFILES[way.split()[0]](file, feed)
+        runtime, precision = way.split()
+        times = PROFILES[runtime](file, precision, feed)
         found[way] = by_kind(times)
         print(way, {name: f"{1e3 * seconds:.2f} ms" for name, seconds in times.most_common(12)}, flush=True)
     return found

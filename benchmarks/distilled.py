@@ -16,12 +16,16 @@ from typing import Any
 
 from benchmarks.alternatives import encoder_of, fewer_blocks, time_ratio
 from benchmarks.distillation_bench import SST2, STSB, TOKENS, Bench, Subject, parser_of
+from benchmarks.machine_search import Search
 from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.job import Job
 from heat_hf.encoders.around import EXTRAS
 from heat_hf.encoders.cost import model_cost
 from heat_hf.hardware.analytic import cost_accelerator
+from heat_hf.hardware.machine import MachineModel
 from heat_hf.integrations.precision import in_int8
+from heat_hf.search.ranks.methods import Solution
+from heat_hf.search.ranks.variants import Variant
 
 GAINS = {"STS-B": (5.7, 10.0), "SST-2": (10.0, 20.0, 30.0)}
 KEPT_BLOCKS = (3, 2)  # of six
@@ -40,16 +44,30 @@ SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def student(bench: Bench, gain: float) -> tuple[Any, CompressionReport]:
-    """Ranks and widths within an EDP, refined; from the cache if it is there."""
-    folder = bench.args.cache / f"{bench.subject.name}-widths-{gain:g}"
+    """Ranks and widths within an EDP, or the fastest here of no larger predicted loss, refined; from the cache if there."""
+    way: str = bench.args.machine
+    folder = bench.args.cache / f"{bench.subject.name}-widths-{gain:g}{way and '-' + way.replace(' ', '-')}"
     if not (folder / "heat_report.json").is_file():
         model = copy.deepcopy(bench.dense)
         config = HeatConfig(rank_search="sensitivity", target_edp_ratio=1 / gain, sequence_length=TOKENS, widths=True)
         job = Job(model, config, bench.calibration, given_statistics=bench.statistics)
-        report = job.factorize(job.chosen())
+        report = job.factorize(fastest(bench, way, job.chosen()) if way else job.chosen())
         model.save_pretrained(folder)
         report.save(folder)
     return type(bench.dense).from_pretrained(folder), CompressionReport.load(folder)
+
+
+def fastest(bench: Bench, way: str, chosen: Variant) -> Solution:
+    """What takes least time on this machine, in a runtime and precision, of all that loses no more than a network."""
+    assert chosen.loss is not None
+    search = Search(bench.dense, MachineModel(*way.split()), "target_latency_ratio", bench.statistics, bench.calibration)
+    settings, loss = search.least(chosen.loss)
+    costs = search.problem.costs
+    now, before = (costs.total(own).seconds for own in (settings, search.fitting(chosen.settings)))
+    assert now is not None
+    assert before is not None
+    print(f"{way}: loss {loss:.4f} of {chosen.loss:.4f}, predicted {now / before:.3f} of its time", flush=True)
+    return Solution(settings)
 
 
 def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
@@ -57,7 +75,7 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
     key = f"{bench.subject.name} {structure} {size:g} {seed}"
     if key in bench.found["rows"]:
         return
-    if structure == STRUCTURE:
+    if structure.startswith(STRUCTURE):
         model, report = student(bench, size)
         assert report.hardware is not None
         assert report.whole is not None
@@ -68,7 +86,10 @@ def measure(bench: Bench, structure: str, size: float, seed: int) -> None:
         share = size / len(encoder_of(bench.dense).layer)
         about = {"edp_gain": share**-2, "params_ratio": share, "whole_gain": _whole_gain(bench.dense, model)}
     about |= {"params_M": model.num_parameters() / 1e6, "untrained_score": bench.score(model)}
-    about["schedule"] = {"max_steps": bench.args.steps, **SCHEDULES[bench.subject.name][structure]}
+    about["schedule"] = {
+        "max_steps": bench.args.steps,
+        **SCHEDULES[bench.subject.name]["blocks" if structure == "blocks" else STRUCTURE],
+    }
     model = trained(bench, model, f"{structure}-{size:g}-{seed}", seed, about["schedule"])
     row = {"data": bench.subject.name, "structure": structure, "size": size, "seed": seed, **about, **timed(bench, model)}
     bench.found["rows"][key] = {**row, "int8": timed(bench, in_int8(model))}
@@ -126,7 +147,7 @@ def run(subject: Subject, checkpoint: str, args: argparse.Namespace) -> None:
     int8(bench)
     for seed in args.seeds:
         for gain in GAINS[subject.name] if args.gains is None else args.gains:
-            measure(bench, STRUCTURE, gain, seed)
+            measure(bench, f"{STRUCTURE} for {args.machine}" if args.machine else STRUCTURE, gain, seed)
         for count in args.blocks:
             measure(bench, "blocks", count, seed)
 
@@ -136,6 +157,8 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=list(GAINS), default=list(GAINS))
     parser.add_argument("--gains", type=float, nargs="*", help="EDP gains; default: those of the data")
     parser.add_argument("--blocks", type=int, nargs="*", default=list(KEPT_BLOCKS), help="blocks to keep, of six")
+    text = 'instead of EDP, let ranks and widths obey the time here, as "onnxruntime int8", at equal predicted loss'
+    parser.add_argument("--machine", default="", metavar="WAY", help=text)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=15, help="timed forward passes (default: %(default)s)")

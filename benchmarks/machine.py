@@ -36,9 +36,10 @@ from heat_hf.hardware.machine.layers import copies
 from heat_hf.hardware.machine.measuring import measure
 from heat_hf.hardware.machine.model import ANCHOR
 from heat_hf.hardware.machine.race import race
-from heat_hf.hardware.machine.runtimes import RUNTIMES
+from heat_hf.hardware.machine.runtimes import RUNTIMES, beside_int8
 from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import written
+from heat_hf.integrations.precision import in_precision
 from heat_hf.search.ranks.space import Settings
 from recipes.evidence import write_json
 
@@ -51,10 +52,11 @@ ROWS = ("A few rows of text", "give activations their ranges.", "Most are longer
 
 
 def runs(only: Container[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Runtimes that are installed, each in its precisions; of these some, as "openvino int8"."""
+    """Runtimes that are installed, each in the precisions that the CPU has; of these some, as "openvino int8"."""
     for name, runtime in RUNTIMES.items():
         for precision in runtime.precisions:
-            with contextlib.suppress(ImportError):
+            with contextlib.suppress(ImportError, ValueError):
+                runtime.require_instructions(precision)
                 runtime.version(precision)
                 if only is None or f"{name} {precision}" in only:
                     yield name, precision
@@ -148,11 +150,11 @@ def exported(
     for number, (name, model) in enumerate(models.items()):
         with written(model, tokenizer) as graph:
             for runtime, precision in runs(only):
-                own: Any = model
+                own: Any = in_precision(model, precision)
                 if runtime in EXPORTED:
-                    target = folder / f"{number}-{runtime}-{precision}"
+                    target, half = folder / f"{number}-{runtime}-{precision}", runtime == "openvino" and beside_int8(precision)
                     graph.place(EXPORTED[runtime], target, precision == "int8", rows)
-                    own = EXPORTED[runtime](target, torch.get_num_threads()).eval()
+                    own = EXPORTED[runtime](target, torch.get_num_threads(), half).eval()
                 found[f"{runtime} {precision}"][name] = own
     return found
 
