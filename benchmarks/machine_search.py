@@ -40,7 +40,7 @@ from heat_hf.search.ranks.space import Settings
 from recipes.evidence import write_json
 
 BATCH, LENGTH = 8, 128
-GAINS = (5.7, 10)  # of EDP on simba-l
+GAINS = (5.7, 10, 20)  # of EDP on simba-l
 HALVINGS = 12  # of the range in which the time lies that a loss takes
 
 
