@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKS = ("o", "s", "^", "D", "v", "P")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")  # as many as there are ways
 
 
 def draw_bench(report: BenchReport, path: str | Path) -> None:
@@ -80,10 +80,8 @@ def _point(entry: Entry, one: Pass) -> tuple[float, float]:
 
 
 def _name(axes: Axes, entries: Sequence[Entry], one: Pass) -> None:
-    for number, entry in enumerate(entries):
-        place = _point(entry, one)
-        above = 9 if number % 2 else -15  # neighbours' names would meet
-        axes.annotate(entry.way, place, (0, above), textcoords="offset points", ha="center", fontsize=8)
+    for entry in entries:  # above the front, where no point is
+        axes.annotate(entry.way, _point(entry, one), (5, 5), textcoords="offset points", fontsize=8)
 
 
 def _legend(figure: Figure, report: BenchReport) -> None:
