@@ -66,7 +66,7 @@ def amdahl(data: dict[str, Any]) -> str:
             bound = f"{own['bound']:.2f}× | {own['speedup'] / own['bound']:.0%}" if name == "compressed" else " | "
             lines.append(f"| {way} | {name} | {cells} | {1e3 * whole:.1f} | {bound} |")
     caption = (
-        f"MiniLM on SST-2 and its student for this machine, 8 × 128 tokens, threads: {data['threads']}; runtimes' own profiles, "
+        f"MiniLM on SST-2 and its student for this machine, 8 × 128 tokens, threads: {data['threads']}; runtimes' profiles, "
         f"means of 20 passes. Bound: Amdahl's, by multiply-accumulates, heads and neurons left."
     )
     return captioned(lines, caption, source_line(data))
