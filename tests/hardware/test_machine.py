@@ -26,7 +26,7 @@ from heat_hf.hardware.cost import NoGainError
 from heat_hf.hardware.machine import MachineModel
 from heat_hf.hardware.machine.curve import UNIT, Curve
 from heat_hf.hardware.machine.measuring import Timing, beside, measure
-from heat_hf.hardware.machine.runtimes import RUNTIMES
+from heat_hf.hardware.machine.runtimes import RUNTIMES, has_bfloat16
 from heat_hf.search.ranks.groups import fits
 from heat_hf.search.ranks.space import Costs, Matrix, undominated
 from heat_hf.search.ranks.widths import narrowed
@@ -297,6 +297,8 @@ def test_a_real_measurement(runtime: str, monkeypatch: pytest.MonkeyPatch) -> No
     settings += [TensorSetting("cp", TensorShape.parse("64:6x8", 64, 48), (8,))]
     settings += [Between(32, 1, "gelu", 2, 4), Between(4, 16, "", 2, 4)]
     for precision in RUNTIMES[runtime].precisions:
+        if precision == "bfloat16" and runtime != "torch" and not has_bfloat16():
+            continue
         if precision == "int8" and RUNTIMES[runtime].quantizer:
             pytest.importorskip(RUNTIMES[runtime].quantizer)
         timings = measure([(one, 8) for one in [size, *settings]], runtime, precision, threads=1)
