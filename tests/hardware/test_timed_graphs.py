@@ -16,10 +16,12 @@ pytest.importorskip("onnxscript")
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 
 from heat_hf.hardware.between import Between
-from heat_hf.hardware.machine.graphs import by_hand, by_pytorch, onnx_stack, quantize, stack_graph
+from heat_hf.hardware.machine.graphs import by_hand, by_pytorch, onnx_stack, openvino_stack, quantize, stack_graph
 from heat_hf.hardware.machine.layers import COPIED_TOKENS, Stack, copies
+from heat_hf.hardware.machine.runtimes import has_bfloat16, openvino_compiled, openvino_tensor
 
 SIZE = MatrixSize(48, 64)
 PLAIN = ["low_rank", "pivoted", "fewer_outputs", "fewer_inputs", "shared_basis", "on_basis"]
@@ -96,6 +98,22 @@ def test_attention_is_what_an_exported_model_runs(tmp_path: Path) -> None:
     assert [own.name for own in flat.get_outputs()] == [own.name for own in session.get_outputs()]
     again = flat.run(None, {f"x{number}": random[number % 3] for number in range(48)})
     np.testing.assert_allclose(again, found, atol=1e-6)
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no instructions for bfloat16")
+def test_layers_read_and_answer_bfloat16_in_openvino() -> None:
+    """As in a model that computes in it, where nothing is converted between layers."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install 'heat-hf[openvino]'")
+    own = Stack(SIZE, COPIED_TOKENS)
+    model = openvino_compiled(openvino_stack(SIZE, COPIED_TOKENS, int8=False, bfloat16=True), threads=1, bfloat16=True)
+    kinds = {port.get_element_type() for port in (*model.inputs, *model.outputs)}
+    assert kinds == {openvino.Type.bf16}
+    request = model.create_infer_request()
+    for number, x in enumerate(own.inputs):
+        request.set_input_tensor(number, openvino_tensor(x, bfloat16=True))
+    request.infer()
+    found = torch.from_numpy(request.get_output_tensor(0).data.view("int16").copy()).view(torch.bfloat16)
+    torch.testing.assert_close(found.float(), own(*own.inputs)[0].reshape(found.shape), atol=0.05, rtol=0.02)
 
 
 def test_pivots_are_put_in_their_places_when_a_file_is_loaded(tmp_path: Path) -> None:

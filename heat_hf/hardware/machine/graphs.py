@@ -145,16 +145,25 @@ def onnx_stack(subject: Subject, tokens: int, int8: bool) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def openvino_stack(subject: Subject, tokens: int, int8: bool) -> Any:  # noqa: ANN401
-    """A stack of layers for OpenVINO."""
+def openvino_stack(subject: Subject, tokens: int, int8: bool, bfloat16: bool) -> Any:  # noqa: ANN401
+    """A stack of layers for OpenVINO; with `bfloat16` that is what they read and answer, as in a model that computes in it."""
     import openvino
+    from openvino.preprocess import PrePostProcessor
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stack.onnx"
         stack_graph(subject, tokens, path)
         model = openvino.Core().read_model(path.read_bytes())
     feed = {f"x{number}": x.numpy() for number, x in enumerate(inputs(subject, tokens))}
-    return openvino_quantized(model, [feed], corrected=False) if int8 else model
+    model = openvino_quantized(model, [feed], corrected=False) if int8 else model
+    if not bfloat16:
+        return model
+    around = PrePostProcessor(model)
+    for number in range(len(model.inputs)):
+        around.input(number).tensor().set_element_type(openvino.Type.bf16)
+    for number in range(len(model.outputs)):
+        around.output(number).tensor().set_element_type(openvino.Type.bf16)
+    return around.build()
 
 
 def by_pytorch(stack: Stack, path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from heat_hf.hardware.spec import CPU
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from heat_hf.hardware.machine.layers import Subject
 
 Call = Callable[[], object]
@@ -137,16 +139,27 @@ class OpenVino(Runtime):
 
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """The layers as one graph, its inputs in memory that is there already; in int8 by the ranges of these inputs."""
-        import openvino
-
         from heat_hf.hardware.machine.graphs import openvino_stack
         from heat_hf.hardware.machine.layers import inputs
 
-        compiled = openvino_compiled(openvino_stack(subject, tokens, precision == "int8"), threads, beside_int8(precision))
-        request = compiled.create_infer_request()
+        half = beside_int8(precision)
+        stack = openvino_stack(subject, tokens, precision == "int8", half)
+        request = openvino_compiled(stack, threads, half).create_infer_request()
         for number, x in enumerate(inputs(subject, tokens)):
-            request.set_input_tensor(number, openvino.Tensor(x.numpy()))
+            request.set_input_tensor(number, openvino_tensor(x, half))
         return request.infer  # type: ignore[no-any-return]
+
+
+def openvino_tensor(x: Tensor, bfloat16: bool) -> Any:  # noqa: ANN401
+    """A copy; numpy has no bfloat16."""
+    import openvino
+    import torch
+
+    if not bfloat16:
+        return openvino.Tensor(x.numpy())
+    tensor = openvino.Tensor(openvino.Type.bf16, list(x.shape))
+    tensor.data.view("int16")[:] = x.bfloat16().view(torch.int16).numpy()
+    return tensor
 
 
 def onnx_session(model: Path | bytes, threads: int | None) -> Any:  # noqa: ANN401
