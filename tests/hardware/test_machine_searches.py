@@ -92,6 +92,6 @@ def test_on_the_command_line(clock: Clock, tmp_path: Path, capsys: pytest.Captur
     assert report["accelerator"] == "cpu (torch)" and clock.measured
     assert 0.5 < report["total"]["hardware"]["seconds"] / report["total"]["hardware"]["dense_seconds"] <= 0.8
     assert main([*command, "--target-latency-ratio", "0.8", "--precision", "int8"]) == 2
-    assert "precision must be float32 with runtime='torch', got 'int8'" in capsys.readouterr().err
+    assert "precision must be float32 or bfloat16 with runtime='torch', got 'int8'" in capsys.readouterr().err
     assert main(["cost", "--matrix", "24x24", "--accelerator", "cpu"]) == 2
     assert "'cpu' is this machine" in capsys.readouterr().err
