@@ -25,7 +25,7 @@ from heat_hf.encoders.between import between
 from heat_hf.encoders.linears import encoder_linears, factorized_layers, model_class_of
 from heat_hf.encoders.rows import load_rows
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware.machine.runtimes import RUNTIMES, beside_int8, has_bfloat16
+from heat_hf.hardware.machine.runtimes import RUNTIMES, has_bfloat16, in_bfloat16
 from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import written
 from recipes.evidence import write_json
@@ -66,7 +66,7 @@ def openvino_times(path: Path, precision: str, feed: Mapping[str, Any]) -> Count
     """Seconds of a pass by operation; those of the first passes do not count."""
     import openvino
 
-    half = "bf16" if beside_int8(precision) else "f32"
+    half = "bf16" if in_bfloat16(precision) else "f32"
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": half, "PERF_COUNT": True}
     hints["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
     request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()

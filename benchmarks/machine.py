@@ -36,7 +36,7 @@ from heat_hf.hardware.machine.layers import copies
 from heat_hf.hardware.machine.measuring import measure
 from heat_hf.hardware.machine.model import ANCHOR
 from heat_hf.hardware.machine.race import race
-from heat_hf.hardware.machine.runtimes import RUNTIMES, beside_int8
+from heat_hf.hardware.machine.runtimes import RUNTIMES, in_bfloat16
 from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import written
 from heat_hf.integrations.precision import in_precision
@@ -152,7 +152,7 @@ def exported(
             for runtime, precision in runs(only):
                 own: Any = in_precision(model, precision)
                 if runtime in EXPORTED:
-                    target, half = folder / f"{number}-{runtime}-{precision}", runtime == "openvino" and beside_int8(precision)
+                    target, half = folder / f"{number}-{runtime}-{precision}", runtime == "openvino" and in_bfloat16(precision)
                     graph.place(EXPORTED[runtime], target, precision == "int8", rows)
                     own = EXPORTED[runtime](target, torch.get_num_threads(), half).eval()
                 found[f"{runtime} {precision}"][name] = own

@@ -43,7 +43,7 @@ def _unturned(value: Any) -> Any:  # noqa: ANN401
     """What heads were made of, or None."""
     turn = value.producer()
     split = turn.inputs[0].producer() if _turns(turn) else None
-    if split is None or split.op_type != "Reshape":
+    if split is None or split.op_type != "Reshape" or value.shape is None:
         return None
     (rows, heads, tokens, size), whole = value.shape, split.inputs[0]
     return whole if isinstance(heads, int) and whole.shape == [rows, tokens, heads * size] else None
@@ -51,6 +51,8 @@ def _unturned(value: Any) -> Any:  # noqa: ANN401
 
 def _joined(value: Any) -> Any:  # noqa: ANN401
     """What heads are joined to, or None; exporters join some with a reshape that follows."""
+    if value.shape is None or len(value.shape) != 4:
+        return None
     rows, heads, tokens, size = value.shape
     for kind in ("Transpose", "Reshape"):
         users = list(value.uses())

@@ -142,7 +142,7 @@ class OpenVino(Runtime):
         from heat_hf.hardware.machine.graphs import openvino_stack
         from heat_hf.hardware.machine.layers import inputs
 
-        half = beside_int8(precision)
+        half = in_bfloat16(precision)
         stack = openvino_stack(subject, tokens, precision == "int8", half)
         request = openvino_compiled(stack, threads, half).create_infer_request()
         for number, x in enumerate(inputs(subject, tokens)):
@@ -191,7 +191,7 @@ def has_bfloat16() -> bool:
     return any(found for name, found in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
-def beside_int8(precision: str) -> bool:
+def in_bfloat16(precision: str) -> bool:
     """Whether OpenVINO computes in bfloat16 what is not int8: where that is asked for, and with int8 where the CPU can."""
     return precision == "bfloat16" or (precision == "int8" and has_bfloat16())
 
