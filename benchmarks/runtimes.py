@@ -76,7 +76,7 @@ def shortened(found: dict[str, Any]) -> dict[str, Any]:
         "repeats": found["repeats"],
         "dense": _ways(peers),
         "dense_loss": max(score - peer["score"] for peer in peers),
-        "student": ", ".join(dict.fromkeys(LABELS[entry["model"]] for entry in best)),
+        "student": " + ".join(dict.fromkeys(LABELS[entry["model"]] for entry in best)),
         "student_ways": _ways(best),
         "loss": max(score - entry["score"] for entry in best),
         "over_torch": [1 / ratios(entry)[size] for size, entry in enumerate(best)],
