@@ -20,19 +20,19 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.machine import runs
 from benchmarks.provenance import provenance
 from heat_hf.encoders.between import between
 from heat_hf.encoders.linears import encoder_linears, factorized_layers, model_class_of
 from heat_hf.encoders.rows import load_rows
 from heat_hf.formats.size import MatrixSize
-from heat_hf.hardware.machine.runtimes import RUNTIMES, has_bfloat16, in_bfloat16
+from heat_hf.hardware.machine.runtimes import in_bfloat16
 from heat_hf.integrations.exported import EXPORTED
 from heat_hf.integrations.exporting import written
 from recipes.evidence import write_json
 
 BATCH, LENGTH = 8, 128
 PASSES = 20
-WAYS = [(runtime, precision) for runtime in EXPORTED for precision in RUNTIMES[runtime].precisions]
 PRODUCTS, ATTENTION, ACTIVATION, NORMS, REST = KINDS = ("products", "attention", "activation", "norms and sums", "rest")
 OPERATIONS = {
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), PRODUCTS),
@@ -106,13 +106,13 @@ def left(dense: Any, compressed: Any) -> dict[str, float]:
 
 
 def placed(folder: str, scratch: Path, rows: list[str]) -> tuple[Any, dict[str, Path]]:
-    """A model, and its files for each of `WAYS` that the CPU has instructions for."""
+    """A model, and its files for each way in which it is exported and runs here."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = model_class_of(transformers.AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()
     calibration = [dict(tokenizer([row], return_tensors="pt", truncation=True, max_length=LENGTH)) for row in rows]
     files = {}
     with written(model, tokenizer) as graph:
-        for runtime, precision in WAYS if has_bfloat16() else [way for way in WAYS if "bfloat16" not in way]:
+        for runtime, precision in (way for way in runs() if way[0] in EXPORTED):
             place = scratch / f"{runtime}-{precision}"
             graph.place(EXPORTED[runtime], place, precision == "int8", calibration)
             files[f"{runtime} {precision}"] = place / EXPORTED[runtime].file
@@ -120,7 +120,7 @@ def placed(folder: str, scratch: Path, rows: list[str]) -> tuple[Any, dict[str, 
 
 
 def profiled(files: Mapping[str, Path]) -> dict[str, dict[str, float]]:
-    """Seconds by kind in each of `WAYS`."""
+    """Seconds by kind in each way."""
     ids = np.random.default_rng(0).integers(1000, 20000, (BATCH, LENGTH))
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     found = {}

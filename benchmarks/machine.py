@@ -36,8 +36,8 @@ from heat_hf.hardware.machine.layers import copies
 from heat_hf.hardware.machine.measuring import measure
 from heat_hf.hardware.machine.model import ANCHOR
 from heat_hf.hardware.machine.race import race
-from heat_hf.hardware.machine.runtimes import RUNTIMES, in_bfloat16
-from heat_hf.integrations.exported import EXPORTED
+from heat_hf.hardware.machine.runtimes import RUNTIMES
+from heat_hf.integrations.exported import EXPORTED, open_exported
 from heat_hf.integrations.exporting import written
 from heat_hf.integrations.precision import in_precision
 from heat_hf.search.ranks.space import Settings
@@ -152,9 +152,9 @@ def exported(
             for runtime, precision in runs(only):
                 own: Any = in_precision(model, precision)
                 if runtime in EXPORTED:
-                    target, half = folder / f"{number}-{runtime}-{precision}", runtime == "openvino" and in_bfloat16(precision)
+                    target = folder / f"{number}-{runtime}-{precision}"
                     graph.place(EXPORTED[runtime], target, precision == "int8", rows)
-                    own = EXPORTED[runtime](target, torch.get_num_threads(), half).eval()
+                    own = open_exported(runtime, precision, target, torch.get_num_threads())
                 found[f"{runtime} {precision}"][name] = own
     return found
 

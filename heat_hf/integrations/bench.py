@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder
 from heat_hf.encoders.checkpoints.storage import temporary_directory
 from heat_hf.hardware.machine.race import race
-from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, get_runtime, has_bfloat16, in_bfloat16, torch_threads
-from heat_hf.integrations.exported import EXPORTED
+from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, get_runtime, has_bfloat16, torch_threads
+from heat_hf.integrations.exported import EXPORTED, open_exported
 from heat_hf.integrations.exporting import Written, exported_bytes, written
 from heat_hf.integrations.memory import peak_memory
 from heat_hf.integrations.precision import in_precision
@@ -206,8 +206,7 @@ def runners(loaded: Loaded, found: Sequence[Way], folder: Path, threads: Sequenc
                 kind, place = EXPORTED[way.runtime], folder / "-".join(way)
                 assert graph is not None
                 graph.place(kind, place, way.precision == "int8", loaded.calibration)
-                half = kind.has_bfloat16 and in_bfloat16(way.precision)
-                opened = {count: kind(place, count, half).eval() for count in threads}
+                opened = {count: open_exported(*way, place, count) for count in threads}
                 yield way, Runner(opened, exported_bytes(kind, place), place)
 
 

@@ -47,14 +47,13 @@ def _loader(runtime: str, precision: str, folder: str, threads: int) -> Callable
 
     import heat_hf  # noqa: F401
     from heat_hf.encoders.linears import model_class_of
-    from heat_hf.hardware.machine.runtimes import in_bfloat16
-    from heat_hf.integrations.exported import EXPORTED
+    from heat_hf.integrations.exported import EXPORTED, open_exported
     from heat_hf.integrations.precision import in_precision
 
     torch.set_num_threads(threads)
     if runtime in EXPORTED:
         EXPORTED[runtime].require_packages()
-        return lambda: EXPORTED[runtime](folder, threads, runtime == "openvino" and in_bfloat16(precision)).eval()
+        return lambda: open_exported(runtime, precision, folder, threads)
     own = model_class_of(AutoConfig.from_pretrained(folder))
     return lambda: in_precision(own.from_pretrained(folder), precision).eval()
 
