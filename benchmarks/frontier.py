@@ -27,13 +27,15 @@ from heat_hf.evaluation.tasks import evaluate_task
 from heat_hf.evaluation.tasks.sentence_similarity import sentence_embeddings
 from heat_hf.hardware.machine.race import race
 from heat_hf.integrations.bench import Loaded, runners, ways
-from heat_hf.reports.figures.style import COLOURS, save_figure, tidy_axes
+from heat_hf.reports.figures.bench import MARKS
+from heat_hf.reports.figures.style import COLOURS, WIDEST, save_figure, tidy_axes
 from heat_hf.search.shapes.pareto import pareto_front
 from recipes.evidence import write_json
 
 DIMENSIONS = (64, 256)  # of the static models' embeddings
 SENTENCES = 128  # of a race, in batches of 32
 CALIBRATION = 200
+STATIC = "static"
 
 Encode = Callable[[Sequence[str]], Any]
 
@@ -89,23 +91,35 @@ def measured(models: Mapping[str, Mapping[str, tuple[float, Encode]]], sentences
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Score over sentences a second, and the front."""
+    """Score over sentences a second, and the front: of encoders alone, and with the static models, which are far away."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(WIDEST, 4.4), layout="constrained")
+    near, far = figure.subplots(1, 2, width_ratios=(3, 2))
+    encoders_ = [row for row in rows if row["model"] != STATIC]
+    models, ways_ = (list(dict.fromkeys(row[name] for row in encoders_)) for name in ("model", "runs in"))
+    colours = {name: COLOURS[number] for number, name in enumerate([*models, STATIC])}
+    marks = {way: MARKS[number] for number, way in enumerate(ways_)}
     front = sorted((row for row in rows if row["undominated"]), key=lambda row: row["rate"][1])
-    axes.plot([row["rate"][1] for row in front], [row["spearman"] for row in front], color="grey", linewidth=1, zorder=1)
-    for number, name in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        own = [row for row in rows if row["model"] == name]
-        rates, scores = [row["rate"][1] for row in own], [row["spearman"] for row in own]
-        axes.scatter(rates, scores, label=name, c=COLOURS[number], edgecolors="black", linewidths=0.5, zorder=3)
-    for row in {row["model"]: row for row in front}.values():  # the fastest of each model
-        axes.annotate(row["runs in"], (row["rate"][1], row["spearman"]), (4, 5), textcoords="offset points", fontsize=7)
-    axes.set(xscale="log", xlabel="sentences a second", ylabel="Spearman on STS-B test")
-    axes.legend(frameon=False)
-    tidy_axes(axes)
+    for axes, own in ((near, encoders_), (far, rows)):
+        shown = [_point(row) for row in front if row in own]
+        axes.plot(*zip(*shown, strict=True), color="grey", linewidth=1, zorder=1)
+        for row in own:
+            colour, mark = colours[row["model"]], marks.get(row["runs in"], "*")
+            axes.scatter(*_point(row), marker=mark, c=colour, edgecolors="black", linewidths=0.5, zorder=3)
+        axes.set(xlabel="sentences a second")
+        tidy_axes(axes)
+    near.set(ylabel="Spearman on STS-B test", title="encoders")
+    far.set(xscale="log", title="with static models")
+    handles = [Line2D([], [], linestyle="", marker="o", color=colour, label=name) for name, colour in colours.items()]
+    handles += [Line2D([], [], linestyle="", marker=mark, color="grey", label=way) for way, mark in marks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     save_figure(figure, path)
+
+
+def _point(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["rate"][1], row["spearman"]
 
 
 def main() -> None:
@@ -121,7 +135,7 @@ def main() -> None:
     folders = {"dense": args.dense} | dict(student.split("=", 1) for student in args.students)
     with tempfile.TemporaryDirectory() as scratch:
         models = {name: encoders(folder, Path(scratch) / str(k), rows) for k, (name, folder) in enumerate(folders.items())}
-        models["static"] = static(args.dense, rows)
+        models[STATIC] = static(args.dense, rows)
         found = measured(models, rows["sentence2"][:SENTENCES], args.repeats)
     command = "python -m benchmarks.frontier --dense FOLDER --students NAME=FOLDER … --test FILE --output FILE --figure FILE"
     about = provenance(command, "torch", "onnxruntime", "openvino", "model2vec")
