@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from heat_hf import CompressionReport, HeatConfig
 from heat_hf.compression.job import Job
 from heat_hf.distillation import DistillationArguments, DistillationTrainer, Teacher
 from heat_hf.distillation.teacher import set_attention
-from heat_hf.encoders.batches import calibration_batches, encode_rows
+from heat_hf.encoders.batches import Batch, calibration_batches, encode_rows, sequences
 from heat_hf.encoders.checkpoints.folder import save_compressed
 from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.resuming import newest_checkpoint
@@ -59,6 +60,8 @@ class Subject:
         rows: texts drawn for training.
         joined: share of them that is made of two each, see `heat_hf.encoders.rows.joined_texts`.
         cache_gib: for the teacher's answers.
+        schedule: options of its trainings: steps, learning rates.
+        tokens: of a forward pass whose cost counts; longer rows are cut.
         labelled: whether rows keep their labels.
     """
 
@@ -70,16 +73,20 @@ class Subject:
     rows: int
     joined: float
     cache_gib: float
+    schedule: Mapping[str, Any]
+    tokens: int = TOKENS
     labelled: bool = False
 
 
 SST2 = Subject(
-    "SST-2", "text-classification", ("sst2/train.parquet", "sentence"), 12, "sst2/validation.parquet", 16000, 0.5, 12
-)
-STSB = Subject("STS-B", "sentence-similarity", ("text/train.parquet", "text"), 4, "stsb/test.parquet", 32000, 0.0, 0)
+    "SST-2", "text-classification", ("sst2/train.parquet", "sentence"), 12, "sst2/validation.parquet", 16000, 0.5, 12,
+    {"max_steps": 1000, "layer_share": 0.75, "learning_rate": 3e-4, "logit_learning_rate": 2e-5},
+)  # fmt: skip
+STSB = Subject(
+    "STS-B", "sentence-similarity", ("text/train.parquet", "text"), 4, "stsb/test.parquet", 32000, 0.0, 0,
+    {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4},
+)  # fmt: skip
 LABELLED = replace(SST2, name="SST-2 labelled", joined=0.0, labelled=True)  # joined texts have no labels
-EMBEDDING = {"max_steps": 1000, "layer_share": 0.5, "learning_rate": 3e-4, "logit_learning_rate": 1e-4}
-SCHEDULE = {"max_steps": 1000, "layer_share": 0.75, "learning_rate": 3e-4, "logit_learning_rate": 2e-5}
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:
@@ -97,11 +104,6 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def schedule(subject: Subject) -> dict[str, Any]:
-    """Steps and learning rates."""
-    return EMBEDDING if subject is STSB else SCHEDULE
-
-
 class Bench:
     """A subject's dense model, rows and calibration, and the rows found so far."""
 
@@ -109,19 +111,29 @@ class Bench:
         self.subject, self.checkpoint, self.args = subject, checkpoint, args
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.dense = self.load()
-        file, column = subject.train
-        rows, unseen = self.drawn(load_rows(args.data / file), column)
-        self.calibration = calibration_batches([row[column] for row in rows[:CALIBRATION]], self.tokenizer, max_length=TOKENS)
-        self.unseen = [row[column] for row in unseen]
-        self.rows = encode_rows(rows, self.tokenizer, TOKENS)
-        self.test = load_rows(args.data / subject.test)
+        self.rows, self.calibration, self.unseen = self.material()
+        self.test = self.tested(load_rows(args.data / subject.test))
         self.teacher = Teacher(copy.deepcopy(self.dense), subject.cache_gib)
         self.file = args.results / results
         self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {"rows": {}}
         self.found.setdefault("dense_params_M", {})[subject.name] = self.dense.num_parameters() / 1e6
-        self.found["unseen"] = len(self.unseen)
+        self.found["unseen"] = sum(map(sequences, self.unseen))
         self.problems: dict[tuple[str, str, str], Problem] = {}
         self.metric = TASKS[subject.task].main
+
+    def material(self) -> tuple[Any, list[Batch], list[Batch]]:
+        """Encoded rows to train on, batches of them for calibration, and others to compare models with the dense one on."""
+        file, column = self.subject.train
+        rows, unseen = self.drawn(load_rows(self.args.data / file), column)
+        calibration, others = (
+            calibration_batches([row[column] for row in part], self.tokenizer, max_length=self.subject.tokens)
+            for part in (rows[:CALIBRATION], unseen)
+        )
+        return encode_rows(rows, self.tokenizer, self.subject.tokens), calibration, others
+
+    def tested(self, rows: Any) -> Any:
+        """Of a file's labelled rows those that are scored."""
+        return rows
 
     def drawn(self, data: Any, column: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Training rows, long texts with joined ones between, with labels if they are to be used; and long texts left over."""
@@ -155,7 +167,7 @@ class Bench:
     @cached_property
     def fidelity(self) -> Quality:
         """What a few hundred labelled rows cannot tell apart, the divergence from the dense model on other sentences can."""
-        return Quality(self.dense, calibration_batches(self.unseen, self.tokenizer, max_length=TOKENS))
+        return Quality(self.dense, self.unseen)
 
     def figures(self, model: Any) -> dict[str, float]:
         """Score, agreement with the dense model and divergence from it."""
@@ -171,13 +183,14 @@ class Bench:
     def table(self) -> str:
         """Level 1's cost table, which has the shapes that formats other than low rank take."""
         search, file = ShapeSearch(formats=("cp", "tucker", "ttm")), self.args.cache / f"{self.subject.name}.parquet"
-        search_shapes(self.dense, "simba-l", TOKENS, search, file, workers=2)
+        search_shapes(self.dense, "simba-l", self.subject.tokens, search, file, workers=2)
         return str(file)
 
     def job(self, decomposition: str, method: str, gain: float, shape: Any = None, model: Any = None) -> Job:
         """A compression to an EDP as many times below the dense one's."""
         config = HeatConfig(
-            decomposition=decomposition, rank_search=method, target_edp_ratio=1 / gain, sequence_length=TOKENS, shape=shape,
+            decomposition=decomposition, rank_search=method, target_edp_ratio=1 / gain, sequence_length=self.subject.tokens,
+            shape=shape,
             cost_table=None if decomposition == "low_rank" or shape is not None else self.table,
         )  # fmt: skip
         return Job(model or self.dense, config, given_statistics=self.statistics)
@@ -228,7 +241,7 @@ class Bench:
         folder = self.args.cache / f"{self.subject.name}-{name}-checkpoints"
         arguments = DistillationArguments(
             output_dir=str(folder), disable_tqdm=True, save_steps=250, logging_steps=25, use_cpu=not torch.cuda.is_available(),
-            **{**schedule(self.subject), **options},
+            **{**self.subject.schedule, **options},
         )  # fmt: skip
         trainer = DistillationTrainer(model, self.teacher, arguments, self.rows, DataCollatorWithPadding(self.tokenizer))
         trainer.train(resume_from_checkpoint=newest_checkpoint(folder) is not None)
@@ -312,7 +325,7 @@ def write_card(bench: Bench, report: CompressionReport, row: dict[str, Any]) -> 
     rows = (
         f"{subject.train[0].split('/')[0]} ({subject.joined:.0%} of them joined of two)" if subject.joined else subject.train[0]
     )
-    arguments = DistillationArguments(output_dir="unused", seed=row["seed"], **schedule(subject))
+    arguments = DistillationArguments(output_dir="unused", seed=row["seed"], **subject.schedule)
     origin = Origin(
         folder.name, base, inherited_license(bench.checkpoint), training=training_text(arguments, row, rows),
         command=row["command"], figures={"Losses over the steps of training": "training.png"}, language="en",

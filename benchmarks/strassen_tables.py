@@ -46,6 +46,18 @@ def starts(data: dict) -> str:
     return captioned(lines, caption, source_line(data))
 
 
+def sharing(data: dict) -> str:
+    """Errors by what shares encoders, a row for each rank and scope."""
+    lines = ["| r | encoders shared by | pairs of them | output error |", "|---:|---|---:|---:|"]
+    names = {"matrix": "none", "size": "matrices of a size", "model": "all matrices"}
+    for rank, scopes in sorted(data["sharing"].items()):
+        lines += [
+            f"| {rank} | {names[scope]} | {own['encoders']} | {own['output_error']:.4f} |" for scope, own in scopes.items()
+        ]
+    caption = "MiniLM classifier, SST-2: mean of 36 matrices, for tiles of inputs and weights with the moments that they have."
+    return captioned(lines, caption, source_line(data))
+
+
 def costs(data: dict) -> str:
     """EDP and time of layers, a row for each size and number of tokens."""
     lines = [

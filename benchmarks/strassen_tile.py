@@ -3,7 +3,8 @@
 Algorithms: relative squared error of a tile's product for independent elements. Costs: of single layers, beside low rank with
 pivots of as many multiply-accumulates. Initial values: one of MiniLM's six blocks gets
 layers on tiles of 4 from each start, as they are, and after the same steps of refinement. Step: forward and backward pass of
-the whole network beside the dense one. Rows already in the results are kept.
+the whole network beside the dense one. Sharing: errors of encoders fitted to each matrix, to those of a size, and to all. Rows
+already in the results are kept.
 
     python -m benchmarks.strassen_tile --data DATA --classifier FOLDER --results benchmarks/results
 """
@@ -132,6 +133,31 @@ class Bench:
         print(row, flush=True)
         self.save()
 
+    def sharing(self, rank: int) -> None:
+        """Mean error of the outputs of all layers, by how many matrices share what encodes and decodes their tiles."""
+        shared = self.found.setdefault("sharing", {})
+        if str(rank) in shared:
+            return
+        linears = encoder_linears(self.dense)
+        moments = {name: (_scaled(self.statistics.tile_moments[name]), _scaled(_moment(own))) for name, own in linears.items()}
+        sizes = {name: str(MatrixSize.of(linear)) for name, linear in linears.items()}
+        exact = bilinear.algorithm(4, rank)
+        shared[str(rank)] = row = {}
+        for scope, groups in (
+            ("matrix", {name: name for name in linears}),
+            ("size", sizes),
+            ("model", dict.fromkeys(linears, "")),
+        ):
+            errors = []
+            for group in set(groups.values()):
+                own = [moments[name] for name in linears if groups[name] == group]
+                means = [torch.stack(kind).mean(0) for kind in zip(*own, strict=True)]
+                fitted = bilinear.improved(exact, bilinear.SWEEPS, *means, bilinear.TRAINABLE)
+                errors += [fitted.error(*pair) ** 0.5 for pair in own]
+            row[scope] = {"output_error": statistics.mean(errors), "encoders": len(set(groups.values()))}
+            print(rank, scope, row[scope], flush=True)
+        self.save()
+
     def step(self, name: str, options: dict[str, Any]) -> None:
         """Time and memory of a training step, and the time of inference, beside the dense model."""
         if name in self.found["steps"]:
@@ -150,6 +176,17 @@ class Bench:
         }  # fmt: skip
         print(name, row, flush=True)
         self.save()
+
+
+def _moment(linear: torch.nn.Linear) -> torch.Tensor:
+    """Of a matrix's tiles, t²×t²."""
+    rows, columns = (extent // 4 for extent in linear.weight.shape)
+    tiles = linear.weight.detach().double().reshape(rows, 4, columns, 4).permute(0, 2, 3, 1).reshape(-1, 16)
+    return tiles.T @ tiles
+
+
+def _scaled(moment: torch.Tensor) -> torch.Tensor:
+    return moment / moment.trace()
 
 
 def _train(model: Any, ids: torch.Tensor) -> None:
@@ -190,6 +227,7 @@ def main() -> None:
         bench.found["costs"] = costs()
         bench.save()
     for rank in RANKS:
+        bench.sharing(rank)
         for name in STARTS:
             bench.start(name, rank)
     for name, options in {

@@ -255,6 +255,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "whole_blocks": (whole_blocks.table, "whole_blocks"),
     "tile_algorithms": (tiles.algorithms, "strassen_tile"),
     "tile_starts": (tiles.starts, "strassen_tile"),
+    "tile_sharing": (tiles.sharing, "strassen_tile"),
     "tile_costs": (tiles.costs, "strassen_tile"),
     "tile_steps": (tiles.steps, "strassen_tile"),
     "tile_trained": (tiles.trained, "strassen_trained"),

@@ -135,13 +135,15 @@ def add_embedding(group: Group) -> None:
 
 
 def add_tiles(group: Group) -> None:
-    """`--tile` and `--initial-values`: of an operator on tiles."""
-    from heat_hf.formats.strassen_tile import STARTS, TILE, TILES
+    """`--tile`, `--initial-values` and `--shared-encoders`: of an operator on tiles."""
+    from heat_hf.formats.strassen_tile import SCOPES, STARTS, TILE, TILES
 
     group.add_argument(
         "--tile", type=int, choices=TILES, help=f"tokens and features of a tile of strassen_tile (default: {TILE})"
     )
     group.add_argument("--initial-values", choices=STARTS, help=f"of strassen_tile (default: {STARTS[0]})")
+    text = "of strassen_tile: matrices that share what encodes and decodes tiles (default: none do)"
+    group.add_argument("--shared-encoders", choices=SCOPES, help=text)
 
 
 def add_seed(group: Group) -> None:

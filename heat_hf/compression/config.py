@@ -12,7 +12,7 @@ from heat_hf.encoders.checkpoints.names import METHOD
 from heat_hf.encoders.values import shown, whole
 from heat_hf.formats import FORMATS, JOINT, OPERATORS, Solver, get_format
 from heat_hf.formats.setting import EXECUTIONS, Execution
-from heat_hf.formats.strassen_tile import STARTS, TILE, TILES
+from heat_hf.formats.strassen_tile import SCOPES, STARTS, TILE, TILES
 from heat_hf.hardware import CostModel, cost_model
 from heat_hf.hardware.machine.runtimes import PRECISIONS, RUNTIMES, check_runtime
 from heat_hf.search.ranks.budgets import TARGETS
@@ -91,6 +91,8 @@ class HeatConfig:
         tile: t of "strassen_tile", 2, 3 or 4: tokens and features of a tile. Default: 4.
         initial_values: of "strassen_tile": "strassen", what least squares make of the algorithm of its name, fitted to each
             matrix and its inputs; "als", the same from random starts; "hadamard", characters of a group; "random".
+        shared_encoders: of "strassen_tile", which layers share what encodes and decodes tiles: those of a matrix "size", or all
+            of the "model". Default: none do. It is one parameter of all of them, also in training.
         refine_steps: optimizer steps on every Transformer block after the projection, towards the dense block's outputs, where
             there is calibration data; 0 for none.
 
@@ -130,6 +132,7 @@ class HeatConfig:
     embedding_rank: int | None = None
     tile: int | None = None
     initial_values: str | None = None
+    shared_encoders: str | None = None
 
     def __post_init__(self) -> None:
         for name, check in CHECKS.items():
@@ -161,7 +164,7 @@ class HeatConfig:
 
     def _check_operator(self) -> None:
         if self.decomposition not in OPERATORS:
-            for name in ("tile", "initial_values"):
+            for name in ("tile", "initial_values", "shared_encoders"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is for {', '.join(OPERATORS)} alone: leave it out for {self.decomposition!r}")
             return
@@ -173,6 +176,15 @@ class HeatConfig:
                 raise ValueError(f"{operator} has no use for {name}=True: leave it out")
         if self.shape is not None:
             raise ValueError(f"{operator} takes tile in the place of shape, got shape={self.shape!r}")
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        if self.shared_encoders is None:
+            return
+        if self.refine_steps:
+            raise ValueError("shared_encoders needs refine_steps=0: refinement changes one block after the other")
+        if self.calibration_memory == "layer":
+            raise ValueError("shared_encoders needs the statistics of all layers at once: leave out calibration_memory='layer'")
 
     def _check_size(self) -> None:
         sizes = {name: getattr(self, name) for name in (*TARGETS, "rank")}
@@ -314,6 +326,7 @@ CHECKS: dict[str, fields.Check] = {
     "refinement_steps": _ITERATIONS,
     "tile": fields.optional(fields.number(TILES[0], TILES[-1])),
     "initial_values": fields.optional(fields.choice(lambda: STARTS)),
+    "shared_encoders": fields.optional(fields.choice(lambda: SCOPES)),
     "widths": fields.truth,
     "groups": fields.truth,
     "blocks": fields.truth,

@@ -30,6 +30,7 @@ from heat_hf.encoders.dropping import droppable, dropped_blocks
 from heat_hf.encoders.embedding import Embedded, embed, word_embeddings
 from heat_hf.encoders.linears import by_block, encoder_linears
 from heat_hf.encoders.statistics import Statistics
+from heat_hf.encoders.tiles import share_encoders
 from heat_hf.evaluation.quality import Quality
 from heat_hf.formats.layer import FactorizedLinear
 from heat_hf.formats.setting import Settings
@@ -275,8 +276,8 @@ class Job:
 
     def planned(self, chosen: Variant) -> CompressionReport:
         """The report of what factorizing would give."""
-        report = self._report({name: Reached(setting) for name, setting in chosen.settings.items()})
-        return replace(report, fidelity=expected(chosen))
+        reached = {name: Reached(setting) for name, setting in chosen.settings.items()}
+        return replace(self._report(reached), fidelity=expected(chosen))
 
     def _report(
         self, reached: Mapping[str, Reached], calibration_rows: int = 0, embedded: Embedded | None = None
@@ -314,6 +315,7 @@ class Job:
             report = self._refine(report, layers, kept_of(reached), gone, done)
             report = with_output_errors(report, self.model, self.linears, layers, self.calibration)
             replace_all()
+            share_encoders(self.model, self.config.shared_encoders)
             report = replace(report, fidelity=measured(self.model, dense, expected(chosen)))
             attach(self.model, settings, self.config.tokens, report)
         return report
@@ -344,7 +346,5 @@ class Job:
         if not (self._calibrated and self.config.refine_steps):
             return report
         held = None if self._by_block else self.statistics
-        refined = refine_blocks(
-            self.model, self.linears, layers, self.calibration, self.config, held, kept, gone, done, self.embedded
-        )
-        return refined_report(report, refined)
+        given = self.model, self.linears, layers, self.calibration, self.config, held, kept, gone, done, self.embedded
+        return refined_report(report, refine_blocks(*given))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from heat_hf.encoders.dropping import require_blocks
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.encoders.together import attention_groups, require_together, width_groups
 from heat_hf.formats import GONE, JOINT, OPERATORS, PAIRED, SHARED
+from heat_hf.formats.bilinear import Algorithm
 from heat_hf.formats.decomposition import Factorization, approximation_errors, decompose, match_variance, narrow, share
-from heat_hf.formats.encoding import encode
+from heat_hf.formats.encoding import encode, fitted
 from heat_hf.formats.setting import Settings, TensorSetting
+from heat_hf.formats.strassen_tile import sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +42,7 @@ class Projection:
         between: of `width_groups`.
         groups: of `attention_groups`.
         config: the request.
+        algorithms: of layers that share encoders, as they are found.
     """
 
     linears: Mapping[str, nn.Linear]
@@ -47,6 +50,7 @@ class Projection:
     between: Mapping[tuple[str, ...], int]
     groups: Sequence[tuple[str, ...]]
     config: HeatConfig
+    algorithms: dict[tuple[int, ...], Algorithm] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,9 +90,7 @@ class Projection:
             if setting.format in GONE:
                 yield name, Reached(setting)
             elif setting.format in OPERATORS:
-                moment = None if statistics is None else statistics.tile_moments[name]
-                weight = self.linears[name].weight
-                yield name, Reached(setting, encode(weight, setting.shape, setting.rank, self.config.solver, moment))
+                yield name, Reached(setting, self._encoded(name, setting, statistics))
             elif setting.format not in JOINT:
                 yield name, Reached(setting, self._alone(name, setting, statistics))
             elif setting.format in PAIRED and name in narrower:
@@ -97,6 +99,20 @@ class Projection:
             elif setting.format in SHARED and name in members:
                 assert statistics is not None
                 yield from self._group(members[name], statistics)
+
+    def _encoded(self, name: str, setting: TensorSetting, statistics: Statistics | None) -> Factorization:
+        moments = {} if statistics is None else statistics.tile_moments
+        solver, scope, algorithm = self.config.solver, self.config.shared_encoders, None
+        if scope is not None:
+            key = sharing(setting.shape, setting.rank, scope)
+            if key not in self.algorithms:
+                own = {other: one for other, one in self.settings.items() if one is not None}
+                same = {other: one for other, one in own.items() if sharing(one.shape, one.rank, scope) == key}
+                weights, shapes = [self.linears[other].weight for other in same], [one.shape for one in same.values()]
+                self.algorithms[key] = fitted(weights, shapes, setting.rank[0], solver, list(map(moments.get, same)))
+            algorithm = self.algorithms[key]
+        weight = self.linears[name].weight
+        return encode(weight, setting.shape, setting.rank, solver, moments.get(name), algorithm)
 
     def _narrower(self, names: tuple[str, ...], statistics: Statistics) -> Iterator[tuple[str, Reached]]:
         setting = self.settings[names[-1]]

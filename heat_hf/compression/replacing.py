@@ -16,6 +16,7 @@ from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.dropping import drop_blocks, dropped_blocks, renumbered, stood_for
 from heat_hf.encoders.embedding import Embedded
 from heat_hf.encoders.linears import embedding_ranks, swap_modules
+from heat_hf.encoders.tiles import shared_encoders
 from heat_hf.encoders.triangles import in_file
 from heat_hf.formats import GONE
 from heat_hf.formats.layer import FactorizedLinear
@@ -109,6 +110,7 @@ def attach(model: PreTrainedModel, settings: Settings, tokens: int, report: Comp
         embeddings=embeddings,
         blocks=stood_for(gone, model.config.num_hidden_layers) if gone else None,
         heat_version=report.heat_version,
+        shared_encoders=shared_encoders(model),
     )
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
     quantizer.report = report

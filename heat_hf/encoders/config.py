@@ -16,6 +16,7 @@ from heat_hf.encoders.checkpoints.names import METHOD, SOURCE, package_version
 from heat_hf.encoders.values import brief, shown, whole
 from heat_hf.formats import GONE
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.strassen_tile import SCOPES
 
 logger = logging.getLogger(__name__)
 MOST_TENSORS = 20_000  # more than any encoder has; reading stays a matter of seconds
@@ -32,6 +33,7 @@ class FactorizedConfig(QuantizationConfigMixin):
         accelerator: name of the hardware that settings were chosen for, or costs reported for; None without.
         embeddings: name of the word embeddings → their rank; None where they are dense.
         blocks: of the dense model's blocks, counted from 0, the last that each block stands for; None where none was dropped.
+        shared_encoders: which layers on tiles share what encodes and decodes them, "size" or "model"; None if none do.
         heat_version: version of heat_hf that factorized the model.
         weights_file: name of the weights file, if not the usual one. Set on saving.
         checksum: of the weights files, see `checkpoints.weights.checksum`; None: they are not compared. Set on saving.
@@ -46,6 +48,7 @@ class FactorizedConfig(QuantizationConfigMixin):
     accelerator: str | None = None
     embeddings: dict[str, int] | None = None
     blocks: list[int] | None = None
+    shared_encoders: str | None = None
     heat_version: str | None = None
     weights_file: str | None = None
     checksum: str | None = None
@@ -67,6 +70,10 @@ class FactorizedConfig(QuantizationConfigMixin):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"{name} of the quantization_config must be text, got {shown(value)}")
+        if self.shared_encoders not in (None, *SCOPES):
+            raise ValueError(
+                f"shared_encoders of the quantization_config must be size or model, got {shown(self.shared_encoders)}"
+            )
         _check_version(self.heat_version)
 
     def to_dict(self) -> dict[str, Any]:

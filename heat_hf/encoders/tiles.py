@@ -2,6 +2,8 @@
 
 The base model alone is given the attention mask as rows × tokens; blocks and linears see it in other forms, or not at all. Two
 hooks, functions that pickle, tell `heat_hf.formats.tiles` of it before the forward pass, and that it is over after.
+
+Layers may share what encodes and decodes tiles: it is then one parameter of all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heat_hf.formats.layer import FactorizedLinear
+from heat_hf.formats.strassen_tile import ENCODERS, SCOPES, sharing
 from heat_hf.formats.tiles import begin, end
 
 MASK = "attention_mask"  # what base models call it; the second argument of all families
@@ -77,6 +80,49 @@ def hook_tokens(model: nn.Module) -> None:
 def encoded_weights(model: nn.Module) -> set[nn.Parameter]:
     """The encoded weights of a model's layers on tiles: what is trained in the place of a matrix, less what encodes tokens."""
     return {layer.get_parameter(f"core_{layer.setting.codec.scalable}") for layer in _tiled(model)}
+
+
+def share_encoders(model: nn.Module, scope: str | None) -> None:
+    """Make E_X and D one parameter of all layers on tiles that share them; what is offloaded stays as it is.
+
+    Args:
+        model: whose layers on tiles have the same values there already.
+        scope: "size", "model", or None, which shares nothing.
+
+    Raises:
+        ValueError: if values differ.
+    """
+    first: dict[tuple[int, ...], FactorizedLinear] = {}
+    for layer in _tiled(model) if scope is not None else ():
+        source = first.setdefault(sharing(layer.setting.shape, layer.setting.rank, str(scope)), layer)
+        for place in ENCODERS:
+            name, (own, shared) = f"core_{place}", (part.get_parameter(f"core_{place}") for part in (layer, source))
+            if own.is_meta or shared.is_meta:
+                continue
+            if not torch.equal(own, shared):
+                raise ValueError(f"layers that share encoders differ in {name}: the compressed checkpoint is damaged")
+            layer.register_parameter(name, shared)
+
+
+def shared_encoders(model: nn.Module) -> str | None:
+    """The widest scope in which all layers on tiles share E_X and D; None if they share nothing."""
+    layers = _tiled(model)
+    for scope in reversed(SCOPES):
+        groups: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+        for layer in layers:
+            held = tuple(id(layer.get_parameter(f"core_{place}")) for place in ENCODERS)
+            groups.setdefault(sharing(layer.setting.shape, layer.setting.rank, scope), set()).add(held)
+        if len(groups) < len(layers) and all(len(held) == 1 for held in groups.values()):
+            return scope
+    return None
+
+
+def unshared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which layers have encoders of their own: files hold every tensor once for each name."""
+    if shared_encoders(model) is None:
+        return tensors
+    names = tuple(f".core_{place}" for place in ENCODERS)
+    return {name: tensor.clone() if name.endswith(names) else tensor for name, tensor in tensors.items()}
 
 
 def _tiled(model: nn.Module) -> list[FactorizedLinear]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from heat_hf.formats import bilinear
+from heat_hf.formats.bilinear import Algorithm
 from heat_hf.formats.decomposition import Factorization, require_finite
 from heat_hf.formats.shape import TensorShape
 from heat_hf.formats.solver import Solver
@@ -15,20 +17,22 @@ from heat_hf.formats.strassen_tile import StrassenTile
 
 
 def encode(
-    weight: Tensor, shape: TensorShape, rank: object, solver: Solver | None = None, tile_moment: Tensor | None = None
+    weight: Tensor,
+    shape: TensorShape,
+    rank: object,
+    solver: Solver | None = None,
+    tile_moment: Tensor | None = None,
+    algorithm: Algorithm | None = None,
 ) -> Factorization:
     """The initial values of a layer: an algorithm of r products, and W encoded by it.
-
-    From `solver.start` "strassen" or "als", the algorithm is improved for this matrix: by alternating least squares for tiles
-    of X and W of the moments that they have, taken as independent of each other. An exact algorithm stays as it is.
 
     Args:
         weight: W, M×N, finite.
         shape: see `tiled`.
         rank: r.
         solver: its `start` and `seed`.
-        tile_moment: E[vec(X_K)vec(X_K)ᵀ] of the tiles of the layer's inputs, t²×t², a tile's first token first; None for
-            independent elements.
+        tile_moment: as for `fitted`, of this layer.
+        algorithm: to encode by; None for one fitted to this matrix.
 
     Returns:
         The cores, and as `relative_error` that of a tile's outputs for inputs of independent elements: ‖P − I⊗W‖_F / ‖I⊗W‖_F
@@ -37,18 +41,60 @@ def encode(
     Raises:
         ValueError: if the shape or rank do not fit, or W holds NaN or infinity.
     """
-    codec, solver = StrassenTile(), solver or Solver()
     shape.require(*weight.shape)
-    (products,) = codec.parse_rank(shape, rank)
-    (rows, tile), (columns, _) = shape.out_modes, shape.in_modes
+    (products,) = StrassenTile().parse_rank(shape, rank)
+    tile = shape.out_modes[1]
     matrix = require_finite("weight", weight).detach().double()
-    tiles = matrix.reshape(rows, tile, columns, tile).permute(2, 0, 3, 1).reshape(columns, rows, tile**2)
-    moment = tiles.flatten(0, 1).T @ tiles.flatten(0, 1)
-    found = bilinear.algorithm(tile, products, solver.start, solver.seed)
-    if solver.start in bilinear.LEARNED and found.error() > bilinear.EXACT and matrix.any():
-        found = bilinear.improved(found, bilinear.SWEEPS, tile_moment, moment, bilinear.TRAINABLE)
+    tiles = _tiles(matrix, shape)
+    found = fitted([matrix], [shape], products, solver, [tile_moment]) if algorithm is None else algorithm
     forms = (found.encode_x.reshape(-1, tile, tile), found.encode_w, found.decode.reshape(tile, tile, -1))
     encode_x, encode_w, decode = (form.to(matrix) for form in forms)
     cores = [encode_x, torch.einsum("hx,dbx->hdb", encode_w, tiles), decode]
-    lost = max(0.0, found.error(None, moment)) if matrix.any() else 0.0
+    lost = max(0.0, found.error(None, _moment(tiles))) if matrix.any() else 0.0
     return Factorization(tuple(core.to(weight.dtype).contiguous() for core in cores), math.sqrt(lost))
+
+
+def fitted(
+    weights: Sequence[Tensor],
+    shapes: Sequence[TensorShape],
+    products: int,
+    solver: Solver | None = None,
+    tile_moments: Sequence[Tensor | None] = (),
+) -> Algorithm:
+    """An algorithm of r products for one matrix, or for several that share it.
+
+    From `solver.start` "strassen" or "als", it is improved by alternating least squares for tiles of X and W of the moments
+    that they have, taken as independent of each other; of several matrices, for the mean of their moments, each scaled to a
+    trace of 1. An exact algorithm stays as it is.
+
+    Args:
+        weights: M×N each, finite.
+        shapes: of each.
+        products: r.
+        solver: its `start` and `seed`.
+        tile_moments: E[vec(X_K)vec(X_K)ᵀ] of the tiles of each layer's inputs, t²×t², a tile's first token first; None for
+            independent elements.
+    """
+    solver = solver or Solver()
+    found = bilinear.algorithm(shapes[0].out_modes[1], products, solver.start, solver.seed)
+    if solver.start not in bilinear.LEARNED or found.error() <= bilinear.EXACT or not any(map(torch.any, weights)):
+        return found
+    moments = [_moment(_tiles(weight.detach().double(), own)) for weight, own in zip(weights, shapes, strict=True)]
+    inputs = [moment for moment in tile_moments if moment is not None]
+    return bilinear.improved(found, bilinear.SWEEPS, _mean(inputs) if inputs else None, _mean(moments), bilinear.TRAINABLE)
+
+
+def _tiles(matrix: Tensor, shape: TensorShape) -> Tensor:
+    """Wᵀ in tiles, N/t × M/t × t²."""
+    (rows, tile), (columns, _) = shape.out_modes, shape.in_modes
+    return matrix.reshape(rows, tile, columns, tile).permute(2, 0, 3, 1).reshape(columns, rows, tile**2)
+
+
+def _moment(tiles: Tensor) -> Tensor:
+    return tiles.flatten(0, 1).T @ tiles.flatten(0, 1)
+
+
+def _mean(moments: Sequence[Tensor]) -> Tensor:
+    if len(moments) == 1:
+        return moments[0]
+    return torch.stack([moment / moment.trace() for moment in moments if moment.trace() > 0]).mean(0)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TILES = (2, 3, 4)
 TILE = 4
 STARTS = ("strassen", "als", "hadamard", "random")
+SCOPES = ("size", "model")  # of matrices that share what encodes and decodes tiles
+ENCODERS = (0, 2)  # of the cores, those that do
 
 
 class StrassenTile(Format):
@@ -125,3 +127,9 @@ def tiled(rows: int, columns: int, tile: int) -> TensorShape:
     if rows % tile or columns % tile:
         raise ValueError(f"a {rows}×{columns} matrix does not divide into tiles of {tile}: leave it dense with exclude=[…]")
     return TensorShape((rows // tile, tile), (columns // tile, tile))
+
+
+def sharing(shape: TensorShape, rank: Rank, scope: str) -> tuple[int, ...]:
+    """What layers have in common that share encoders: tile and products, and of scope "size" the matrix size."""
+    common = shape.out_modes[1], *rank
+    return common if scope == "model" else (*common, shape.rows, shape.columns)

@@ -35,6 +35,7 @@ from heat_hf.encoders.checkpoints.storage import atomic_directory
 from heat_hf.encoders.checkpoints.weights import checksum as weights_checksum
 from heat_hf.encoders.config import FactorizedConfig
 from heat_hf.encoders.linears import embedding_ranks, factorized_embeddings, factorized_layers
+from heat_hf.encoders.tiles import shared_encoders, unshared
 from heat_hf.formats.layer import DEFAULT_TOKENS, FactorizedLinear
 
 _TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -69,10 +70,13 @@ def save_pretrained(
         raise ValueError(f"variant={given['variant']!r} is not supported for factorized models; save to another folder")
     if not given.get("is_main_process", True):
         return save(model, folder, *args, **kwargs)
-    _require_plain(factorized_layers(model), factorized_embeddings(model), given.get("state_dict") or model.state_dict())
+    tensors = given.get("state_dict") or model.state_dict()
+    _require_plain(factorized_layers(model), factorized_embeddings(model), tensors)
     options = {**{name: value for name, value in given.items() if name not in ("self", "kwargs")}, **given.get("kwargs", {})}
     push = options.pop("push_to_hub", False)
     options.pop("save_directory")
+    if quantization.shared_encoders is not None:
+        options["state_dict"] = unshared(model, tensors)
     checkpoint = _TRAINER_CHECKPOINT.fullmatch(Path(folder).name)
     with atomic_directory(folder, overwrite=True) as scratch:
         with _ordinary(model):
@@ -123,6 +127,7 @@ def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
         embeddings=embeddings,
         blocks=_field(known, "blocks"),
         heat_version=_field(known, "heat_version") or package_version(),
+        shared_encoders=shared_encoders(model),
     )
 
 

@@ -19,6 +19,7 @@ from heat_hf.encoders.bases import basis_of
 from heat_hf.encoders.checkpoints.weights import require_finite, require_loaded, require_unchanged, saved_names
 from heat_hf.encoders.embedding import tables_of
 from heat_hf.encoders.linears import factorized_embeddings, factorized_layers, resolve_names, swap_modules
+from heat_hf.encoders.tiles import share_encoders
 from heat_hf.encoders.together import require_together
 from heat_hf.formats.layer import FactorizedLinear
 
@@ -77,6 +78,7 @@ class HeatQuantizer(HfQuantizer):
             require_finite(model)
             require_unchanged(self._files, self.quantization_config.checksum)  # last: it says least of what is wrong
             _align(model)
+            share_encoders(model, self.quantization_config.shared_encoders)
             self.attach(model)
         else:
             from heat_hf.compression.factorize import factorize

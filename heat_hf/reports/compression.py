@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from heat_hf.encoders.checkpoints.names import REPORT_NAME
 from heat_hf.encoders.checkpoints.reading import read_json, told, typed
 from heat_hf.encoders.values import whole
 from heat_hf.formats.size import MatrixSize
+from heat_hf.formats.strassen_tile import ENCODERS, StrassenTile, sharing
 from heat_hf.hardware.cost import EDP, TIME, MisfitError
 from heat_hf.hardware.spec import CPU
 from heat_hf.reports.compared import Compared
@@ -77,8 +79,19 @@ class CompressionReport:
 
     @property
     def parameters(self) -> int:
-        """Parameters of their cores."""
-        return sum(t.parameters for t in self.tensors)
+        """Parameters of their cores; those that layers share count once."""
+        return sum(t.parameters for t in self.tensors) - self._shared
+
+    @property
+    def _shared(self) -> int:
+        """What layers on tiles count of encoders that they share with one before."""
+        scope = self.request.get("shared_encoders")
+        if scope is None:
+            return 0
+        own = [t.setting for t in self.tensors if t.setting is not None and t.setting.format == StrassenTile.name]
+        encoders = {s: sum(math.prod(s.core_shapes[place]) for place in ENCODERS) for s in own}
+        kept = {sharing(s.shape, s.rank, scope): encoders[s] for s in own}
+        return sum(encoders[s] for s in own) - sum(kept.values())
 
     @property
     def params_ratio(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 import transformers
 from conftest import FAMILIES, small_model, token_ids
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from students import ROWS, apart, arguments, collate, train
 
-from heat_hf import HeatCompressor, HeatConfig
+from heat_hf import CompressionReport, HeatCompressor, HeatConfig
 from heat_hf.compression.factorize import factorize
 from heat_hf.distillation import DistillationArguments, DistillationTrainer
+from heat_hf.encoders.checkpoints.weights import checksum
 from heat_hf.encoders.linears import encoder_linears, factorized_layers
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.encoders.tiles import encoded_weights
@@ -98,6 +101,44 @@ def test_copies_are_told_of_padding_too(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     headless = transformers.AutoModel.from_pretrained(tmp_path)
     torch.testing.assert_close(said(headless), said(model.bert))
+
+
+@pytest.mark.parametrize(("scope", "kept"), [("size", 3), ("model", 1)])
+def test_layers_share_encoders_in_copies_in_files_and_in_training(scope: str, kept: int, tmp_path: Path) -> None:
+    model = small_model("bert")
+    report = factorize(model, HeatConfig(**{**QUICK, "refine_steps": 0, "shared_encoders": scope}))
+    assert report.compressed_model_parameters == model.num_parameters()
+    model.save_pretrained(tmp_path / "saved")
+    reports = CompressionReport.load(tmp_path / "saved")
+    assert reports.compressed_model_parameters == model.num_parameters()
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    for other in (model, again, copy.deepcopy(again), pickle.loads(pickle.dumps(again))):
+        layers = factorized_layers(other).values()
+        assert len({id(layer.core_0) for layer in layers}) == len({id(layer.core_2) for layer in layers}) == kept
+        assert len({id(layer.core_1) for layer in layers}) == len(layers)
+        assert torch.equal(said(other.eval()), said(model.eval()))
+    train(tmp_path / "run", again, small_model("bert"), max_steps=8)
+    layers = factorized_layers(again).values()
+    assert len({id(layer.core_0) for layer in layers}) == kept
+    assert not torch.equal(next(iter(layers)).core_0, next(iter(factorized_layers(model).values())).core_0)
+    again.save_pretrained(tmp_path / "trained")
+    last = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained")
+    assert torch.equal(said(last), said(again.eval()))
+
+
+def test_shared_encoders_that_differ_in_a_file_are_damage(tmp_path: Path) -> None:
+    model = small_model("bert")
+    factorize(model, HeatConfig(**QUICK, refine_steps=0, shared_encoders="model"))
+    model.save_pretrained(tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith(".core_2"))
+    save_file({**tensors, name: tensors[name] + 1}, file, {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["checksum"] = checksum([file])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="layers that share encoders differ in core_2"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
 def test_compilers_see_one_graph() -> None:
@@ -258,6 +299,8 @@ def test_a_model_that_is_dense_again_needs_no_mask() -> None:
     ("options", "message"),
     [
         ({"tile": 5}, "tile must be"),
+        ({"shared_encoders": "block"}, "shared_encoders must be one of size, model"),
+        ({"shared_encoders": "size"}, "shared_encoders needs refine_steps=0"),
         ({"initial_values": "zeros"}, "initial_values must be one of strassen, als, hadamard, random"),
         ({"rank_search": "sensitivity", "rank": None, "target_params_ratio": 0.5}, "has no ranks to search"),
         ({"shape": "12x2:12x2"}, "takes tile in the place of shape"),
