@@ -24,6 +24,7 @@ TILE = 4
 STARTS = ("strassen", "als", "hadamard", "random")
 SCOPES = ("size", "model")  # of matrices that share what encodes and decodes tiles
 ENCODERS = (0, 2)  # of the cores, those that do
+PART = 256  # tiles of tokens that a CPU takes at once, so that what is between steps stays in its caches
 
 
 class StrassenTile(Format):
@@ -110,12 +111,39 @@ class StrassenTile(Format):
         Raises:
             ValueError: if the inputs are no sequences of tokens, or others than the attention mask is for.
         """
+        import torch
+
         from heat_hf.formats.tiles import cut_up, put_together
 
-        tiles = cut_up(x, shape.out_modes[1]).unflatten(-1, shape.in_modes)
-        y = plan.contract({0: tiles}, plan.precompute(cores))
-        y = put_together(y.permute(2, 0, 3, 1).flatten(-2), x)
+        tiles = cut_up(x, shape.out_modes[1])
+        plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling() and tiles.device.type == "cpu"
+        multiplied = _by_parts if plain and len(tiles) > PART else _multiplied
+        y = put_together(multiplied(tiles, cores, shape).flatten(-2), x)
         return y if bias is None else y + bias
+
+
+def _multiplied(x: Tensor, cores: Sequence[Tensor], shape: TensorShape) -> Tensor:
+    """The plan's three steps, of extents (tiles, t, M/t, t) for inputs of extents (tiles, t, N).
+
+    Places of tiles come first, so that each step is one product of matrices as they lie in memory.
+    """
+    encode, weights, decode = cores
+    (rows, tile), (columns, _) = shape.out_modes, shape.in_modes
+    forms = x.unflatten(-1, (columns, tile)).permute(1, 3, 0, 2).reshape(tile**2, -1)
+    encoded = (encode.flatten(1) @ forms).reshape(len(encode), -1, columns)
+    decoded = decode.flatten(0, 1) @ (encoded @ weights).flatten(1)
+    y: Tensor = decoded.reshape(tile, tile, -1, rows).permute(2, 0, 3, 1)
+    return y
+
+
+def _by_parts(x: Tensor, cores: Sequence[Tensor], shape: TensorShape) -> Tensor:
+    """The same, for some of the tiles after the other."""
+    first = _multiplied(x[:PART], cores, shape)
+    y = first.new_empty((len(x), *first.shape[1:]))
+    y[:PART] = first
+    for start in range(PART, len(x), PART):
+        y[start : start + PART] = _multiplied(x[start : start + PART], cores, shape)
+    return y
 
 
 def tiled(rows: int, columns: int, tile: int) -> TensorShape:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heat_hf.formats import FORMATS, OPERATORS, Solver, StrassenTile, bilinear, get_format
+from heat_hf.formats import FORMATS, OPERATORS, Solver, StrassenTile, bilinear, get_format, strassen_tile
 from heat_hf.formats.decomposition import decompose
 from heat_hf.formats.encoding import encode
 from heat_hf.formats.layer import FactorizedLinear
@@ -150,6 +150,16 @@ def test_padding_and_the_rows_beside_change_nothing(tokens: int, padding: int, b
         alone = layer(own)
         with masked(mask):
             torch.testing.assert_close(layer(batch)[:1, :tokens], alone)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_tokens_taken_in_parts_are_what_they_are_at_once(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = layer_of(torch.nn.Linear(8, 12, bias, dtype=torch.float64), 4, 16, QUICK), torch.randn(3, 9, 8).double()
+    wanted = layer(x)
+    monkeypatch.setattr(strassen_tile, "PART", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_tokens_of_a_tile_depend_on_each_other_and_no_others() -> None:
