@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from heat_hf.encoders.checkpoints.sentence_encoder import SentenceEncoder, encoder_of
 from heat_hf.encoders.checkpoints.storage import atomic_directory, temporary_directory
 from heat_hf.hardware.machine.graphs import export
-from heat_hf.hardware.machine.runtimes import Runtime
+from heat_hf.hardware.machine.runtimes import require_instructions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class ExportedModel(nn.Module, ABC):
         if bfloat16 and not self.has_bfloat16:
             raise ValueError(f"bfloat16=True: {self.title} does not compute in it on CPUs")
         if bfloat16:
-            Runtime.require_instructions("bfloat16")
+            require_instructions("bfloat16")
         path = Path(folder) / self.file
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no {self.file}: export a model there first")

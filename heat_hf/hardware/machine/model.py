@@ -21,7 +21,7 @@ from heat_hf.hardware.disk import Disk
 from heat_hf.hardware.gemm import Gemm
 from heat_hf.hardware.machine.curve import UNIT, Curve
 from heat_hf.hardware.machine.measuring import Measure, beside, device, measure_in
-from heat_hf.hardware.machine.runtimes import get_runtime
+from heat_hf.hardware.machine.runtimes import get_runtime, require_instructions
 from heat_hf.hardware.protocol import CostModel
 from heat_hf.hardware.spec import CPU
 
@@ -71,7 +71,7 @@ class MachineModel(CostModel):
         measure: Measure | None = None,
     ) -> None:
         how = get_runtime(runtime, precision)
-        how.require_instructions(precision)
+        require_instructions(precision)
         version = how.version(precision)
         self.name = f"{CPU} ({runtime}{'' if precision == 'float32' else f' {precision}'})"
         self.threads = threads or _threads()

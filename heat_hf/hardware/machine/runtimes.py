@@ -52,12 +52,6 @@ class Runtime(ABC):
         except PackageNotFoundError as error:
             raise ImportError(f"runtime={self.name!r} needs {package}: pip install 'heat-hf[{self.extra}]'") from error
 
-    @staticmethod
-    def require_instructions(precision: str) -> None:
-        """Raise ValueError if the CPU has no instructions for a precision."""
-        if precision == "bfloat16" and not has_bfloat16():
-            raise ValueError("precision='bfloat16' needs a CPU with instructions for it: this one has none, use 'float32'")
-
     @abstractmethod
     def call(self, subject: Subject, tokens: int, precision: str, threads: int) -> Call:
         """What runs as many layers as `layers.copies` says, one after the other, and returns when all are done."""
@@ -189,6 +183,12 @@ def has_bfloat16() -> bool:
     import torch
 
     return any(found for name, found in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+
+
+def require_instructions(precision: str) -> None:
+    """Raise ValueError if the CPU has no instructions for a precision."""
+    if precision == "bfloat16" and not has_bfloat16():
+        raise ValueError("precision='bfloat16' needs a CPU with instructions for it: this one has none, use 'float32'")
 
 
 def in_bfloat16(precision: str) -> bool:
