@@ -31,23 +31,29 @@ def average(values: Iterable[float], form: str) -> str:
     return format(statistics.mean(found), form) if found else "–"
 
 
-def mean(values: Iterable[float]) -> str:
+def mean(values: Iterable[float], form: str = ".4f") -> str:
     """As `average`, and the range where there are several."""
     found = list(values)
-    spread = f" ({min(found):.4f}–{max(found):.4f}, {len(found)} seeds)" if len(found) > 1 else ""
-    return average(found, ".4f") + spread
+    spread = f" ({min(found):{form}}–{max(found):{form}}, {len(found)} seeds)" if len(found) > 1 else ""
+    return average(found, form) + spread
 
 
-def classification(data: dict) -> str:
-    """SST-2: every format and method at every EDP gain, before and after distillation."""
-    rows = measured(data, "SST-2")
+def networks(data: dict, dataset: str, form: str) -> list[str]:
+    """Every format and method at every EDP gain, before and after distillation; then those that are the same network.
+
+    Args:
+        data: results.
+        dataset: whose.
+        form: of a score.
+    """
+    rows = measured(data, dataset)
     first = rows[0]
     lines = [
         "| format | ranks by | variant | EDP gain | EDP, µJ·s | parameters, M | untrained | distilled | drop, points "
         "| agreement | divergence |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        f"| dense | | | 1 | {first['edp_uJs'] * first['edp_gain']:.3f} | {data['dense_params_M']['SST-2']:.2f} | "
-        f"| {first['teacher_score']:.4f} | 0 | 1 | 0 |",
+        f"| dense | | | 1 | {first['edp_uJs'] * first['edp_gain']:.3f} | {data['dense_params_M'][dataset]:.2f} | "
+        f"| {first['teacher_score']:{form}} | 0 | 1 | 0 |",
     ]
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -58,17 +64,64 @@ def classification(data: dict) -> str:
         drop = statistics.mean(row["accuracy_drop"] for row in own)
         lines.append(
             f"| {decomposition} | {METHODS[method]} | {variant if method == 'sensitivity' else ''} | {one['edp_gain']:.2f}× "
-            f"| {one['edp_uJs']:.4f} | {one['params_M']:.2f} | {one['untrained_score']:.4f} "
-            f"| {mean(row['score'] for row in own)} | {drop:.2f} "
+            f"| {one['edp_uJs']:.4f} | {one['params_M']:.2f} | {one['untrained_score']:{form}} "
+            f"| {mean((row['score'] for row in own), form)} | {drop:.2f} "
             f"| {average((row['agreement'] for row in own if 'agreement' in row), '.3f')} "
             f"| {average((row['divergence'] for row in own if 'divergence' in row), '.4f')} |"
         )
+    return [*lines, *_others(data)]
+
+
+def classification(data: dict) -> str:
+    """SST-2."""
     caption = (
-        f"MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points), after {first['steps']:,} steps of "
+        "MiniLM classifier, SST-2 validation (872 rows, accuracy; one row is 0.11 points), after "
+        f"{measured(data, 'SST-2')[0]['steps']:,} steps of "
         "32. EDP: of the 36 encoder matrices. Agreement and divergence: with the dense model, on "
         f"{data['unseen']:,} other sentences."
     )
-    return captioned([*lines, *_others(data)], caption, source_line(data))
+    return captioned(networks(data, "SST-2", ".4f"), caption, source_line(data))
+
+
+def reader(data: dict) -> str:
+    """SQuAD."""
+    first = measured(data, "SQuAD")[0]
+    caption = (
+        f"MiniLM reader, F1 on {data['questions']:,} questions of SQuAD v1.1's development set, after {first['steps']} steps of "
+        f"16 windows. EDP at {first['tokens']} tokens, of 36 matrices. Agreement, divergence: with the dense model, on "
+        f"{data['unseen']:,} other windows."
+    )
+    return captioned(networks(data, "SQuAD", ".2f"), caption, source_line(data))
+
+
+def transfer(data: dict, found_there: dict) -> str:
+    """SST-2 with settings found on SQuAD, and with those found there.
+
+    Args:
+        data: of the reader.
+        found_there: of the classifier.
+    """
+    rows = measured(found_there, "SST-2")
+    lines = [
+        "| settings found on | variant | EDP gain | parameters | untrained | distilled | agreement | divergence |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for variant, row in data["transfer"].items():
+        there = [
+            r for r in rows if (r["decomposition"], r["rank_search"], r["variant"]) == ("low_rank", "sensitivity", variant)
+        ]
+        for name, own in (("SQuAD", [row]), ("SST-2", there)):
+            one = own[0]
+            lines.append(
+                f"| {name} | {variant} | {one['edp_gain']:.2f}× | {one['params_ratio']:.2f} | {one['untrained_score']:.4f} "
+                f"| {mean(r['score'] for r in own)} | {average((r['agreement'] for r in own), '.3f')} "
+                f"| {average((r['divergence'] for r in own), '.4f')} |"
+            )
+    caption = (
+        "Low rank by HEAT's search, in a MiniLM classifier of SST-2, projected and distilled alike. Searched at 384 tokens on "
+        "SQuAD, at 128 on SST-2; EDP at 128."
+    )
+    return captioned(lines, caption, source_line(data))
 
 
 def _place(group: tuple[str, str, str]) -> tuple[float, int, int]:

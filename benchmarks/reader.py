@@ -134,7 +134,9 @@ def main() -> None:
         f"--steps {args.steps} --ttm-gain {args.ttm_gain:g} --recipe-steps {args.recipe_steps} "
         f"--recipe-seeds {' '.join(map(str, args.recipe_seeds))}"
     )
-    bench = Reader(replace(SQUAD, schedule={**SQUAD.schedule, "max_steps": args.steps}), args.reader, args, "reader.json")
+    subject = replace(SQUAD, schedule={**SQUAD.schedule, "max_steps": args.steps})
+    bench = Reader(subject, args.reader, args, "reader.json")
+    bench.found["questions"] = len(bench.test)
     for part in args.parts:
         PARTS[part](bench)
 
