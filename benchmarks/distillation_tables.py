@@ -87,8 +87,8 @@ def reader(data: dict) -> str:
     """SQuAD."""
     first = measured(data, "SQuAD")[0]
     caption = (
-        f"MiniLM reader, F1 on {data['questions']:,} questions of SQuAD v1.1's development set, after {first['steps']} steps of "
-        f"16 windows. EDP at {first['tokens']} tokens, of 36 matrices. Agreement, divergence: with the dense model, on "
+        f"MiniLM reader, F1 on {data['questions']:,} questions of SQuAD v1.1's development set, after {first['steps']} steps "
+        f"of 16 windows. EDP at {first['tokens']} tokens, of 36 matrices. Agreement, divergence: with the dense model, on "
         f"{data['unseen']:,} other windows."
     )
     return captioned(networks(data, "SQuAD", ".2f"), caption, source_line(data))
