@@ -54,6 +54,7 @@ def draw_fidelity(
     path: str | Path,
     correlations: tuple[float, float],
     retrained: Points = (),
+    measure: str = "accuracy with the SuperNet's cores",
 ) -> None:
     """Draw predicted against measured accuracies (paper, Fig. 9): of held-out SubNets, and of re-trained ones if there are.
 
@@ -62,6 +63,7 @@ def draw_fidelity(
         path: PNG file to write.
         correlations: Spearman's and Kendall's of these.
         retrained: measured after re-training each SubNet alike, predicted.
+        measure: what was measured of the former.
 
     Raises:
         OSError: if the file cannot be written.
@@ -72,7 +74,7 @@ def draw_fidelity(
     panels = figure.subplots(1, 2 if retrained else 1, squeeze=False)[0]
     note = f"Spearman {correlations[0]:.3f}, Kendall {correlations[1]:.3f}"
     _draw_pairs(panels[0], held_out, f"{len(held_out)} held-out SubNets: {note}", COLOURS[0])
-    panels[0].set_xlabel("accuracy with the SuperNet's cores")
+    panels[0].set_xlabel(measure)
     if retrained:
         from scipy.stats import spearmanr
 
