@@ -239,10 +239,10 @@ class Bench:
     def distil(self, model: Any, name: str, **options: Any) -> DistillationTrainer:
         """Train; goes on from a checkpoint of the same name."""
         folder = self.args.cache / f"{self.subject.name}-{name}-checkpoints"
+        given: dict[str, Any] = {"save_steps": 250, "logging_steps": 25, **self.subject.schedule, **options}
         arguments = DistillationArguments(
-            output_dir=str(folder), disable_tqdm=True, save_steps=250, logging_steps=25, use_cpu=not torch.cuda.is_available(),
-            **{**self.subject.schedule, **options},
-        )  # fmt: skip
+            output_dir=str(folder), disable_tqdm=True, use_cpu=not torch.cuda.is_available(), **given
+        )
         trainer = DistillationTrainer(model, self.teacher, arguments, self.rows, DataCollatorWithPadding(self.tokenizer))
         trainer.train(resume_from_checkpoint=newest_checkpoint(folder) is not None)
         shutil.rmtree(folder, ignore_errors=True)
