@@ -1,8 +1,8 @@
 """The paper's Tables 1, 2 and 4 on SQuAD v1.1: a question-answering MiniLM, its networks distilled alike.
 
 Rows are kept as soon as they are there, and trained weights in the cache, so an interrupted run goes on where it stopped, a
-training at its last checkpoint. Parts: `searched` has HEAT's networks of every format at three EDP gains, `others` those of
-other methods, `transfer` puts the settings found on SQuAD into a classifier of SST-2, `recipes` is Table 4.
+training at its last checkpoint. Parts: `networks` has those of every format and method at three EDP gains, `transfer` puts the
+settings found on SQuAD into a classifier of SST-2, `recipes` is Table 4.
 
     python -m benchmarks.reader --data DATA --reader FOLDER --classifier FOLDER --cache DIR --results benchmarks/results
 """
@@ -65,17 +65,13 @@ class Reader(Bench):
         return rows.select(range(0, len(rows), EVERY))
 
 
-def searched(bench: Bench) -> None:
-    """HEAT's network of every format at every gain; with modes of extent 1 several formats may be one network."""
-    for variant in GAINS:
-        for decomposition in FORMATS:
-            measure(bench, decomposition, HEAT, variant)
+def networks(bench: Bench) -> None:
+    """Of one gain after the other, HEAT's network of every format and those of other methods, distilled alike.
 
-
-def others(bench: Bench) -> None:
-    """What other methods choose, distilled alike."""
+    With modes of extent 1 several formats may be one network.
+    """
     for variant in GAINS:
-        for method in (MANUAL, TENSORLY, RANDOM):
+        for method in (HEAT, MANUAL, TENSORLY, RANDOM):
             for decomposition in FORMATS:
                 measure(bench, decomposition, method, variant)
 
@@ -111,7 +107,7 @@ def recipes(bench: Bench) -> None:
             recipe(bench, name, RATES[len(RECIPES[name])][-1], seed)
 
 
-PARTS = {"searched": searched, "others": others, "transfer": transfer, "recipes": recipes}
+PARTS = {"networks": networks, "transfer": transfer, "recipes": recipes}
 
 
 def main() -> None:
