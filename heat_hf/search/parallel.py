@@ -20,6 +20,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+ROUND = 8  # calls for each job, of backends that answer when all calls are done
 DECIMALS = 6  # of figures that are compared: what differs by rounding only is the same
 
 
@@ -69,12 +70,18 @@ def _numbered_results(
         return
     from joblib import Parallel, delayed
     from joblib.externals.loky.backend import resource_tracker as of_joblib
+    from joblib.parallel import get_active_backend
 
     for tracker in (resource_tracker, of_joblib):  # which let interrupts in again where they begin
         tracker.ensure_running()
+    asked = [delayed(_elsewhere)(os.getpid(), work, number, *call) for number, call in calls]
+    if not get_active_backend()[0].supports_return_generator:  # as Ray's: results come in rounds
+        size = ROUND * jobs(workers)
+        for start in range(0, len(asked), size):
+            yield from Parallel(workers)(asked[start : start + size])
+        return
     with _deaf_to_interrupts():
-        parallel = Parallel(workers, return_as="generator_unordered")
-        results = parallel(delayed(_elsewhere)(os.getpid(), work, number, *call) for number, call in calls)
+        results = Parallel(workers, return_as="generator_unordered")(asked)
     yield from results
 
 

@@ -14,6 +14,7 @@ import joblib
 import pytest
 import torch
 import transformers
+from joblib._parallel_backends import ThreadingBackend
 from test_supernet_search import Size, by_supernet
 
 from heat_hf import CostTable, ShapeSearch, search_shapes
@@ -33,6 +34,18 @@ def cluster() -> Iterator[object]:
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     with distributed.LocalCluster(**options) as workers, distributed.Client(workers) as client:
         yield client
+
+
+class InRounds(ThreadingBackend):
+    """As Ray's, which cannot answer before all calls are done."""
+
+    supports_return_generator = False
+
+
+def test_a_backend_that_answers_late_is_asked_in_rounds() -> None:
+    joblib.register_parallel_backend("in rounds", InRounds)
+    with joblib.parallel_config(backend="in rounds", n_jobs=2):
+        assert list(handed_out(double, [(number,) for number in range(40)])) == [(2 * n, os.getpid()) for n in range(40)]
 
 
 def test_without_more_jobs_nothing_leaves_this_process() -> None:
