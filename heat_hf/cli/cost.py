@@ -12,6 +12,7 @@ from heat_hf.cli.values import parse_rank, show
 from heat_hf.formats.setting import EXECUTIONS
 
 if TYPE_CHECKING:
+    from heat_hf.encoders.cost import Outline
     from heat_hf.hardware.analytic import AnalyticModel
     from heat_hf.hardware.cascade import Cascade
     from heat_hf.hardware.mapper import Mapper
@@ -160,30 +161,31 @@ def _cascade(args: argparse.Namespace, model: AnalyticModel) -> Cascade:
 
 def _model(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, Any], str, dict[str, Cascade]]:
     from heat_hf.encoders.around import EXTRAS
-    from heat_hf.encoders.cost import model_cost
+    from heat_hf.encoders.cost import model_cost, outline
     from heat_hf.reports.cost import layer_table, level_table, model_data, model_parts, total_line
 
-    cost = model_cost(args.model, costs, args.sequence_length, args.batch_size, args.count)
+    own = outline(args.model)
+    cost = model_cost(own, costs, args.sequence_length, args.batch_size, args.count)
     total, dense = cost.total, cost.dense
     lines = [layer_table(cost), level_table(total, costs.accelerator), total_line("total", total)]
     left_out = [name for name in EXTRAS if name not in args.count]
     if cost.factorized:
         gain = f"EDP gain: {dense.edp / total.edp:.2f}×"
         if left_out:
-            every = model_cost(args.model, costs, args.sequence_length, args.batch_size, EXTRAS)
+            every = model_cost(own, costs, args.sequence_length, args.batch_size, EXTRAS)
             gain += f", of the whole model {every.dense.edp / every.total.edp:.2f}×"
         lines.append(f"{total_line('dense', dense)}\n{gain}")
     if left_out:
         lines.append(f"Linear layers of the Transformer blocks. Not counted: {', '.join(left_out)}; see --count.")
     data = {**model_data(cost), "not_counted": left_out}
     if args.whole_blocks:
-        fused, text = _whole_blocks(args, costs)
+        fused, text = _whole_blocks(args, own, costs)
         data["whole_blocks"] = fused
         lines.append(text)
     return data, "\n\n".join(lines), model_parts(cost)
 
 
-def _whole_blocks(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[str, Any], str]:
+def _whole_blocks(args: argparse.Namespace, own: Outline, costs: AnalyticModel) -> tuple[dict[str, Any], str]:
     """Every block as one cascade, beside the sum of the same work layer by layer."""
     from heat_hf.encoders.around import IN_BLOCKS
     from heat_hf.encoders.cost import model_cost
@@ -191,8 +193,8 @@ def _whole_blocks(args: argparse.Namespace, costs: AnalyticModel) -> tuple[dict[
     from heat_hf.reports.cost import fused_data, step_table, total_line
 
     fed = args.sequence_length, args.batch_size
-    now, dense = fused_model(args.model, costs, *fed)
-    apart = model_cost(args.model, costs, *fed, IN_BLOCKS).total
+    now, dense = fused_model(own, costs, *fed)
+    apart = model_cost(own, costs, *fed, IN_BLOCKS).total
     kinds = "\n\n".join(f"{step_table(kind.cascade, f'{kind.count} blocks like this')}" for kind in now.kinds)
     lines = [total_line("blocks, fused", now.total), total_line("the same layer by layer", apart)]
     if now.total.edp != dense.total.edp:

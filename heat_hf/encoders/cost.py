@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 
@@ -37,6 +37,16 @@ if TYPE_CHECKING:
 
 
 Matrices: TypeAlias = dict[str, tuple[MatrixSize, TensorSetting | None]]
+
+
+class Outline(NamedTuple):
+    """A model, of a checkpoint without weights, and what its matrices got: of encoder linears and of factorized layers."""
+
+    model: PreTrainedModel
+    matrices: Matrices
+
+
+Source: TypeAlias = "PreTrainedModel | str | os.PathLike[str] | Outline"
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class CostedModel:
 
 
 def model_cost(
-    model: PreTrainedModel | str | os.PathLike[str],
+    model: Source,
     costs: AnalyticModel,
     sequence_length: int,
     batch_size: int = 1,
@@ -103,7 +113,7 @@ def model_cost(
     Of a checkpoint only its config.json is read.
 
     Args:
-        model: a model object, a checkpoint folder, or a Hub id.
+        model: a model object, a checkpoint folder, a Hub id, or what `outline` made of one of them.
         costs: of the accelerator.
         sequence_length: tokens of a sequence.
         batch_size: sequences of a forward pass.
@@ -120,7 +130,7 @@ def model_cost(
     if unknown:
         raise ValueError(f"count must name some of {', '.join(EXTRAS)}, got {', '.join(sorted(unknown))}")
     tokens = sequence_length * batch_size
-    loaded, matrices = costed(model)
+    loaded, matrices = outline(model)
     layers = []
     for name, (size, setting) in matrices.items():
         dense = costs.cascade_of(size, tokens)
@@ -144,15 +154,17 @@ def _counted(
     return layers
 
 
-def costed(model: PreTrainedModel | str | os.PathLike[str]) -> tuple[PreTrainedModel, Matrices]:
-    """A model, of a checkpoint without weights, and what its matrices got: of encoder linears and of factorized layers.
+def outline(model: Source) -> Outline:
+    """What costs are counted of; of a checkpoint only its config.json is read.
 
     Raises:
         ValueError: if the checkpoint is quantized in another way, or damaged.
         OSError: if there is none.
     """
+    if isinstance(model, Outline):
+        return model
     loaded, settings = _settings(model) if isinstance(model, (str, os.PathLike)) else (model, {})
-    return loaded, _matrices(loaded, settings)
+    return Outline(loaded, _matrices(loaded, settings))
 
 
 def _settings(source: str | os.PathLike[str]) -> tuple[PreTrainedModel, dict[str, TensorSetting]]:

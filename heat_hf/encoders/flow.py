@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from heat_hf.encoders.cost import costed
+from heat_hf.encoders.cost import Source, outline
 from heat_hf.encoders.linears import block_of, runs
 from heat_hf.encoders.together import head_groups, inner_pairs
 from heat_hf.formats.setting import TensorSetting
@@ -150,13 +149,11 @@ class FusedModel:
         return join(kind.cascade for kind in self.kinds for _ in range(kind.count))
 
 
-def fused_model(
-    model: PreTrainedModel | str | os.PathLike[str], costs: AnalyticModel, length: int, batch: int = 1
-) -> tuple[FusedModel, FusedModel]:
+def fused_model(model: Source, costs: AnalyticModel, length: int, batch: int = 1) -> tuple[FusedModel, FusedModel]:
     """What a model's blocks cost, fused, and what those of its dense model do. Embeddings, poolers and heads are not in it.
 
     Args:
-        model: a model object, a checkpoint folder, or a Hub id; of a checkpoint only its config.json is read.
+        model: as for `model_cost`.
         costs: of the accelerator.
         length: tokens of a sequence.
         batch: sequences of a forward pass.
@@ -165,7 +162,7 @@ def fused_model(
         ValueError: if the family's blocks are not like BERT's, and as `model_cost`.
         OSError: if there is no such checkpoint.
     """
-    loaded, matrices = costed(model)
+    loaded, matrices = outline(model)
     dense = {name: (size, None) for name, (size, _) in matrices.items()}
     now = fused_cost(blocks_of(loaded, matrices), costs, length, batch)
     return now, now if dense == matrices else fused_cost(blocks_of(loaded, dense), costs, length, batch)

@@ -13,7 +13,7 @@ from conftest import small_model
 from heat_hf import HeatConfig
 from heat_hf.cli import main
 from heat_hf.compression.factorize import factorize
-from heat_hf.encoders.cost import costed, model_cost
+from heat_hf.encoders.cost import model_cost, outline
 from heat_hf.encoders.flow import Block, FusedModel, blocks_of, fused_cost, fused_model
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.shape import TensorShape
@@ -155,7 +155,7 @@ def test_the_command(tmp_path: Path, costs: AnalyticModel, capsys: pytest.Captur
     found = json.loads(capsys.readouterr().out)["whole_blocks"]
     now, _ = fused_model(tmp_path / "model", costs, 16)
     assert isinstance(now, FusedModel) and found["edp_J_s"] == pytest.approx(now.total.edp)
-    assert sum(kind["blocks"] for kind in found["kinds"]) == len(blocks_of(*costed(tmp_path / "model")))
+    assert sum(kind["blocks"] for kind in found["kinds"]) == len(blocks_of(*outline(tmp_path / "model")))
     assert main(["cost", "--gemm", "4x4x4", "--whole-blocks"]) == 2
     assert "--whole-blocks needs a MODEL" in capsys.readouterr().err
     assert main([*given, "--unfused"]) == 2
