@@ -104,9 +104,16 @@ def share_encoders(model: nn.Module, scope: str | None) -> None:
             layer.register_parameter(name, shared)
 
 
-def shared_encoders(model: nn.Module) -> str | None:
-    """The widest scope in which all layers on tiles share E_X and D; None if they share nothing."""
+def shared_encoders(model: nn.Module, known: str | None = None) -> str | None:
+    """The widest scope in which all layers on tiles share E_X and D; None if they share nothing.
+
+    Args:
+        model: whose layers they are.
+        known: what its configuration says, which counts where some are offloaded.
+    """
     layers = _tiled(model)
+    if any(parameter.is_meta for layer in layers for parameter in layer.parameters()):
+        return known
     for scope in reversed(SCOPES):
         groups: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
         for layer in layers:
@@ -117,10 +124,8 @@ def shared_encoders(model: nn.Module) -> str | None:
     return None
 
 
-def unshared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict in which layers have encoders of their own: files hold every tensor once for each name."""
-    if shared_encoders(model) is None:
-        return tensors
     names = tuple(f".core_{place}" for place in ENCODERS)
     return {name: tensor.clone() if name.endswith(names) else tensor for name, tensor in tensors.items()}
 

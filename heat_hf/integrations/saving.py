@@ -76,7 +76,7 @@ def save_pretrained(
     push = options.pop("push_to_hub", False)
     options.pop("save_directory")
     if quantization.shared_encoders is not None:
-        options["state_dict"] = unshared(model, tensors)
+        options["state_dict"] = unshared(tensors)
     checkpoint = _TRAINER_CHECKPOINT.fullmatch(Path(folder).name)
     with atomic_directory(folder, overwrite=True) as scratch:
         with _ordinary(model):
@@ -127,7 +127,7 @@ def _settings_of(model: PreTrainedModel) -> FactorizedConfig | None:
         embeddings=embeddings,
         blocks=_field(known, "blocks"),
         heat_version=_field(known, "heat_version") or package_version(),
-        shared_encoders=shared_encoders(model),
+        shared_encoders=shared_encoders(model, _field(known, "shared_encoders")),
     )
 
 

@@ -24,7 +24,7 @@ from heat_hf.distillation import DistillationArguments, DistillationTrainer
 from heat_hf.encoders.checkpoints.weights import checksum
 from heat_hf.encoders.linears import encoder_linears, factorized_layers
 from heat_hf.encoders.statistics import Statistics
-from heat_hf.encoders.tiles import encoded_weights
+from heat_hf.encoders.tiles import encoded_weights, shared_encoders
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.strassen_tile import tiled
 
@@ -124,6 +124,19 @@ def test_layers_share_encoders_in_copies_in_files_and_in_training(scope: str, ke
     again.save_pretrained(tmp_path / "trained")
     last = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained")
     assert torch.equal(said(last), said(again.eval()))
+
+
+def test_shared_encoders_of_an_offloaded_model_are_saved(tmp_path: Path) -> None:
+    model = small_model("bert")
+    factorize(model, HeatConfig(**QUICK, refine_steps=0, shared_encoders="model"))
+    model.save_pretrained(tmp_path / "saved")
+    places = dict.fromkeys(["bert.embeddings", "bert.encoder.layer.0", "bert.pooler", "dropout", "classifier"], "cpu")
+    places["bert.encoder.layer.1"] = "disk"
+    loaded = type(model).from_pretrained(tmp_path / "saved", device_map=places, offload_folder=tmp_path / "offloaded")
+    loaded.save_pretrained(tmp_path / "again")
+    again = type(model).from_pretrained(tmp_path / "again")
+    assert shared_encoders(again) == "model"
+    assert torch.equal(said(again), said(model.eval()))
 
 
 def test_shared_encoders_that_differ_in_a_file_are_damage(tmp_path: Path) -> None:
