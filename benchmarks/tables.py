@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import cost_tables as costs
 from benchmarks import distillation_tables as distilled
-from benchmarks import equal_loss, growth, processes, runtimes, vocabulary, whole_blocks
+from benchmarks import equal_loss, from_scratch, growth, processes, runtimes, vocabulary, whole_blocks
 from benchmarks import machine_tables as machine
 from benchmarks import strassen_tables as tiles
 from benchmarks import supernet_table as supernet
@@ -237,6 +237,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "embeddings": (distilled.embeddings, "distillation"),
     "beside": (distilled.beside, "distilled"),
     "question_answering": (distilled.question_answering, "question_answering"),
+    "reader": (distilled.reader, "reader"),
     "exported": (exported, "exported"),
     "runtimes": (runtimes.table, "runtimes"),
     "runtimes_repeated": (runtimes.repeated, "runtimes_repeated"),
@@ -259,6 +260,7 @@ TABLES: dict[str, tuple[Callable[..., str], *tuple[str, ...]]] = {
     "tile_costs": (tiles.costs, "strassen_tile"),
     "tile_steps": (tiles.steps, "strassen_tile"),
     "tile_trained": (tiles.trained, "strassen_trained"),
+    "from_scratch": (from_scratch.table, "from_scratch"),
 }
 
 

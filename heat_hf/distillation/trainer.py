@@ -16,6 +16,7 @@ from transformers.modeling_utils import unwrap_model
 
 from heat_hf.distillation.arguments import DistillationArguments
 from heat_hf.distillation.checks import check_data, check_models
+from heat_hf.distillation.factors import in_two_factors
 from heat_hf.distillation.losses import layer_losses, output_losses, total
 from heat_hf.distillation.numbered import ROW, KeepNumbers, Numbered
 from heat_hf.distillation.results import TrainedStudent
@@ -84,6 +85,19 @@ class DistillationTrainer(TeachingTrainer):
         dense: Any = self.dense
         numbers = dense.base_model is dense or getattr(dense.config, "problem_type", None) in OF_NUMBERS
         return self.args.student_dropout or (bool(self.args.similarity_weight) and numbers)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """As `TeachingTrainer.train`; pivoted layers are trained, and kept in checkpoints, `in_two_factors`."""
+        given = self.optimizer is not None or self.model_init is not None  # then others hold the layers' elements
+        if given or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super().train(*args, **kwargs)
+        _ = self.key  # of the student as it was given
+        with in_two_factors(unwrap_model(self.model)) as names:  # type: ignore[arg-type]
+            found = super().train(*args, **kwargs)
+        if names:  # what is left of the training holds elements that are no longer there
+            self.model_wrapped: Any = self.model
+            self.optimizer = self.lr_scheduler = None
+        return found
 
     def before_first_step(self) -> None:
         """Keep the teacher's answers, if there is memory for them and rows are met more than once."""

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensor
 from heat_hf.formats import SHARED, get_format
 from heat_hf.formats.decomposition import Factorization
 from heat_hf.formats.setting import TensorSetting
+from heat_hf.formats.spectra import even_factors
 
 DEFAULT_TOKENS = 128
 PIVOTED = "pivoted"
@@ -89,7 +90,7 @@ class FactorizedLinear(nn.Module):
         return layer
 
     def converted(self, format: str) -> FactorizedLinear:
-        """The same W′ and bias in a format of the same matrices: low_rank as pivoted, and back.
+        """The same W′ and bias in a format of the same matrices: low_rank as pivoted, and back, then in `even_factors`.
 
         Raises:
             ValueError: if the formats stand for different matrices.
@@ -102,7 +103,9 @@ class FactorizedLinear(nn.Module):
         layer = FactorizedLinear(setting, self.bias is not None, self.tokens, first.device, first.dtype)
         cores = [core.double() if core.is_floating_point() else core for core in self.cores]
         with torch.no_grad():
-            for core, value in zip(layer.cores, new.stored(old.solved(cores)), strict=True):
+            factors = old.solved(cores)
+            stored = new.stored(factors if format == PIVOTED else even_factors(*factors))
+            for core, value in zip(layer.cores, stored, strict=True):
                 core.copy_(value)
             if layer.bias is not None and self.bias is not None:
                 layer.bias.copy_(self.bias)

@@ -65,6 +65,16 @@ def train_losses(rest: Tensor, pairs: Sequence[int], ranks: Sequence[tuple[int, 
     return losses
 
 
+def even_factors(left: Tensor, right: Tensor) -> list[Tensor]:
+    """The same product of M×r and r×N, in factors that share its singular values, of equal root mean square.
+
+    An optimizer's step then moves the product about as far in every direction that it has.
+    """
+    (first, outer), (second, inner) = torch.linalg.qr(left), torch.linalg.qr(right.mT)
+    u, values, v = torch.linalg.svd(outer @ inner.mT)
+    return balanced([first @ u * values.sqrt(), (second @ v.mT * values.sqrt()).mT])
+
+
 def balanced(cores: Sequence[Tensor]) -> list[Tensor]:
     """Scale the cores to equal root mean square, keeping their product.
 
