@@ -32,6 +32,7 @@ from heat_hf.encoders.linears import encoder_linears
 from heat_hf.encoders.rows import load_rows
 from heat_hf.encoders.statistics import Statistics
 from heat_hf.formats import FORMATS, MatrixSize, bilinear
+from heat_hf.formats.encoding import fitted, weight_moment
 from heat_hf.formats.setting import TensorSetting
 from heat_hf.formats.strassen_tile import tiled
 from heat_hf.hardware import cost_model
@@ -139,9 +140,9 @@ class Bench:
         if str(rank) in shared:
             return
         linears = encoder_linears(self.dense)
-        moments = {name: (_scaled(self.statistics.tile_moments[name]), _scaled(_moment(own))) for name, own in linears.items()}
+        shapes = {name: tiled(*MatrixSize.of(linear), 4) for name, linear in linears.items()}
+        inputs = self.statistics.tile_moments
         sizes = {name: str(MatrixSize.of(linear)) for name, linear in linears.items()}
-        exact = bilinear.algorithm(4, rank)
         shared[str(rank)] = row = {}
         for scope, groups in (
             ("matrix", {name: name for name in linears}),
@@ -150,10 +151,11 @@ class Bench:
         ):
             errors = []
             for group in set(groups.values()):
-                own = [moments[name] for name in linears if groups[name] == group]
-                means = [torch.stack(kind).mean(0) for kind in zip(*own, strict=True)]
-                fitted = bilinear.improved(exact, bilinear.SWEEPS, *means, bilinear.TRAINABLE)
-                errors += [fitted.error(*pair) ** 0.5 for pair in own]
+                own = [name for name in linears if groups[name] == group]
+                weights, moments = [linears[name].weight for name in own], [inputs[name] for name in own]
+                found = fitted(weights, [shapes[name] for name in own], rank, None, moments)
+                pairs = zip(own, weights, moments, strict=True)
+                errors += [found.error(moment, weight_moment(weight, shapes[name])) ** 0.5 for name, weight, moment in pairs]
             row[scope] = {"output_error": statistics.mean(errors), "encoders": len(set(groups.values()))}
             print(rank, scope, row[scope], flush=True)
         self.save()
@@ -176,17 +178,6 @@ class Bench:
         }  # fmt: skip
         print(name, row, flush=True)
         self.save()
-
-
-def _moment(linear: torch.nn.Linear) -> torch.Tensor:
-    """Of a matrix's tiles, t²×t²."""
-    rows, columns = (extent // 4 for extent in linear.weight.shape)
-    tiles = linear.weight.detach().double().reshape(rows, 4, columns, 4).permute(0, 2, 3, 1).reshape(-1, 16)
-    return tiles.T @ tiles
-
-
-def _scaled(moment: torch.Tensor) -> torch.Tensor:
-    return moment / moment.trace()
 
 
 def _train(model: Any, ids: torch.Tensor) -> None:

@@ -50,7 +50,7 @@ def encode(
     forms = (found.encode_x.reshape(-1, tile, tile), found.encode_w, found.decode.reshape(tile, tile, -1))
     encode_x, encode_w, decode = (form.to(matrix) for form in forms)
     cores = [encode_x, torch.einsum("hx,dbx->hdb", encode_w, tiles), decode]
-    lost = max(0.0, found.error(None, _moment(tiles))) if matrix.any() else 0.0
+    lost = max(0.0, found.error(None, weight_moment(matrix, shape))) if matrix.any() else 0.0
     return Factorization(tuple(core.to(weight.dtype).contiguous() for core in cores), math.sqrt(lost))
 
 
@@ -79,7 +79,7 @@ def fitted(
     found = bilinear.algorithm(shapes[0].out_modes[1], products, solver.start, solver.seed)
     if solver.start not in bilinear.LEARNED or found.error() <= bilinear.EXACT or not any(map(torch.any, weights)):
         return found
-    moments = [_moment(_tiles(weight.detach().double(), own)) for weight, own in zip(weights, shapes, strict=True)]
+    moments = list(map(weight_moment, weights, shapes))
     inputs = [moment for moment in tile_moments if moment is not None]
     return bilinear.improved(found, bilinear.SWEEPS, _mean(inputs) if inputs else None, _mean(moments), bilinear.TRAINABLE)
 
@@ -90,8 +90,10 @@ def _tiles(matrix: Tensor, shape: TensorShape) -> Tensor:
     return matrix.reshape(rows, tile, columns, tile).permute(2, 0, 3, 1).reshape(columns, rows, tile**2)
 
 
-def _moment(tiles: Tensor) -> Tensor:
-    return tiles.flatten(0, 1).T @ tiles.flatten(0, 1)
+def weight_moment(weight: Tensor, shape: TensorShape) -> Tensor:
+    """The sum of vec(W_KJ)vec(W_KJ)ᵀ over the tiles of Wᵀ, t²×t² in float64."""
+    tiles = _tiles(weight.detach().double(), shape).flatten(0, 1)
+    return tiles.T @ tiles
 
 
 def _mean(moments: Sequence[Tensor]) -> Tensor:
